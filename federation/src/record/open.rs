@@ -1,0 +1,263 @@
+//! Bytes to types: everything that another process wrote passes through here once.
+
+use bytes::Bytes;
+use ipnet::IpNet;
+use jiff::Timestamp;
+use prost::Message;
+
+use super::body::{
+    Beacon, Body, Cluster, Endpoint, EndpointPort, Endpoints, Export, IpFamily, Namespace,
+    Protocol, Region, ServicePort, ServiceType,
+};
+use super::{Epoch, MAX_VALUE, Origin, READS_LEVEL, Record};
+use crate::key::{Key, Kind};
+use crate::proto::records as wire;
+
+/// Why a value cannot be used. In each case it is kept and passed on as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// More than [`MAX_VALUE`] bytes.
+    #[error("the value has {0} bytes, more than {MAX_VALUE}")]
+    TooLarge(usize),
+    /// Not the protobuf message that it should be.
+    #[error("the value is not a valid {what} message")]
+    Undecodable {
+        /// Which message.
+        what: &'static str,
+        /// Where decoding ended.
+        #[source]
+        source: prost::DecodeError,
+    },
+    /// Written by a newer version, for newer readers only.
+    #[error("the value wants a reader of schema level {needed}, this one reads {READS_LEVEL}")]
+    NewerReader {
+        /// The level that it wants.
+        needed: u32,
+    },
+    /// A kind that this version passes on unread.
+    #[error("records of kind {0} are not read by this version")]
+    NotRead(Kind),
+    /// A field that is missing or out of its range.
+    #[error("{field} {problem}")]
+    Field {
+        /// Which field.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+pub(super) fn open(key: &Key, value: &Bytes) -> Result<Record, RecordError> {
+    if value.len() > MAX_VALUE {
+        return Err(RecordError::TooLarge(value.len()));
+    }
+    let envelope: wire::Envelope = decode("Envelope", value)?;
+    if envelope.min_reader > READS_LEVEL {
+        return Err(RecordError::NewerReader { needed: envelope.min_reader });
+    }
+    if envelope.schema_level == 0 {
+        return Err(field("schema_level", "is missing"));
+    }
+    let origin = origin(envelope.origin)?;
+    let body = body(key.kind, &envelope.body)?;
+    Ok(Record { key: key.clone(), origin, body })
+}
+
+fn decode<M: Message + Default>(what: &'static str, bytes: &Bytes) -> Result<M, RecordError> {
+    M::decode(bytes.clone()).map_err(|source| RecordError::Undecodable { what, source })
+}
+
+fn field(name: impl Into<String>, problem: impl Into<String>) -> RecordError {
+    RecordError::Field { field: name.into(), problem: problem.into() }
+}
+
+fn origin(origin: Option<wire::Origin>) -> Result<Origin, RecordError> {
+    let origin = origin.ok_or_else(|| field("origin", "is missing"))?;
+    Ok(Origin {
+        epoch: epoch(origin.epoch)?,
+        sequence: origin.sequence,
+        resource_version: origin.resource_version,
+        observed_age_ms: origin.observed_age_ms,
+    })
+}
+
+/// Reads an epoch of any message.
+///
+/// # Errors
+/// When it is missing or has no id.
+pub(crate) fn epoch(epoch: Option<wire::Epoch>) -> Result<Epoch, RecordError> {
+    let epoch = epoch.ok_or_else(|| field("epoch", "is missing"))?;
+    if epoch.id.is_empty() || epoch.id.len() > 256 {
+        return Err(field("epoch.id", "is not 1 to 256 characters long"));
+    }
+    Ok(Epoch { id: epoch.id, count: epoch.count })
+}
+
+fn body(kind: Kind, bytes: &Bytes) -> Result<Body, RecordError> {
+    Ok(match kind {
+        Kind::Region => Body::Region(region(decode("Region", bytes)?)?),
+        Kind::Cluster => Body::Cluster(cluster(decode("Cluster", bytes)?)?),
+        Kind::Namespace => {
+            let namespace: wire::Namespace = decode("Namespace", bytes)?;
+            Body::Namespace(Namespace {
+                labels: namespace.labels,
+                annotations: namespace.annotations,
+            })
+        }
+        Kind::Export => Body::Export(export(decode("Export", bytes)?)?),
+        Kind::Endpoints => Body::Endpoints(endpoints(decode("Endpoints", bytes)?)?),
+        Kind::Beacon => {
+            let beacon: wire::Beacon = decode("Beacon", bytes)?;
+            Body::Beacon(Beacon { nonce: beacon.nonce })
+        }
+        Kind::Import | Kind::Policy | Kind::Decision => return Err(RecordError::NotRead(kind)),
+    })
+}
+
+fn region(region: wire::Region) -> Result<Region, RecordError> {
+    let distances = region.distances.into_iter().map(|(name, distance)| {
+        let name = name
+            .parse()
+            .map_err(|e: crate::names::InvalidName| field("distances", e.to_string()))?;
+        Ok((name, distance))
+    });
+    Ok(Region {
+        distances: distances.collect::<Result<_, RecordError>>()?,
+        addresses: region.addresses,
+        reads_level: region.reads_level,
+        software_version: region.software_version,
+    })
+}
+
+fn cluster(cluster: wire::Cluster) -> Result<Cluster, RecordError> {
+    if cluster.uid.is_empty() {
+        return Err(field("uid", "is empty"));
+    }
+    Ok(Cluster {
+        pod_cidrs: nets("pod_cidrs", &cluster.pod_cidrs)?,
+        node_cidrs: nets("node_cidrs", &cluster.node_cidrs)?,
+        service_cidrs: nets("service_cidrs", &cluster.service_cidrs)?,
+        uid: cluster.uid,
+        network: cluster.network,
+        zones: cluster.zones.into_iter().collect(),
+        software_version: cluster.software_version,
+        directory: cluster.directory,
+    })
+}
+
+fn nets(name: &str, texts: &[String]) -> Result<Vec<IpNet>, RecordError> {
+    let net =
+        |text: &String| text.parse().map_err(|_| field(name, format!("has {text:?}, not a CIDR")));
+    texts.iter().map(net).collect()
+}
+
+fn export(export: wire::Export) -> Result<Export, RecordError> {
+    let service_type = match wire::ServiceType::try_from(export.r#type) {
+        Ok(wire::ServiceType::ClusterSetIp) => ServiceType::ClusterSetIP,
+        Ok(wire::ServiceType::Headless) => ServiceType::Headless,
+        Ok(wire::ServiceType::Unspecified) | Err(_) => {
+            return Err(field("type", format!("has the unknown value {}", export.r#type)));
+        }
+    };
+    let created = match export.created_ms {
+        0 => None,
+        ms => Some(timestamp("created_ms", ms)?),
+    };
+    Ok(Export {
+        service_type,
+        ports: each("ports", export.ports, service_port)?,
+        session_affinity: export.session_affinity,
+        session_affinity_timeout: export.session_affinity_timeout_seconds,
+        internal_traffic_policy: export.internal_traffic_policy,
+        traffic_distribution: export.traffic_distribution,
+        ip_families: each("ip_families", export.ip_families, family)?,
+        created,
+        precedence: timestamp("precedence_ms", export.precedence_ms)?,
+        exported_labels: export.exported_labels,
+        exported_annotations: export.exported_annotations,
+    })
+}
+
+/// Converts a list, naming the element that is wrong.
+fn each<A, B>(
+    name: &str,
+    list: Vec<A>,
+    convert: impl Fn(A) -> Result<B, RecordError>,
+) -> Result<Vec<B>, RecordError> {
+    let named = |(index, item)| {
+        convert(item).map_err(|error| match error {
+            RecordError::Field { field, problem } => {
+                RecordError::Field { field: format!("{name}[{index}].{field}"), problem }
+            }
+            other => other,
+        })
+    };
+    list.into_iter().enumerate().map(named).collect()
+}
+
+fn timestamp(name: &str, ms: i64) -> Result<Timestamp, RecordError> {
+    Timestamp::from_millisecond(ms).map_err(|_| field(name, format!("has {ms}, not a time")))
+}
+
+fn family(text: String) -> Result<IpFamily, RecordError> {
+    match text.as_str() {
+        "IPv4" => Ok(IpFamily::V4),
+        "IPv6" => Ok(IpFamily::V6),
+        _ => Err(field("family", format!("has {text:?}, neither IPv4 nor IPv6"))),
+    }
+}
+
+fn protocol(text: &str) -> Result<Protocol, RecordError> {
+    Protocol::parse(text)
+        .ok_or_else(|| field("protocol", format!("has {text:?}, not TCP, UDP or SCTP")))
+}
+
+fn port(number: u32) -> Result<u16, RecordError> {
+    match u16::try_from(number) {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(field("port", format!("has {number}, not 1 to 65535"))),
+    }
+}
+
+fn service_port(wire: wire::ServicePort) -> Result<ServicePort, RecordError> {
+    Ok(ServicePort {
+        protocol: protocol(&wire.protocol)?,
+        port: port(wire.port)?,
+        name: wire.name,
+        app_protocol: wire.app_protocol,
+    })
+}
+
+fn endpoints(endpoints: wire::Endpoints) -> Result<Endpoints, RecordError> {
+    Ok(Endpoints {
+        ports: each("ports", endpoints.ports, endpoint_port)?,
+        endpoints: each("endpoints", endpoints.endpoints, endpoint)?,
+    })
+}
+
+fn endpoint_port(wire: wire::EndpointPort) -> Result<EndpointPort, RecordError> {
+    Ok(EndpointPort {
+        protocol: protocol(&wire.protocol)?,
+        port: port(wire.port)?,
+        name: wire.name,
+        app_protocol: wire.app_protocol,
+    })
+}
+
+fn endpoint(wire: wire::Endpoint) -> Result<Endpoint, RecordError> {
+    let address = wire.address.parse();
+    Ok(Endpoint {
+        address: address
+            .map_err(|_| field("address", format!("has {:?}, not an IP address", wire.address)))?,
+        ready: wire.ready,
+        serving: wire.serving,
+        terminating: wire.terminating,
+        was_ready: wire.was_ready,
+        zone: wire.zone,
+        hostname: wire.hostname,
+        node: wire.node,
+        target: wire.target,
+        service_account: wire.service_account,
+        meshed: wire.meshed,
+    })
+}

@@ -1,0 +1,144 @@
+//! Types to bytes.
+
+use bytes::Bytes;
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::{Body, Endpoint, Export, Origin, Record, ServiceType, WRITES_LEVEL, body, to_unix_ms};
+use crate::key::Key;
+use crate::proto::records as wire;
+
+/// A record as it is stored and sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sealed {
+    /// Where it is stored.
+    pub key: Key,
+    /// An encoded envelope.
+    pub value: Bytes,
+}
+
+/// SHA-256 of what `body` says, whatever envelope it comes in: an owner that starts anew need not
+/// send again what the region has.
+#[must_use]
+pub fn body_hash(body: &Body) -> [u8; 32] {
+    Sha256::digest(encode(body)).into()
+}
+
+/// [`body_hash`] of a stored value; `None` if it is no envelope.
+#[must_use]
+pub fn body_hash_of_value(value: &Bytes) -> Option<[u8; 32]> {
+    let envelope = wire::Envelope::decode(value.clone()).ok()?;
+    Some(Sha256::digest(&envelope.body).into())
+}
+
+pub(super) fn seal(record: &Record) -> Sealed {
+    let envelope = wire::Envelope {
+        schema_level: WRITES_LEVEL,
+        min_reader: 1,
+        origin: Some(origin(&record.origin)),
+        body: encode(&record.body).into(),
+    };
+    Sealed { key: record.key.clone(), value: envelope.encode_to_vec().into() }
+}
+
+fn origin(origin: &Origin) -> wire::Origin {
+    wire::Origin {
+        epoch: Some(wire::Epoch { id: origin.epoch.id.clone(), count: origin.epoch.count }),
+        sequence: origin.sequence,
+        resource_version: origin.resource_version.clone(),
+        observed_age_ms: origin.observed_age_ms,
+    }
+}
+
+fn encode(body: &Body) -> Vec<u8> {
+    match body {
+        Body::Region(region) => wire::Region {
+            addresses: region.addresses.clone(),
+            distances: region.distances.iter().map(|(name, d)| (name.to_string(), *d)).collect(),
+            reads_level: region.reads_level,
+            software_version: region.software_version.clone(),
+        }
+        .encode_to_vec(),
+        Body::Cluster(cluster) => self::cluster(cluster).encode_to_vec(),
+        Body::Namespace(namespace) => wire::Namespace {
+            labels: namespace.labels.clone(),
+            annotations: namespace.annotations.clone(),
+        }
+        .encode_to_vec(),
+        Body::Export(export) => self::export(export).encode_to_vec(),
+        Body::Endpoints(endpoints) => wire::Endpoints {
+            ports: endpoints.ports.iter().map(endpoint_port).collect(),
+            endpoints: endpoints.endpoints.iter().map(endpoint).collect(),
+        }
+        .encode_to_vec(),
+        Body::Beacon(beacon) => wire::Beacon { nonce: beacon.nonce }.encode_to_vec(),
+    }
+}
+
+fn cluster(cluster: &body::Cluster) -> wire::Cluster {
+    let texts = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect();
+    wire::Cluster {
+        uid: cluster.uid.clone(),
+        network: cluster.network.clone(),
+        pod_cidrs: texts(&cluster.pod_cidrs),
+        node_cidrs: texts(&cluster.node_cidrs),
+        service_cidrs: texts(&cluster.service_cidrs),
+        zones: cluster.zones.iter().cloned().collect(),
+        software_version: cluster.software_version.clone(),
+        directory: cluster.directory,
+    }
+}
+
+fn export(export: &Export) -> wire::Export {
+    let service_type = match export.service_type {
+        ServiceType::ClusterSetIP => wire::ServiceType::ClusterSetIp,
+        ServiceType::Headless => wire::ServiceType::Headless,
+    };
+    wire::Export {
+        r#type: service_type.into(),
+        ports: export.ports.iter().map(service_port).collect(),
+        session_affinity: export.session_affinity.clone(),
+        session_affinity_timeout_seconds: export.session_affinity_timeout,
+        internal_traffic_policy: export.internal_traffic_policy.clone(),
+        traffic_distribution: export.traffic_distribution.clone(),
+        ip_families: export.ip_families.iter().map(|f| f.as_str().to_owned()).collect(),
+        created_ms: export.created.map_or(0, to_unix_ms),
+        precedence_ms: to_unix_ms(export.precedence),
+        exported_labels: export.exported_labels.clone(),
+        exported_annotations: export.exported_annotations.clone(),
+    }
+}
+
+fn service_port(port: &body::ServicePort) -> wire::ServicePort {
+    wire::ServicePort {
+        name: port.name.clone(),
+        protocol: port.protocol.as_str().to_owned(),
+        port: port.port.into(),
+        app_protocol: port.app_protocol.clone(),
+    }
+}
+
+fn endpoint_port(port: &body::EndpointPort) -> wire::EndpointPort {
+    wire::EndpointPort {
+        name: port.name.clone(),
+        protocol: port.protocol.as_str().to_owned(),
+        port: port.port.into(),
+        app_protocol: port.app_protocol.clone(),
+    }
+}
+
+fn endpoint(endpoint: &Endpoint) -> wire::Endpoint {
+    wire::Endpoint {
+        address: endpoint.address.to_string(),
+        ready: endpoint.ready,
+        serving: endpoint.serving,
+        terminating: endpoint.terminating,
+        was_ready: endpoint.was_ready,
+        zone: endpoint.zone.clone(),
+        hostname: endpoint.hostname.clone(),
+        node: endpoint.node.clone(),
+        target: endpoint.target.clone(),
+        service_account: endpoint.service_account.clone(),
+        meshed: endpoint.meshed,
+    }
+}

@@ -1,0 +1,237 @@
+//! What the rest needs of a revisioned key-value store, and nothing more.
+//!
+//! Owns: the trait [`Store`], after etcd's model: one revision for the whole store that grows by
+//! one with each commit, multi-version reads, guarded transactions, watches from a revision, and
+//! leases. Two implementations have to pass one conformance suite: [`embedded`] (redb; one process,
+//! durable or in memory) and etcd. Promises to callers: a committed transaction survives kill -9;
+//! a watch delivers every commit from its revision on, once, in order and whole, or says
+//! [`WatchEvent::Compacted`]. Leaves to others: what keys and values mean.
+//!
+//! Turned down: a trait per ability. Every caller needs ranges, transactions and watches of one
+//! history, and a store that could do one without the others would be of no use here.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+/// Operations per transaction; etcd's own default limit.
+pub const MAX_OPS: usize = 128;
+/// Bytes of keys and values per transaction, below etcd's request limit of 1.5 MiB.
+pub const MAX_TXN_BYTES: usize = 1 << 20;
+
+/// Counts the commits of a store. 0 is before the first.
+pub type Revision = u64;
+
+/// A key, its value, and when it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    /// UTF-8 in all that we write; foreign keys may be anything.
+    pub key: String,
+    /// Opaque.
+    pub value: Bytes,
+    /// The commit that created the key (anew, if it was deleted before).
+    pub create_revision: Revision,
+    /// The commit that last wrote it.
+    pub mod_revision: Revision,
+}
+
+/// Which keys to read, and as of when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// All keys that begin with this.
+    pub prefix: String,
+    /// Only keys after this one: the last key of the page before.
+    pub after: Option<String>,
+    /// At most so many; at least 1.
+    pub limit: usize,
+    /// `None` reads the newest state, linearizably; pass the first page's revision for the next
+    /// pages.
+    pub revision: Option<Revision>,
+}
+
+/// Part of a range's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Ascending by key.
+    pub entries: Vec<KeyValue>,
+    /// More keys follow the last one.
+    pub more: bool,
+    /// The revision that was read.
+    pub revision: Revision,
+}
+
+/// A condition of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Guard {
+    /// The key was last written by this commit; 0: it does not exist.
+    ModRevision(String, Revision),
+    /// The key was created by this commit; 0: it does not exist. Fences leaders.
+    CreateRevision(String, Revision),
+}
+
+/// One change of a transaction. A transaction has at most one per key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Writes the value, under a lease if one is named.
+    Put {
+        /// Where.
+        key: String,
+        /// What.
+        value: Bytes,
+        /// Deletes the key when it ends. No record ever hangs on one, only elections do.
+        lease: Option<LeaseId>,
+    },
+    /// Deletes the key, if it is there.
+    Delete {
+        /// Which.
+        key: String,
+    },
+}
+
+impl Op {
+    /// A put without a lease.
+    pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        Self::Put { key: key.into(), value: value.into(), lease: None }
+    }
+
+    /// A delete.
+    pub fn delete(key: impl Into<String>) -> Self {
+        Self::Delete { key: key.into() }
+    }
+
+    /// The key that it changes.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
+/// Changes that happen together, if all guards hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Txn {
+    /// All must hold.
+    pub guards: Vec<Guard>,
+    /// At most [`MAX_OPS`], at most [`MAX_TXN_BYTES`].
+    pub ops: Vec<Op>,
+}
+
+/// What became of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Commit {
+    /// It happened, at this revision. A transaction that changes nothing (no ops, or only deletes
+    /// of absent keys) makes no revision: then the current one.
+    Done(Revision),
+    /// A guard did not hold: nothing happened.
+    GuardFailed,
+}
+
+/// What one commit did to one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Written.
+    Put(KeyValue),
+    /// Deleted, by this commit.
+    Delete {
+        /// Which key.
+        key: String,
+        /// The deleting commit.
+        revision: Revision,
+    },
+}
+
+/// What a watch delivers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchEvent {
+    /// All events of one commit under the watched prefix, in key order.
+    Commit {
+        /// The commit.
+        revision: Revision,
+        /// At least one.
+        events: Vec<Event>,
+    },
+    /// Nothing else under the prefix happened up to here.
+    Progress {
+        /// All before and at this were delivered.
+        revision: Revision,
+    },
+    /// The wanted history is gone: list anew. The watch has ended.
+    Compacted {
+        /// The oldest revision that can still be watched.
+        oldest: Revision,
+    },
+    /// The store cannot be reached, or the reader was too slow; the watch has ended.
+    Ended(StoreError),
+}
+
+/// A running watch. Ends when dropped.
+#[derive(Debug)]
+pub struct Watch {
+    /// Bounded: a reader that does not keep up gets [`WatchEvent::Ended`] and resumes.
+    pub events: mpsc::Receiver<WatchEvent>,
+}
+
+/// Names a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId(pub u64);
+
+/// Why a store did not do as told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The read wants a revision that was compacted away.
+    #[error("revision {wanted} is compacted, the oldest is {oldest}")]
+    Compacted {
+        /// What was asked for.
+        wanted: Revision,
+        /// What there is.
+        oldest: Revision,
+    },
+    /// The read wants a revision that has not happened (here).
+    #[error("revision {wanted} is ahead of the store, which is at {current}")]
+    Future {
+        /// What was asked for.
+        wanted: Revision,
+        /// What there is.
+        current: Revision,
+    },
+    /// The lease ended or never was.
+    #[error("lease {0:?} does not exist")]
+    NoLease(LeaseId),
+    /// The transaction breaks the store's limits, or names a key twice. A bug of the caller.
+    #[error("transaction refused: {0}")]
+    Refused(String),
+    /// Nothing is known about whether it happened; try again, guarded.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// What is stored does not make sense.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+}
+
+/// A revisioned key-value store.
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug + 'static {
+    /// Reads one page of keys.
+    async fn range(&self, range: Range) -> Result<Page, StoreError>;
+
+    /// Commits all of `txn` or nothing. Returns after it is durable.
+    async fn commit(&self, txn: Txn) -> Result<Commit, StoreError>;
+
+    /// Delivers every commit under `prefix` from revision `from` (inclusive) on.
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
+
+    /// Forgets history before `oldest`; keys keep their newest values.
+    async fn compact(&self, oldest: Revision) -> Result<(), StoreError>;
+
+    /// Starts a lease that ends `ttl` after the last sign of life.
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+
+    /// A sign of life.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Ends a lease and deletes its keys.
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError>;
+}
