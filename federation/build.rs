@@ -3,8 +3,11 @@
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["proto/tombolo/records/v1/records.proto", "proto/tombolo/federation/v1/federation.proto"];
+    let files = [
+        "proto/tombolo/records/v1/records.proto",
+        "proto/tombolo/federation/v1/federation.proto",
+        "proto/tombolo/local/v1/local.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

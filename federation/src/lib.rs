@@ -12,7 +12,9 @@ pub mod digest;
 pub mod key;
 pub mod names;
 pub mod record;
+pub mod replica;
 pub mod store;
+pub mod sync;
 
 /// Wire messages, generated from `proto/`.
 #[allow(
@@ -39,6 +41,14 @@ pub mod proto {
         /// Version 1.
         pub mod v1 {
             tonic::include_proto!("tombolo.federation.v1");
+        }
+        pub use self::v1::*;
+    }
+    /// Facts of one region's own store.
+    pub mod local {
+        /// Version 1.
+        pub mod v1 {
+            tonic::include_proto!("tombolo.local.v1");
         }
         pub use self::v1::*;
     }

@@ -20,6 +20,7 @@ pub use self::body::{
     Protocol, Region, ServicePort, ServiceType,
 };
 pub use self::open::RecordError;
+pub(crate) use self::open::epoch;
 pub use self::seal::{Sealed, body_hash, body_hash_of_value};
 use crate::key::Key;
 

@@ -1,0 +1,128 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::record::{Beacon, Body, Namespace, Origin};
+
+fn key(text: &str) -> Key {
+    text.parse().unwrap()
+}
+
+fn namespace(count: u64, sequence: u64, label: &str) -> (Key, Option<Bytes>) {
+    let record = Record {
+        key: key("/tombolo/v1/r/r-a/namespace/_/shop"),
+        origin: Origin { epoch: Epoch { id: "e".into(), count }, sequence, ..Origin::default() },
+        body: Body::Namespace(Namespace {
+            labels: [("l".to_owned(), label.to_owned())].into(),
+            annotations: BTreeMap::new(),
+        }),
+    };
+    (record.key.clone(), Some(record.seal().value))
+}
+
+fn beacon(nonce: u64) -> (Key, Option<Bytes>) {
+    let record = Record {
+        key: key("/tombolo/v1/r/r-a/beacon/_/r-a"),
+        origin: Origin {
+            epoch: Epoch { id: "e".into(), count: 1 },
+            sequence: nonce,
+            ..Origin::default()
+        },
+        body: Body::Beacon(Beacon { nonce }),
+    };
+    (record.key.clone(), Some(record.seal().value))
+}
+
+fn apply(writer: &ReplicaWriter, items: Vec<(Key, Option<Bytes>)>) -> Arc<Replica> {
+    writer.apply(Batch { items, ..Batch::default() }, Instant::now());
+    writer.current()
+}
+
+fn label(replica: &Replica) -> String {
+    let entry = replica.get(&key("/tombolo/v1/r/r-a/namespace/_/shop")).unwrap();
+    match &entry.record.as_ref().unwrap().body {
+        Body::Namespace(namespace) => namespace.labels["l"].clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn damaged_bytes_are_held_and_the_last_good_record_stays_in_use() {
+    let (writer, _readers) = channel();
+    apply(&writer, vec![namespace(1, 1, "good")]);
+    let damaged = Bytes::from_static(b"\xff\xff");
+    let replica =
+        apply(&writer, vec![(key("/tombolo/v1/r/r-a/namespace/_/shop"), Some(damaged.clone()))]);
+    let holding = replica.holding(&"r/r-a".parse().unwrap()).unwrap();
+    assert_eq!(holding.quarantined(), 1);
+    assert_eq!(label(&replica), "good");
+    let entry = replica.get(&key("/tombolo/v1/r/r-a/namespace/_/shop")).unwrap();
+    assert_eq!(entry.value, damaged);
+
+    let replica = apply(&writer, vec![namespace(1, 3, "mended")]);
+    assert_eq!(label(&replica), "mended");
+    assert_eq!(replica.holding(&"r/r-a".parse().unwrap()).unwrap().quarantined(), 0);
+}
+
+#[tokio::test]
+async fn a_key_never_goes_back() {
+    let (writer, _readers) = channel();
+    apply(&writer, vec![namespace(2, 5, "new")]);
+    assert_eq!(label(&apply(&writer, vec![namespace(2, 4, "old")])), "new");
+    assert_eq!(label(&apply(&writer, vec![namespace(1, 9, "older")])), "new");
+    assert_eq!(label(&apply(&writer, vec![namespace(3, 1, "newer")])), "newer");
+}
+
+#[tokio::test]
+async fn equal_sets_have_equal_digests_and_beacons_do_not_count() {
+    let (one, _readers) = channel();
+    apply(&one, vec![namespace(1, 1, "x"), beacon(1)]);
+    apply(&one, vec![namespace(1, 2, "y")]);
+    let (two, _readers) = channel();
+    apply(&two, vec![namespace(1, 2, "y")]);
+    let owner: Owner = "r/r-a".parse().unwrap();
+    let digest = |writer: &ReplicaWriter| writer.current().holding(&owner).unwrap().digest();
+    assert_eq!(digest(&one), digest(&two));
+    apply(&one, vec![(key("/tombolo/v1/r/r-a/namespace/_/shop"), None)]);
+    assert_eq!(digest(&one), Digest::default());
+}
+
+#[tokio::test]
+async fn readers_learn_each_change_once() {
+    let (writer, mut readers) = channel();
+    let first = apply(&writer, vec![namespace(1, 1, "x")]);
+    apply(&writer, vec![namespace(1, 2, "y"), beacon(1)]);
+    let last = apply(&writer, vec![beacon(2)]);
+    let touched: BTreeSet<Change> = [
+        Change::Record(key("/tombolo/v1/r/r-a/namespace/_/shop")),
+        Change::Record(key("/tombolo/v1/r/r-a/beacon/_/r-a")),
+    ]
+    .into();
+    assert_eq!(last.changes_since(first.version), Some(touched.clone()));
+    assert_eq!(last.differences(&first), touched);
+    assert_eq!(last.changes_since(last.version), Some(BTreeSet::new()));
+
+    readers.current();
+    apply(&writer, vec![beacon(2)]);
+    assert!(!readers.rx.has_changed().unwrap(), "equal bytes wake nobody");
+}
+
+#[tokio::test]
+async fn a_reader_too_far_behind_is_told_to_compare() {
+    let (writer, _readers) = channel();
+    for nonce in 1..=17_000 {
+        apply(&writer, vec![beacon(nonce)]);
+    }
+    let replica = writer.current();
+    assert_eq!(replica.changes_since(1), None);
+    assert_eq!(replica.changes_since(16_999).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn only_a_beacon_that_changes_was_heard() {
+    let (writer, _readers) = channel();
+    let owner: Owner = "r/r-a".parse().unwrap();
+    let replica = apply(&writer, vec![beacon(1)]);
+    assert_eq!(replica.holding(&owner).unwrap().beacon_changed(), None);
+    let replica = apply(&writer, vec![beacon(2)]);
+    assert!(replica.holding(&owner).unwrap().beacon_changed().is_some());
+}

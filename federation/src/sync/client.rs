@@ -1,0 +1,295 @@
+//! The agent's connections to its region: one publish stream, one subscription, for ever.
+//!
+//! Both reconnect with jittered backoff, and give up on nothing: what was received stays in use.
+//! A stream that lives long enough to have been useful resets the backoff.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tracing::{debug, info, warn};
+
+use super::intake::{Accept, Intake, IntakeError};
+use super::publisher::{PublishError, Publisher};
+use super::MAX_MESSAGE;
+use crate::key::Kind;
+use crate::names::Owner;
+use crate::proto::federation as wire;
+use crate::proto::federation::federation_client::FederationClient;
+use crate::record::Epoch;
+use crate::replica::{Replica, ReplicaWriter, Replicas};
+
+/// Longest wait between two attempts.
+pub const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// A stream that lasted so long was a success.
+const LASTED: Duration = Duration::from_secs(10);
+
+/// Waits between attempts: 100 ms growing to [`MAX_BACKOFF`], with jitter.
+pub type Backoff = ExponentialBackoff;
+
+/// The first of a row of attempts.
+#[must_use]
+pub fn backoff() -> Backoff {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(MAX_BACKOFF)
+        .with_factor(2.0)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// Who a publisher is, and how it learns of its own join.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// The cluster.
+    pub owner: Owner,
+    /// Its UID.
+    pub uid: String,
+    /// This incarnation.
+    pub epoch: Epoch,
+    /// Where the region's word on the cluster's join goes.
+    pub joined: watch::Sender<Option<Timestamp>>,
+    /// The join that the records in the replica already respect.
+    pub respected: watch::Receiver<Option<Timestamp>>,
+}
+
+/// How a connection to the region stands, for status and readiness.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Link {
+    /// All that there was at connect has been transferred, and the stream is up.
+    pub synced: bool,
+    /// Why the last attempt ended, if it did.
+    pub problem: Option<String>,
+    /// Records that the region did not take: key and reason.
+    pub refused: std::collections::BTreeMap<String, String>,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error("{}", words(.0))]
+    Call(Box<Status>),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error(transparent)]
+    Intake(#[from] IntakeError),
+    #[error("the region closed the stream")]
+    Closed,
+    #[error("this process is stopping")]
+    Stopping,
+}
+
+impl From<Status> for StreamError {
+    fn from(status: Status) -> Self {
+        Self::Call(Box::new(status))
+    }
+}
+
+/// A status says what it is about in its message; the chain below it has the cause.
+fn words(status: &Status) -> String {
+    let code = match status.code() {
+        Code::Unavailable => "the region cannot be reached",
+        Code::Unauthenticated | Code::PermissionDenied => {
+            "the region does not accept this identity"
+        }
+        _ => "the region ended the call",
+    };
+    let mut text = format!("{code}: {}", status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Publishes the owner's records in the replica, for ever.
+pub async fn publish(
+    channel: Channel,
+    publication: Publication,
+    mut replicas: Replicas,
+    link: watch::Sender<Link>,
+) {
+    let own = publication.owner.clone();
+    // The cluster's own record comes with the first complete reading of its source.
+    let complete = |replica: &Replica| {
+        let held = replica.holding(&own).map(crate::replica::Holding::complete);
+        held.is_some_and(|held| held.contains_key(&Kind::Cluster))
+    };
+    if replicas.wait_for(complete).await.is_none() {
+        return;
+    }
+    let mut backoff = backoff();
+    loop {
+        let started = Instant::now();
+        let ended = publish_once(channel.clone(), &publication, &mut replicas, &link).await;
+        if matches!(ended, StreamError::Stopping) {
+            return;
+        }
+        report(&link, &ended, "publish stream ended");
+        if started.elapsed() > LASTED {
+            backoff = self::backoff();
+        }
+        tokio::time::sleep(backoff.next().unwrap_or(MAX_BACKOFF)).await;
+    }
+}
+
+async fn publish_once(
+    channel: Channel,
+    publication: &Publication,
+    replicas: &mut Replicas,
+    link: &watch::Sender<Link>,
+) -> StreamError {
+    match publish_stream(channel, publication, replicas, link).await {
+        Ok(()) => StreamError::Closed,
+        Err(error) => error,
+    }
+}
+
+async fn publish_stream(
+    channel: Channel,
+    publication: &Publication,
+    replicas: &mut Replicas,
+    link: &watch::Sender<Link>,
+) -> Result<(), StreamError> {
+    let Publication { owner, uid, epoch, .. } = publication;
+    let mut publisher = Publisher::new(owner.clone(), uid.clone(), epoch.clone());
+    // One message in flight beside the one being made: the region's acknowledgements are the
+    // measure of how fast it takes them.
+    let (requests, outbound) = mpsc::channel(1);
+    let mut client = client(channel);
+    requests.send(publisher.greet()).await.map_err(|_| StreamError::Closed)?;
+    let outbound = tokio_stream::wrappers::ReceiverStream::new(outbound);
+    let mut responses = client.publish(outbound).await?.into_inner();
+    let mut queue = VecDeque::new();
+    loop {
+        // All three are cancel safe. Changes wait while messages do: what is sent next is then
+        // the newest of each key. Reading never waits for sending, or both sides could.
+        tokio::select! {
+            permit = requests.reserve(), if !queue.is_empty() => {
+                let permit = permit.map_err(|_| StreamError::Closed)?;
+                if let Some(request) = queue.pop_front() {
+                    permit.send(request);
+                }
+            }
+            response = responses.message() => {
+                let response = response?.ok_or(StreamError::Closed)?;
+                queue.extend(answer(&mut publisher, response, publication, replicas, link).await?);
+            }
+            replica = replicas.next(), if queue.is_empty() => {
+                queue.extend(publisher.changed(&replica.ok_or(StreamError::Stopping)?));
+            }
+        }
+    }
+}
+
+async fn answer(
+    publisher: &mut Publisher,
+    response: wire::PublishResponse,
+    publication: &Publication,
+    replicas: &mut Replicas,
+    link: &watch::Sender<Link>,
+) -> Result<Vec<wire::PublishRequest>, StreamError> {
+    let mut step = publisher.receive(response, &replicas.current())?;
+    if let Some(joined) = step.joined {
+        publication.joined.send_replace(Some(joined));
+        let mut respected = publication.respected.clone();
+        let heard = respected.wait_for(|respected| *respected == Some(joined)).await;
+        heard.map_err(|_| StreamError::Stopping)?;
+        step.send.extend(publisher.declare(&replicas.current()));
+    }
+    if step.complete {
+        info!(owner = %publication.owner, "published: the region holds all of this cluster");
+    }
+    for refused in &step.refused {
+        warn!(key = refused.key, reason = refused.reason, "the region refused a record");
+    }
+    if step.complete || !step.refused.is_empty() {
+        link.send_modify(|link| {
+            if step.complete {
+                *link = Link {
+                    synced: true,
+                    problem: None,
+                    refused: std::mem::take(&mut link.refused),
+                };
+            }
+            link.refused
+                .extend(step.refused.drain(..).map(|refused| (refused.key, refused.reason)));
+        });
+    }
+    Ok(step.send)
+}
+
+/// Keeps the replica equal to what the region holds, for ever, but for the owner's own records.
+pub async fn subscribe(
+    channel: Channel,
+    own: Owner,
+    writer: Arc<ReplicaWriter>,
+    link: watch::Sender<Link>,
+) {
+    let mut backoff = backoff();
+    loop {
+        let started = Instant::now();
+        let intake = Intake::new(Accept::MeshBut(own.clone()));
+        let ended = subscribe_stream(channel.clone(), intake, &writer, &link).await;
+        let Err(error) = ended;
+        report(&link, &error, "subscription ended");
+        if started.elapsed() > LASTED {
+            backoff = self::backoff();
+        }
+        tokio::time::sleep(backoff.next().unwrap_or(MAX_BACKOFF)).await;
+    }
+}
+
+async fn subscribe_stream(
+    channel: Channel,
+    mut intake: Intake,
+    writer: &ReplicaWriter,
+    link: &watch::Sender<Link>,
+) -> Result<std::convert::Infallible, StreamError> {
+    let request = intake.request(&writer.current());
+    let mut responses = client(channel).subscribe(request).await?.into_inner();
+    loop {
+        let response = responses.message().await?.ok_or(StreamError::Closed)?;
+        let step = intake.receive(response, &writer.current())?;
+        if !step.batch.is_empty() {
+            writer.apply(step.batch, Instant::now());
+        }
+        if step.synced {
+            info!("subscribed: this process holds all that its region holds");
+            link.send_replace(Link { synced: true, ..Link::default() });
+        }
+    }
+}
+
+pub(super) fn client(channel: Channel) -> FederationClient<Channel> {
+    FederationClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}
+
+/// Says once why a link is down, not at every attempt.
+fn report(link: &watch::Sender<Link>, error: &StreamError, what: &'static str) {
+    let problem = super::chain(error);
+    link.send_if_modified(|link| {
+        let news = link.problem.as_ref() != Some(&problem);
+        if news {
+            warn!(error = problem, "{what}");
+        } else {
+            debug!(error = problem, "{what}");
+        }
+        link.synced = false;
+        link.problem = Some(problem);
+        news
+    });
+}

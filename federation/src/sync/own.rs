@@ -1,0 +1,117 @@
+//! An owner's own records: from what should be said to the changes that say it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use crate::key::{Key, Kind};
+use crate::names::Owner;
+use crate::record::{Body, Epoch, Export, Origin, Record};
+use crate::replica::Batch;
+
+/// Seals an owner's records, giving every change its (epoch, sequence). One per owner and process.
+#[derive(Debug)]
+pub struct OwnRecords {
+    owner: Owner,
+    epoch: Epoch,
+    sequence: u64,
+    said: BTreeMap<Key, Arc<Body>>,
+}
+
+/// `desired` with the precedence of its exports bounded by the cluster's join, as the region
+/// recorded it: a migrated cluster with old objects must not take over (MCS R30).
+#[must_use]
+pub fn with_join(
+    desired: &BTreeMap<Key, Arc<Body>>,
+    joined: Option<Timestamp>,
+) -> BTreeMap<Key, Arc<Body>> {
+    let bounded = |body: &Arc<Body>| match &**body {
+        Body::Export(export) => {
+            let oldest = joined.unwrap_or(Timestamp::UNIX_EPOCH);
+            let precedence = export.created.map_or(oldest, |created| created.max(oldest));
+            Arc::new(Body::Export(Export { precedence, ..export.clone() }))
+        }
+        _ => Arc::clone(body),
+    };
+    desired.iter().map(|(key, body)| (key.clone(), bounded(body))).collect()
+}
+
+impl OwnRecords {
+    /// Has said nothing yet in `epoch`.
+    #[must_use]
+    pub fn new(owner: Owner, epoch: Epoch) -> Self {
+        Self { owner, epoch, sequence: 0, said: BTreeMap::new() }
+    }
+
+    /// The same owner in the same epoch, for whom everything is still to be said.
+    #[must_use]
+    pub fn anew(self) -> Self {
+        Self { said: BTreeMap::new(), ..self }
+    }
+
+    /// Who the owner is.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The changes from what was said to what `desired` says, beacons apart. Keys of other owners
+    /// are left out: nobody can speak for them.
+    pub fn reconcile(&mut self, desired: &BTreeMap<Key, Arc<Body>>) -> Batch {
+        let mut items = Vec::new();
+        for (key, body) in desired {
+            if key.owner == self.owner && self.said.get(key) != Some(body) {
+                items.push(self.say(key, body));
+            }
+        }
+        let gone = |key: &&Key| !desired.contains_key(*key) && key.kind != Kind::Beacon;
+        let gone: Vec<Key> = self.said.keys().filter(gone).cloned().collect();
+        for key in gone {
+            self.said.remove(&key);
+            items.push((key, None));
+        }
+        Batch { items, ..Batch::default() }
+    }
+
+    /// Says one thing, whether or not it was said before.
+    pub fn say(&mut self, key: &Key, body: &Arc<Body>) -> (Key, Option<Bytes>) {
+        self.sequence += 1;
+        let origin =
+            Origin { epoch: self.epoch.clone(), sequence: self.sequence, ..Origin::default() };
+        let record = Record { key: key.clone(), origin, body: (**body).clone() };
+        self.said.insert(key.clone(), Arc::clone(body));
+        (key.clone(), Some(record.seal().value))
+    }
+
+    /// Says that all of `kinds` was said.
+    #[must_use]
+    pub fn complete(&self, kinds: &[Kind]) -> Vec<(Owner, Kind, Epoch)> {
+        let each = |kind: &Kind| (self.owner.clone(), *kind, self.epoch.clone());
+        kinds.iter().map(each).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Namespace;
+
+    #[test]
+    fn only_differences_are_said() {
+        let owner: Owner = "r/r-a".parse().unwrap();
+        let key: Key = "/tombolo/v1/r/r-a/namespace/_/shop".parse().unwrap();
+        let other: Key = "/tombolo/v1/r/r-b/namespace/_/shop".parse().unwrap();
+        let body = Arc::new(Body::Namespace(Namespace::default()));
+        let mut own = OwnRecords::new(owner, Epoch { id: "e".into(), count: 1 });
+
+        let desired = BTreeMap::from([(key.clone(), Arc::clone(&body)), (other, body)]);
+        let said = own.reconcile(&desired).items;
+        assert_eq!(said.len(), 1, "nobody speaks for another owner");
+        let record = Record::open(&key, said[0].1.as_ref().unwrap()).unwrap();
+        assert_eq!(record.origin.sequence, 1);
+        assert!(own.reconcile(&desired).is_empty());
+        assert_eq!(own.reconcile(&BTreeMap::new()).items, [(key, None)]);
+    }
+}

@@ -1,0 +1,249 @@
+//! The agent's side of a publish stream.
+//!
+//! Declares the full state as (key, hash) pairs, supplies what the region lacks, says that it is
+//! complete, and lets changes flow from then on. Never starts before the cluster's own source is
+//! complete: not yet known is not empty.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::TARGET_MESSAGE;
+use crate::key::Key;
+use crate::names::Owner;
+use crate::proto::federation as wire;
+use crate::proto::federation::publish_request::Message as Request;
+use crate::proto::federation::publish_response::Message as Response;
+use crate::proto::records;
+use crate::record::{Epoch, body_hash_of_value};
+use crate::replica::{Change, Replica};
+
+/// What a publisher makes of a message.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// To be sent, in order.
+    pub send: Vec<wire::PublishRequest>,
+    /// The region took the stream, and recorded the cluster's join at this time.
+    pub joined: Option<Timestamp>,
+    /// Records that the region did not take, with its reasons.
+    pub refused: Vec<wire::RefusedRecord>,
+    /// All that was declared is committed.
+    pub complete: bool,
+}
+
+/// Why a stream ends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The region does not take this publisher.
+    #[error("the region refuses this publisher: {0}")]
+    Refused(String),
+    /// The region broke the protocol.
+    #[error("the region sent {0}")]
+    Unexpected(&'static str),
+}
+
+/// One publish stream of one cluster.
+#[derive(Debug)]
+pub struct Publisher {
+    owner: Owner,
+    uid: String,
+    epoch: Epoch,
+    phase: Phase,
+    batch: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Greeted,
+    /// The region took the stream; the state is to be declared.
+    Accepted,
+    /// The state was declared from this view; what the region wants of it is collected.
+    Declared(Arc<Replica>, Vec<Key>),
+    /// All values were sent, as the batch of this number says.
+    Completing(Arc<Replica>, u64),
+    /// Changes up to this view were sent.
+    Flowing(Arc<Replica>),
+}
+
+impl Publisher {
+    /// A publisher for `owner`'s records.
+    #[must_use]
+    pub fn new(owner: Owner, uid: String, epoch: Epoch) -> Self {
+        Self { owner, uid, epoch, phase: Phase::Greeted, batch: 0 }
+    }
+
+    /// The first message of the stream.
+    #[must_use]
+    pub fn greet(&self) -> wire::PublishRequest {
+        let cluster = self.owner.cluster.as_ref().map(ToString::to_string).unwrap_or_default();
+        let epoch = records::Epoch { id: self.epoch.id.clone(), count: self.epoch.count };
+        request(Request::Hello(wire::PublishHello {
+            cluster,
+            uid: self.uid.clone(),
+            epoch: Some(epoch),
+        }))
+    }
+
+    /// Takes a message of the region.
+    ///
+    /// # Errors
+    /// When the stream has to end; see [`PublishError`].
+    pub fn receive(
+        &mut self,
+        response: wire::PublishResponse,
+        replica: &Arc<Replica>,
+    ) -> Result<Step, PublishError> {
+        let message = response.message.ok_or(PublishError::Unexpected("an empty message"))?;
+        match (message, &mut self.phase) {
+            (Response::Refused(refused), _) => Err(PublishError::Refused(refused.reason)),
+            (Response::Accepted(accepted), Phase::Greeted) => self.accepted(&accepted),
+            (Response::Want(want), Phase::Declared(view, wanted)) => {
+                wanted.extend(want.keys.iter().filter_map(|key| key.parse().ok()));
+                if !want.last {
+                    return Ok(Step::default());
+                }
+                let (view, wanted) = (Arc::clone(view), std::mem::take(wanted));
+                Ok(self.supply(&view, &wanted))
+            }
+            (Response::Ack(ack), _) => Ok(self.acknowledged(ack, replica)),
+            (Response::Accepted(_), _) => Err(PublishError::Unexpected("a second acceptance")),
+            (Response::Want(_), _) => Err(PublishError::Unexpected("a want out of turn")),
+        }
+    }
+
+    /// What is to be sent because the cluster's records may be different now.
+    pub fn changed(&mut self, replica: &Arc<Replica>) -> Vec<wire::PublishRequest> {
+        let Phase::Flowing(sent) = &self.phase else { return Vec::new() };
+        let changes = replica.changes_since(sent.version);
+        let changes = changes.unwrap_or_else(|| replica.differences(sent));
+        let completed = |change: &Change| matches!(change, Change::Complete(of, _) if *of == self.owner);
+        let completed = changes.iter().any(completed);
+        let own = changes.into_iter().filter_map(|change| match change {
+            Change::Record(key) if key.owner == self.owner => Some(key),
+            Change::Record(_) | Change::Complete(..) => None,
+        });
+        let values: Vec<(Key, Option<Bytes>)> = own
+            .map(|key| {
+                let value = replica.get(&key).map(|entry| entry.value.clone());
+                (key, value)
+            })
+            .collect();
+        self.phase = Phase::Flowing(Arc::clone(replica));
+        let mut send = self.changes(values);
+        if completed {
+            send.push(self.complete(replica));
+        }
+        send
+    }
+
+    /// Declares the full state, once the region took the stream and what it said of the join has
+    /// found its way into the exports' precedence.
+    pub fn declare(&mut self, replica: &Arc<Replica>) -> Vec<wire::PublishRequest> {
+        if !matches!(self.phase, Phase::Accepted) {
+            return Vec::new();
+        }
+        let mut send = declaration(&self.owner, replica);
+        if let Some(wire::PublishRequest { message: Some(Request::State(state)) }) = send.last_mut()
+        {
+            state.last = true;
+        }
+        self.phase = Phase::Declared(Arc::clone(replica), Vec::new());
+        send
+    }
+
+    fn accepted(&mut self, accepted: &wire::Accepted) -> Result<Step, PublishError> {
+        let joined = Timestamp::from_millisecond(accepted.joined_ms)
+            .map_err(|_| PublishError::Unexpected("a join time that is no time"))?;
+        self.phase = Phase::Accepted;
+        Ok(Step { joined: Some(joined), ..Step::default() })
+    }
+
+    fn supply(&mut self, view: &Arc<Replica>, wanted: &[Key]) -> Step {
+        let value = |key: &Key| Some((key.clone(), Some(view.get(key)?.value.clone())));
+        let values =
+            wanted.iter().filter(|key| key.owner == self.owner).filter_map(value).collect();
+        let mut send = self.changes(values);
+        send.push(self.complete(view));
+        self.phase = Phase::Completing(Arc::clone(view), self.batch);
+        Step { send, ..Step::default() }
+    }
+
+    /// Vouches for the kinds of which the source knows all; of the others nothing may go for not
+    /// having been declared.
+    fn complete(&mut self, view: &Replica) -> wire::PublishRequest {
+        self.batch += 1;
+        let known = view.holding(&self.owner).map(|holding| holding.complete().keys());
+        let kinds = known.into_iter().flatten().map(ToString::to_string).collect();
+        request(Request::Complete(wire::Complete { batch: self.batch, kinds }))
+    }
+
+    fn acknowledged(&mut self, ack: wire::Ack, replica: &Arc<Replica>) -> Step {
+        let mut step = Step { refused: ack.refused, ..Step::default() };
+        if let Phase::Completing(view, batch) = &self.phase
+            && *batch == ack.batch
+        {
+            self.phase = Phase::Flowing(Arc::clone(view));
+            step.complete = true;
+            step.send = self.changed(replica);
+        }
+        step
+    }
+
+    /// Upserts first, deletes last, in messages of bounded size.
+    fn changes(&mut self, values: Vec<(Key, Option<Bytes>)>) -> Vec<wire::PublishRequest> {
+        let (puts, tombstones): (Vec<_>, Vec<_>) =
+            values.into_iter().partition(|(_, value)| value.is_some());
+        let mut messages = Vec::new();
+        let mut next = wire::Changes::default();
+        let mut size = 0;
+        for (key, value) in puts.into_iter().chain(tombstones) {
+            let key = key.to_string();
+            size += key.len() + value.as_ref().map_or(0, Bytes::len);
+            match value {
+                Some(value) => next.puts.push(wire::Put { key, value }),
+                // A source removes only what it saw go: see `manifests`. What is held back never
+                // gets here.
+                None => next
+                    .tombstones
+                    .push(wire::Tombstone { key, removal: wire::Removal::Explained.into() }),
+            }
+            if size >= TARGET_MESSAGE {
+                messages.push(std::mem::take(&mut next));
+                size = 0;
+            }
+        }
+        if !next.puts.is_empty() || !next.tombstones.is_empty() {
+            messages.push(next);
+        }
+        messages.into_iter().map(|changes| self.numbered(changes)).collect()
+    }
+
+    fn numbered(&mut self, changes: wire::Changes) -> wire::PublishRequest {
+        self.batch += 1;
+        request(Request::Changes(wire::Changes { batch: self.batch, ..changes }))
+    }
+}
+
+fn request(message: Request) -> wire::PublishRequest {
+    wire::PublishRequest { message: Some(message) }
+}
+
+/// At least one message.
+fn declaration(owner: &Owner, replica: &Replica) -> Vec<wire::PublishRequest> {
+    const ENTRIES: usize = 1000;
+    let records: BTreeMap<_, _> =
+        replica.holding(owner).into_iter().flat_map(|holding| holding.records()).collect();
+    let entries: Vec<wire::KeyHash> = records
+        .into_iter()
+        .filter_map(|(key, entry)| {
+            let hash = body_hash_of_value(&entry.value)?;
+            Some(wire::KeyHash { key: key.to_string(), body_sha256: hash.to_vec().into() })
+        })
+        .collect();
+    let state = |entries: &[wire::KeyHash]| {
+        request(Request::State(wire::State { entries: entries.to_vec(), last: false }))
+    };
+    if entries.is_empty() { vec![state(&[])] } else { entries.chunks(ENTRIES).map(state).collect() }
+}

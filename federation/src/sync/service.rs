@@ -1,0 +1,277 @@
+//! The federation API's server.
+//!
+//! Puts streams around [`Session`] and [`Feed`]; decides nothing itself but who may call what.
+//! Streams are driven by the reads of the transport, without a task or queue of their own, so that
+//! a stream that is dropped leaves nothing behind.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use jiff::Timestamp;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use super::feed::{Feed, Interest};
+use super::session::{Session, SessionError};
+use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
+use crate::names::{Owner, RegionName};
+use crate::proto::federation as wire;
+use crate::proto::federation::federation_server::{Federation, FederationServer};
+use crate::proto::federation::publish_request::Message as PublishMessage;
+use crate::proto::federation::publish_response::Message as PublishAnswer;
+use crate::replica::Replicas;
+use crate::store::Store;
+
+/// Wall time, passed in.
+pub type WallClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// An agent that has not said what it wants after so long is cut off.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the server works on.
+#[derive(Clone)]
+pub struct FederationApi {
+    region: RegionName,
+    store: Arc<dyn Store>,
+    replicas: Replicas,
+    clock: WallClock,
+    started: Instant,
+    stop: CancellationToken,
+}
+
+impl FederationApi {
+    /// A server of `region`'s store and of the replica that follows it. Streams end when `stop`
+    /// is cancelled.
+    #[must_use]
+    pub fn new(
+        region: RegionName,
+        store: Arc<dyn Store>,
+        replicas: Replicas,
+        clock: WallClock,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { region, store, replicas, clock, started: Instant::now(), stop }
+    }
+
+    /// The service for a tonic router.
+    #[must_use]
+    pub fn into_service(self) -> FederationServer<Self> {
+        FederationServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Since when nothing new was heard of an owner. What was never heard here was perhaps heard
+    /// before this process started.
+    fn silent_for(&self, owner: &Owner) -> Duration {
+        let replica = self.replicas.clone().current();
+        let heard = replica.holding(owner).and_then(|holding| holding.beacon_changed());
+        heard.unwrap_or(self.started).max(self.started).elapsed()
+    }
+
+    async fn open_session(
+        &self,
+        caller: &Caller,
+        requests: &mut Streaming<wire::PublishRequest>,
+    ) -> Result<Session, Status> {
+        let first = tokio::time::timeout(HELLO_DEADLINE, requests.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
+        let Some(PublishMessage::Hello(hello)) = first.and_then(|request| request.message) else {
+            return Err(Status::invalid_argument("a publish stream begins with hello"));
+        };
+        let owner = format!("{}/{}", self.region, hello.cluster).parse::<Owner>();
+        let silent_for = owner.map_or(Duration::ZERO, |owner| self.silent_for(&owner));
+        let (store, now) = (Arc::clone(&self.store), (self.clock)());
+        let session = Session::open(store, &self.region, caller, hello, silent_for, now).await;
+        session.map_err(|error| {
+            warn!(%caller, error = %chain(&error), "publish stream refused");
+            status(&error)
+        })
+    }
+}
+
+impl std::fmt::Debug for FederationApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FederationApi").field("region", &self.region).finish_non_exhaustive()
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Federation for FederationApi {
+    type PublishStream = Answers<wire::PublishResponse>;
+    type SubscribeStream = Answers<wire::SubscribeResponse>;
+
+    async fn publish(
+        &self,
+        request: Request<Streaming<wire::PublishRequest>>,
+    ) -> Result<Response<Self::PublishStream>, Status> {
+        let caller = caller(&request)?;
+        let mut requests = request.into_inner();
+        let first = match self.open_session(&caller, &mut requests).await {
+            Ok(session) => session,
+            // In the stream, where the agent can tell a verdict on itself from a broken line.
+            Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+                let refused = wire::Refused { reason: status.message().to_owned() };
+                let refused =
+                    wire::PublishResponse { message: Some(PublishAnswer::Refused(refused)) };
+                return Ok(Response::new(Box::pin(tokio_stream::once(Ok(refused)))));
+            }
+            Err(status) => return Err(status),
+        };
+        info!(owner = %first.owner(), "publish stream accepted");
+        let publishing = Publishing {
+            answers: VecDeque::from([first.accepted()]),
+            session: first,
+            requests,
+            clock: Arc::clone(&self.clock),
+            stop: self.stop.clone(),
+        };
+        let answers = futures::stream::unfold(Some(publishing), |state| async {
+            let mut state = state?;
+            match state.next().await {
+                Ok(Some(answer)) => Some((Ok(answer), Some(state))),
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn subscribe(
+        &self,
+        request: Request<wire::SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let interest = interest(&self.region, &caller, request.scope())?;
+        let held = request.held.into_iter().filter_map(|held| {
+            let owner: Owner = held.owner.parse().ok()?;
+            Some((owner, held.digest.to_vec()))
+        });
+        let held: BTreeMap<Owner, Vec<u8>> = held.collect();
+        let mut replicas = self.replicas.clone();
+        let (feed, messages) = Feed::open(interest, &held, replicas.current());
+        info!(%caller, "subscribed");
+        let mut digests =
+            tokio::time::interval_at(Instant::now() + DIGEST_INTERVAL, DIGEST_INTERVAL);
+        digests.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let subscription = Subscription {
+            feed,
+            replicas,
+            messages: messages.into(),
+            digests,
+            stop: self.stop.clone(),
+        };
+        let messages = futures::stream::unfold(Some(subscription), |state| async {
+            let mut state = state?;
+            match state.next().await {
+                Ok(message) => Some((Ok(message), Some(state))),
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+}
+
+struct Publishing {
+    session: Session,
+    requests: Streaming<wire::PublishRequest>,
+    answers: VecDeque<wire::PublishResponse>,
+    clock: WallClock,
+    stop: CancellationToken,
+}
+
+impl Publishing {
+    async fn next(&mut self) -> Result<Option<wire::PublishResponse>, Status> {
+        loop {
+            if let Some(answer) = self.answers.pop_front() {
+                return Ok(Some(answer));
+            }
+            let request = tokio::select! {
+                () = self.stop.cancelled() => return Err(stopping()),
+                request = self.requests.message() => request?,
+            };
+            let Some(request) = request else { return Ok(None) };
+            let answers = self.session.receive(request, (self.clock)()).await;
+            self.answers.extend(answers.map_err(|error| {
+                let owner = self.session.owner();
+                warn!(%owner, error = %chain(&error), "publish stream ends");
+                status(&error)
+            })?);
+        }
+    }
+}
+
+struct Subscription {
+    feed: Feed,
+    replicas: Replicas,
+    messages: VecDeque<wire::SubscribeResponse>,
+    digests: Interval,
+    stop: CancellationToken,
+}
+
+impl Subscription {
+    async fn next(&mut self) -> Result<wire::SubscribeResponse, Status> {
+        loop {
+            if let Some(message) = self.messages.pop_front() {
+                return Ok(message);
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(stopping()),
+                replica = self.replicas.next() => match replica {
+                    Some(replica) => self.messages.extend(self.feed.advance(replica)),
+                    None => return Err(stopping()),
+                },
+                _ = self.digests.tick() => self.messages.push_back(self.feed.digests()),
+            }
+        }
+    }
+}
+
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| {
+        Status::unauthenticated(
+            "the federation API wants a certificate of an agent or a control plane of this mesh",
+        )
+    })
+}
+
+/// What a caller may see follows from who it is; what it asks for must be that.
+fn interest(region: &RegionName, caller: &Caller, scope: wire::Scope) -> Result<Interest, Status> {
+    match (caller, scope) {
+        (Caller::Agent { region: of, cluster }, wire::Scope::Mesh) if of == region => {
+            Ok(Interest::MeshBut(Owner::cluster(of.clone(), cluster.clone())))
+        }
+        (Caller::Agent { region: of, .. }, wire::Scope::Mesh) => Err(Status::permission_denied(
+            format!("{caller} belongs to region {of}, this is {region}"),
+        )),
+        (Caller::ControlPlane { .. }, wire::Scope::Region) => Ok(Interest::Region(region.clone())),
+        (_, wire::Scope::Unspecified) => Err(Status::invalid_argument("the scope is missing")),
+        (Caller::Agent { .. }, wire::Scope::Region)
+        | (Caller::ControlPlane { .. }, wire::Scope::Mesh) => {
+            Err(Status::permission_denied(format!("{caller} may not see this scope")))
+        }
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the control plane is stopping")
+}
+
+/// The one place where session errors become wire codes.
+fn status(error: &SessionError) -> Status {
+    match error {
+        SessionError::Refused(why) => Status::failed_precondition(why.clone()),
+        SessionError::Protocol(_) => Status::invalid_argument(error.to_string()),
+        SessionError::Superseded(_) => Status::aborted(error.to_string()),
+        SessionError::Store(_) => Status::unavailable("the region's store failed, try again"),
+    }
+}

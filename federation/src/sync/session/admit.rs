@@ -1,0 +1,129 @@
+//! Which single record an agent may write.
+
+use std::net::IpAddr;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::Session;
+use crate::key::Key;
+use crate::proto::federation as wire;
+use crate::record::{Body, Cluster, Endpoints, Export, Record};
+use crate::sync::{CLUSTER_KINDS, chain};
+
+/// How far an agent's clock may be ahead of the region's (RELIABILITY promise 24).
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
+
+impl Session {
+    /// The key, if the record may be written under it.
+    pub(super) fn admit(&mut self, put: &wire::Put, now: Timestamp) -> Result<Key, String> {
+        let key = self.own_key(&put.key)?;
+        let record = Record::open(&key, &put.value).map_err(|error| chain(&error))?;
+        match record.body {
+            Body::Export(export) => self.admit_export(&export, now)?,
+            Body::Endpoints(endpoints) => admit_addresses(self.cluster.as_ref(), &endpoints)?,
+            Body::Cluster(cluster) => self.cluster = Some(cluster),
+            Body::Namespace(_) | Body::Beacon(_) | Body::Region(_) => {}
+        }
+        Ok(key)
+    }
+
+    /// The key, if it is one of this owner's and of a kind that agents publish.
+    pub(super) fn own_key(&self, text: &str) -> Result<Key, String> {
+        let key: Key = text.parse().map_err(|error: crate::key::InvalidKey| error.to_string())?;
+        if key.owner != self.owner {
+            return Err(format!(
+                "belongs to {}, this stream publishes for {}",
+                key.owner, self.owner
+            ));
+        }
+        if !CLUSTER_KINDS.contains(&key.kind) {
+            return Err(format!("agents do not publish records of kind {}", key.kind));
+        }
+        Ok(key)
+    }
+
+    /// A claim of age is bounded: not older than the cluster's join, not younger than now.
+    fn admit_export(&self, export: &Export, now: Timestamp) -> Result<(), String> {
+        // The wire has milliseconds, the join may have been recorded with more.
+        let joined = self.joined.as_millisecond();
+        if export.precedence.as_millisecond() < joined {
+            return Err(format!(
+                "claims precedence since {}, but the cluster joined at {}",
+                export.precedence, self.joined
+            ));
+        }
+        if export.precedence > now + CLOCK_SKEW {
+            return Err(format!(
+                "claims precedence since {}, which is yet to come",
+                export.precedence
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn admit_addresses(cluster: Option<&Cluster>, endpoints: &Endpoints) -> Result<(), String> {
+    let cluster = cluster.ok_or("the cluster's own record has to come first")?;
+    for endpoint in &endpoints.endpoints {
+        admit_address(cluster, endpoint.address)
+            .map_err(|why| format!("endpoint {} {why}", endpoint.address))?;
+    }
+    Ok(())
+}
+
+fn admit_address(cluster: &Cluster, address: IpAddr) -> Result<(), String> {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if address.is_unspecified() || link_local || address.is_multicast() {
+        return Err("is unspecified, link-local or multicast".to_owned());
+    }
+    if !cluster.directory && address.is_loopback() {
+        return Err("is a loopback address".to_owned());
+    }
+    let mut declared = cluster.pod_cidrs.iter().chain(&cluster.node_cidrs).peekable();
+    if declared.peek().is_none() {
+        // A directory cluster may leave its ranges open, one with an API server may not.
+        return if cluster.directory {
+            Ok(())
+        } else {
+            Err("the cluster declares no CIDRs".to_owned())
+        };
+    }
+    if declared.any(|net| net.contains(&address)) {
+        return Ok(());
+    }
+    Err("is in none of the CIDRs that the cluster declares".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(directory: bool, cidrs: &[&str], address: &str, why: &str) {
+        let pod_cidrs = cidrs.iter().map(|net| net.parse().unwrap()).collect();
+        let cluster = Cluster { directory, pod_cidrs, ..Cluster::default() };
+        let outcome = admit_address(&cluster, address.parse().unwrap());
+        match outcome {
+            Ok(()) => assert_eq!(why, "", "{address} was admitted"),
+            Err(error) => assert!(!why.is_empty() && error.contains(why), "{address}: {error}"),
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        check(false, &["10.0.0.0/8"], "10.1.2.3", "");
+        check(false, &["10.0.0.0/8"], "11.1.2.3", "in none");
+        check(false, &[], "10.1.2.3", "declares no CIDRs");
+        check(false, &["127.0.0.0/8"], "127.0.0.1", "loopback");
+        check(false, &["0.0.0.0/0"], "169.254.169.254", "link-local");
+        check(true, &["0.0.0.0/0"], "169.254.169.254", "link-local");
+        check(true, &[], "0.0.0.0", "unspecified");
+        check(true, &[], "fe80::1", "link-local");
+        check(true, &[], "224.0.0.1", "multicast");
+        check(true, &[], "127.1.1.1", "");
+        check(true, &["127.0.0.0/8"], "10.1.1.1", "in none");
+        check(true, &["127.0.0.0/8"], "127.9.9.9", "");
+    }
+}

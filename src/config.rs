@@ -1,0 +1,196 @@
+//! Configuration: one typed file per role, and the only place that reads the environment.
+//!
+//! Unknown keys are refused with the path to them; what can have a default has one; the effective
+//! configuration is logged at start. Durations and addresses are parsed here, so that a role gets
+//! values that make sense or does not start.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use tombolo_federation::names::{ClusterId, ClusterName, InvalidName, MeshDomain, RegionName};
+
+/// The zone of multi-cluster names, fixed by KEP-1645.
+pub(crate) const CLUSTERSET_ZONE: &str = "clusterset.local";
+
+/// Why a configuration file was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("{} cannot be read", .path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{}: {problem}", .path.display())]
+    Invalid { path: PathBuf, problem: String },
+}
+
+/// Where a role listens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Listen {
+    /// gRPC over mTLS: federation API, CA, xDS.
+    pub(crate) grpc: SocketAddr,
+    /// DNS over UDP and TCP.
+    pub(crate) dns: SocketAddr,
+    /// Plain HTTP for `/livez`, `/readyz`, `/metrics` and the API; keep it on loopback.
+    pub(crate) admin: SocketAddr,
+}
+
+/// `tombolo control-plane`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ControlPlaneConfig {
+    pub(crate) mesh: MeshDomain,
+    pub(crate) region: RegionName,
+    /// Holds the store; survives restarts.
+    pub(crate) state_dir: PathBuf,
+    /// Key, certificate, trust bundles and pinned roots, as `tombolo ca` writes them; with the
+    /// region's CA in `ca/`, this process issues.
+    pub(crate) identity: PathBuf,
+    pub(crate) listen: Listen,
+    /// What peers and agents dial, `host:port`; the listening address if empty.
+    #[serde(default)]
+    pub(crate) addresses: Vec<String>,
+    /// The network whose addresses the region's own DNS gives out.
+    #[serde(default)]
+    pub(crate) network: String,
+    #[serde(default)]
+    pub(crate) peers: Vec<Peer>,
+    /// To other regions; smaller is nearer.
+    #[serde(default)]
+    pub(crate) distances: BTreeMap<RegionName, u32>,
+}
+
+/// Another region.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Peer {
+    pub(crate) region: RegionName,
+    /// `host:port` of its federation API.
+    pub(crate) address: String,
+}
+
+/// `tombolo agent`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct AgentConfig {
+    pub(crate) mesh: MeshDomain,
+    pub(crate) region: RegionName,
+    /// Its name within the region; the cluster id is `<region>-<cluster>`.
+    pub(crate) cluster: ClusterName,
+    /// Holds the agent's epoch; survives restarts.
+    pub(crate) state_dir: PathBuf,
+    /// Key, certificate, trust bundles and pinned roots, as `tombolo ca` writes them.
+    pub(crate) identity: PathBuf,
+    pub(crate) listen: Listen,
+    /// `host:port` of the region's federation API.
+    pub(crate) control_plane: String,
+    /// Clusters with an equal network reach each other's pods directly.
+    #[serde(default)]
+    pub(crate) network: String,
+    /// The zone that the agent's own DNS clients are taken to be in; none by default.
+    #[serde(default)]
+    pub(crate) zone: Option<String>,
+    /// Where the cluster's objects come from.
+    pub(crate) source: Source,
+}
+
+/// Where a cluster's objects come from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Source {
+    /// A directory of Kubernetes manifests.
+    pub(crate) directory: PathBuf,
+    /// Export every Service, for manifests that hold no `ServiceExports`.
+    #[serde(default)]
+    pub(crate) export_all: bool,
+    /// Ranges that endpoint addresses come from; empty accepts all but unspecified and link-local.
+    #[serde(default)]
+    pub(crate) pod_cidrs: Vec<IpNet>,
+}
+
+impl AgentConfig {
+    /// `<region>-<cluster>`.
+    pub(crate) fn cluster_id(&self) -> Result<ClusterId, InvalidName> {
+        ClusterId::of(&self.region, &self.cluster)
+    }
+}
+
+/// Reads a role's file.
+pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    parse(&text).map_err(|problem| ConfigError::Invalid { path: path.to_owned(), problem })
+}
+
+/// Two steps, so that an error has the path of the field and not only its line.
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let value: serde_json::Value =
+        serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    serde_path_to_error::deserialize(&value).map_err(|error| {
+        let path = error.path().to_string();
+        let problem = error.into_inner();
+        if path == "." { problem.to_string() } else { format!("{path}: {problem}") }
+    })
+}
+
+/// The admin address that CLI verbs ask when they are not told: `TOMBOLO_ADMIN`.
+#[expect(clippy::disallowed_methods, reason = "this module is the one that may")]
+pub(crate) fn admin_from_environment() -> Option<String> {
+    std::env::var("TOMBOLO_ADMIN").ok().filter(|address| !address.is_empty())
+}
+
+/// The directories that programs are looked for in.
+#[expect(clippy::disallowed_methods, reason = "this module is the one that may")]
+pub(crate) fn search_path() -> Vec<PathBuf> {
+    std::env::var("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// What to log, from `TOMBOLO_LOG` (`info`, `tombolo_federation=debug`, ...).
+#[expect(clippy::disallowed_methods, reason = "this module is the one that may")]
+pub(crate) fn log_filter(default: &str) -> String {
+    std::env::var("TOMBOLO_LOG").unwrap_or_else(|_| default.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGENT: &str = "
+mesh: demo.example
+region: us-west1
+cluster: alpha
+stateDir: /var/lib/tombolo
+identity: /etc/tombolo
+listen: {grpc: '127.0.0.1:1', dns: '127.0.0.1:2', admin: '127.0.0.1:3'}
+controlPlane: 127.0.0.1:7443
+source: {directory: /manifests}
+";
+
+    #[test]
+    fn an_agent_needs_no_more_than_this() {
+        let config: AgentConfig = parse(AGENT).unwrap();
+        assert_eq!(config.cluster_id().unwrap().as_str(), "us-west1-alpha");
+        assert!(!config.source.export_all && config.network.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let check = |from: &str, to: &str, why: &str| {
+            let text = AGENT.replace(from, to);
+            assert_ne!(text, AGENT, "{from}");
+            let error = parse::<AgentConfig>(&text).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        };
+        check("mesh:", "mash:", "unknown field `mash`");
+        check("{directory:", "{exportall: true, directory:", "source");
+        check("127.0.0.1:2", "127.0.0.1", "listen.dns");
+        check("us-west1", "US", "region: \"US\" is not a region name");
+        check("cluster: alpha", "", "missing field `cluster`");
+    }
+}

@@ -1,0 +1,125 @@
+//! The admin server: probes, metrics and the API, over plain HTTP on loopback.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tombolo_federation::catalog::Snapshots;
+
+use super::status::{Services, Status};
+
+/// What a role lets the admin server see.
+pub(crate) trait Visible: Send + Sync + 'static {
+    /// How the process is.
+    fn status(&self) -> Status;
+    /// What it serves from.
+    fn snapshots(&self) -> &Snapshots;
+    /// What its DNS would answer, and why.
+    fn dns(&self, name: &str, record_type: &str) -> Result<serde_json::Value, String>;
+    /// The proxies connected to it.
+    fn proxies(&self) -> serde_json::Value;
+}
+
+/// The server's state.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) visible: Arc<dyn Visible>,
+    pub(crate) metrics: Arc<Registry>,
+}
+
+/// Serves until told to stop.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    admin: Admin,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/services", get(services))
+        .route("/api/v1/dns", get(dns))
+        .route("/api/v1/proxies", get(proxies))
+        .with_state(admin);
+    let server = axum::serve(listener, router);
+    server.with_graceful_shutdown(stop.cancelled_owned()).await?;
+    Ok(())
+}
+
+/// Binds, saying what to do when it cannot.
+pub(crate) async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow::anyhow!(
+            "cannot listen on {address} for {what}: {error}; stop what uses the port, or give {what} another one"
+        )
+    })
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response {
+    let status = admin.visible.status();
+    if status.ready {
+        return "ok\n".into_response();
+    }
+    let waiting: String = status.pending.iter().map(|what| format!("waiting for {what}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, waiting).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &admin.metrics) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn status(State(admin): State<Admin>) -> Response {
+    axum::Json(admin.visible.status()).into_response()
+}
+
+async fn services(State(admin): State<Admin>) -> Response {
+    match admin.visible.snapshots().current() {
+        Some(catalog) => axum::Json(Services::of(&catalog)).into_response(),
+        None => not_yet(&admin),
+    }
+}
+
+#[derive(Deserialize)]
+struct DnsQuestion {
+    name: String,
+    #[serde(rename = "type", default = "a")]
+    record_type: String,
+}
+
+fn a() -> String {
+    "A".to_owned()
+}
+
+async fn dns(State(admin): State<Admin>, Query(question): Query<DnsQuestion>) -> Response {
+    match admin.visible.dns(&question.name, &question.record_type) {
+        Ok(answer) => axum::Json(answer).into_response(),
+        Err(problem) => (StatusCode::BAD_REQUEST, problem).into_response(),
+    }
+}
+
+async fn proxies(State(admin): State<Admin>) -> Response {
+    axum::Json(admin.visible.proxies()).into_response()
+}
+
+/// Not known yet is not empty.
+fn not_yet(admin: &Admin) -> Response {
+    let pending = admin.visible.status().pending.join(", ");
+    (StatusCode::SERVICE_UNAVAILABLE, format!("nothing is served yet, waiting for {pending}\n"))
+        .into_response()
+}

@@ -1,0 +1,91 @@
+//! The one gRPC port of a role: TLS, who is calling, and which services there are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tombolo_ca::clock::Clock;
+use tombolo_ca::identity::{Identity, PeerIdentity};
+use tombolo_ca::material::Held;
+use tombolo_ca::tls::{Connector, Incoming, Limits, PeerInfo};
+use tombolo_federation::sync::Caller;
+use tombolo_proxy::ProxyIdentity;
+use tonic::service::{InterceptorLayer, Routes};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Status};
+
+/// A connection whose other end does not answer for 10 s + 5 s is given up.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_WITHIN: Duration = Duration::from_secs(5);
+/// What one connection may have open at a time.
+const MAX_STREAMS: u32 = 256;
+
+/// Serves until told to stop. Long streams have to watch the same token: the server ends when
+/// they do.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    held: Held,
+    routes: Routes,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let incoming = Incoming::new(listener, &held, &Clock::system(), Limits::default())?;
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
+        .max_concurrent_streams(Some(MAX_STREAMS))
+        .layer(InterceptorLayer::new(identify))
+        .add_routes(routes);
+    server.serve_with_incoming_shutdown(incoming.stream(), stop.cancelled_owned()).await?;
+    Ok(())
+}
+
+/// Dials `address` when first used, and again whenever the connection is lost; only the named
+/// identity is spoken to.
+pub(crate) fn dial(address: &str, expected: Identity, held: &Held) -> anyhow::Result<Channel> {
+    let connector = Connector::new(held, expected, &Clock::system())?;
+    // The scheme says nothing about the connection: the connector does the TLS.
+    let endpoint = Endpoint::try_from(format!("http://{address}"))
+        .map_err(|error| anyhow::anyhow!("{address:?} is not HOST:PORT: {error}"))?
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_WITHIN)
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+/// Says to the services who is calling, as the certificate proves it.
+#[expect(clippy::unnecessary_wraps, reason = "the shape of an interceptor")]
+fn identify(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let peer = request.extensions().get::<PeerInfo>().and_then(|peer| peer.identity.clone());
+    if let Some(peer) = peer {
+        if let Some(caller) = caller(&peer.identity) {
+            request.extensions_mut().insert(caller);
+        }
+        if let Some(proxy) = proxy(&peer) {
+            request.extensions_mut().insert(proxy);
+        }
+        request.extensions_mut().insert(Arc::clone(&peer));
+    }
+    Ok(request)
+}
+
+fn caller(identity: &Identity) -> Option<Caller> {
+    match identity {
+        Identity::Agent { region, cluster } => {
+            Some(Caller::Agent { region: region.clone(), cluster: cluster.clone() })
+        }
+        Identity::ControlPlane { region } => Some(Caller::ControlPlane { region: region.clone() }),
+        Identity::Workload { .. } => None,
+    }
+}
+
+/// A proxy speaks with its workload's identity; where it runs is what its issuer wrote down.
+fn proxy(peer: &PeerIdentity) -> Option<ProxyIdentity> {
+    let Identity::Workload { region, namespace, .. } = &peer.identity else { return None };
+    let origin = peer.origin.as_ref()?;
+    Some(ProxyIdentity {
+        cluster: origin.cluster.clone(),
+        region: region.clone(),
+        namespace: namespace.clone(),
+    })
+}

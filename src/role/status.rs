@@ -1,0 +1,228 @@
+//! What a process says of itself and of the mesh: the admin API's answers, as types.
+//!
+//! One set of types for server and CLI, so that `-o json` is the API's own document.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tombolo_federation::catalog::{Catalog, Service};
+use tombolo_federation::key::Kind;
+use tombolo_federation::names::Owner;
+use tombolo_federation::record::ServiceType;
+use tombolo_federation::replica::{Holding, Replica};
+use tombolo_federation::sync::STALE_AFTER;
+use tombolo_federation::sync::client::Link;
+use tokio::time::Instant;
+
+/// `/api/v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Status {
+    /// `control-plane` or `agent`.
+    pub(crate) role: String,
+    pub(crate) mesh: String,
+    pub(crate) region: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster: Option<String>,
+    pub(crate) version: String,
+    pub(crate) ready: bool,
+    /// What readiness waits for.
+    pub(crate) pending: Vec<String>,
+    /// Whether this process leads its region; absent for agents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) leader: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) catalog: Option<CatalogStatus>,
+    pub(crate) sources: Vec<SourceStatus>,
+    pub(crate) links: Vec<LinkStatus>,
+    /// Objects of the own cluster's source that cannot be used, with file, object and field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) problems: Vec<String>,
+    /// What the own cluster's source holds, for directory clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate_expires: Option<Timestamp>,
+    /// Proxies connected to this process, as `/api/v1/proxies` has them in full.
+    #[serde(default)]
+    pub(crate) proxies: usize,
+}
+
+/// The catalog that a process serves from.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CatalogStatus {
+    pub(crate) generation: u64,
+    pub(crate) complete: bool,
+    /// Equal in every process that holds the same.
+    pub(crate) digest: String,
+    pub(crate) services: usize,
+    pub(crate) endpoints: usize,
+}
+
+/// One owner's records, as this process holds them.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SourceStatus {
+    pub(crate) owner: String,
+    pub(crate) records: usize,
+    pub(crate) complete: bool,
+    /// Nothing new was heard for 30 s; what it said is still served.
+    pub(crate) stale: bool,
+    /// Seconds since its last beacon; absent if none has come since this process started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) age_seconds: Option<f64>,
+    pub(crate) quarantined: usize,
+}
+
+/// A connection to a region.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct LinkStatus {
+    pub(crate) name: String,
+    pub(crate) synced: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) problem: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) refused: BTreeMap<String, String>,
+}
+
+/// `/api/v1/services`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Services {
+    pub(crate) catalog: CatalogStatus,
+    pub(crate) services: Vec<ServiceStatus>,
+}
+
+/// A merged service.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServiceStatus {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    #[serde(rename = "type")]
+    pub(crate) service_type: String,
+    /// `http 8080/TCP`
+    pub(crate) ports: Vec<String>,
+    /// Exporters, oldest first.
+    pub(crate) clusters: Vec<ClusterEndpoints>,
+    /// What exporters disagree on.
+    pub(crate) conflicts: Vec<String>,
+}
+
+/// One exporter's endpoints.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClusterEndpoints {
+    pub(crate) cluster: String,
+    pub(crate) region: String,
+    pub(crate) ready: usize,
+    pub(crate) endpoints: Vec<EndpointStatus>,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EndpointStatus {
+    pub(crate) address: String,
+    pub(crate) ports: Vec<u16>,
+    pub(crate) ready: bool,
+    pub(crate) terminating: bool,
+    pub(crate) zone: String,
+    pub(crate) target: String,
+}
+
+impl CatalogStatus {
+    pub(crate) fn of(catalog: &Catalog) -> Self {
+        Self {
+            generation: catalog.generation,
+            complete: catalog.complete,
+            digest: catalog.digest(),
+            services: catalog.services.size(),
+            endpoints: catalog.services.values().map(|service| service.endpoints.len()).sum(),
+        }
+    }
+}
+
+impl Services {
+    pub(crate) fn of(catalog: &Catalog) -> Self {
+        let services = catalog.services.values().map(|service| ServiceStatus::of(service));
+        Self { catalog: CatalogStatus::of(catalog), services: services.collect() }
+    }
+}
+
+impl ServiceStatus {
+    fn of(service: &Service) -> Self {
+        let port = |port: &tombolo_federation::record::ServicePort| {
+            let name = if port.name.is_empty() { "-" } else { &port.name };
+            format!("{name} {}/{}", port.port, port.protocol)
+        };
+        let exports = service.exports.iter();
+        Self {
+            namespace: service.key.namespace.to_string(),
+            name: service.key.name.to_string(),
+            service_type: match service.service_type {
+                ServiceType::ClusterSetIP => "ClusterSetIP",
+                ServiceType::Headless => "Headless",
+            }
+            .to_owned(),
+            ports: service.ports.iter().map(port).collect(),
+            clusters: exports.map(|export| ClusterEndpoints::of(service, export)).collect(),
+            conflicts: service.conflicts.iter().map(|c| format!("{}: {}", c.reason, c.message)).collect(),
+        }
+    }
+}
+
+impl ClusterEndpoints {
+    fn of(service: &Service, export: &tombolo_federation::catalog::ServiceExport) -> Self {
+        let own = service.endpoints.iter().filter(|endpoint| endpoint.cluster == export.cluster);
+        let endpoints: Vec<EndpointStatus> = own
+            .map(|endpoint| EndpointStatus {
+                address: endpoint.address().to_string(),
+                ports: endpoint.ports.iter().map(|port| port.port).collect(),
+                ready: endpoint.endpoint.ready,
+                terminating: endpoint.endpoint.terminating,
+                zone: endpoint.endpoint.zone.clone(),
+                target: endpoint.endpoint.target.clone(),
+            })
+            .collect();
+        Self {
+            cluster: export.cluster.to_string(),
+            region: export.region.to_string(),
+            ready: endpoints.iter().filter(|endpoint| endpoint.ready && !endpoint.terminating).count(),
+            endpoints,
+        }
+    }
+}
+
+impl LinkStatus {
+    pub(crate) fn of(name: String, link: &Link) -> Self {
+        let Link { synced, problem, refused } = link.clone();
+        Self { name, synced, problem, refused }
+    }
+}
+
+/// How the sources of a replica are. `own` is this process's own source, which needs no beacon to
+/// be known to be there.
+pub(crate) fn sources(replica: &Replica, own: Option<&Owner>, started: Instant) -> Vec<SourceStatus> {
+    let status = |(owner, holding): (&Owner, &Holding)| {
+        let heard = holding.beacon_changed();
+        let silence = heard.unwrap_or(started).elapsed();
+        SourceStatus {
+            owner: owner.to_string(),
+            records: holding.len(),
+            complete: is_complete(holding),
+            stale: own != Some(owner) && silence > STALE_AFTER,
+            age_seconds: heard.map(|heard| (heard.elapsed().as_secs_f64() * 10.0).round() / 10.0),
+            quarantined: holding.quarantined(),
+        }
+    };
+    replica.owners().map(status).collect()
+}
+
+/// Whether an owner said that what it is there to say was said.
+pub(crate) fn is_complete(holding: &Holding) -> bool {
+    holding.complete().contains_key(&Kind::Endpoints) || holding.complete().contains_key(&Kind::Region)
+}
