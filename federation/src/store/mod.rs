@@ -7,14 +7,26 @@
 //! a watch delivers every commit from its revision on, once, in order and whole, or says
 //! [`WatchEvent::Compacted`]. Leaves to others: what keys and values mean.
 //!
+//! Around it, for any store: [`list`] and [`read`], [`split`] for batches beyond a transaction's
+//! limits, [`election`], and the `conformance` suite.
+//!
 //! Turned down: a trait per ability. Every caller needs ranges, transactions and watches of one
 //! history, and a store that could do one without the others would be of no use here.
 
+mod bulk;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod election;
+pub mod embedded;
+
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+
+pub use self::bulk::{list, read, split};
 
 /// Operations per transaction; etcd's own default limit.
 pub const MAX_OPS: usize = 128;
@@ -42,12 +54,13 @@ pub struct KeyValue {
 pub struct Range {
     /// All keys that begin with this.
     pub prefix: String,
-    /// Only keys after this one: the last key of the page before.
+    /// Only keys after this one: the last key of the page before. One that is not under the
+    /// prefix bounds all the same.
     pub after: Option<String>,
-    /// At most so many; at least 1.
+    /// At most so many; 0 is read as 1.
     pub limit: usize,
     /// `None` reads the newest state, linearizably; pass the first page's revision for the next
-    /// pages.
+    /// pages. Revision 0 is the empty store.
     pub revision: Option<Revision>,
 }
 
@@ -108,15 +121,55 @@ impl Op {
             Self::Put { key, .. } | Self::Delete { key } => key,
         }
     }
+
+    /// What it counts for against [`MAX_TXN_BYTES`].
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value, .. } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
+    }
 }
 
 /// Changes that happen together, if all guards hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Txn {
-    /// All must hold.
+    /// All must hold. At most [`MAX_OPS`].
     pub guards: Vec<Guard>,
     /// At most [`MAX_OPS`], at most [`MAX_TXN_BYTES`].
     pub ops: Vec<Op>,
+}
+
+impl Txn {
+    /// Whether it keeps the limits and names each key once. Every store asks this before it
+    /// does anything else.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`], naming the key or the limit.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let refused = |why: String| Err(StoreError::Refused(why));
+        if self.guards.len() > MAX_OPS {
+            return refused(format!("{} guards, at most {MAX_OPS}", self.guards.len()));
+        }
+        if self.ops.len() > MAX_OPS {
+            return refused(format!("{} operations, at most {MAX_OPS}", self.ops.len()));
+        }
+        let bytes: usize = self.ops.iter().map(Op::bytes).sum();
+        if bytes > MAX_TXN_BYTES {
+            return refused(format!("{bytes} bytes, at most {MAX_TXN_BYTES}"));
+        }
+        let mut seen = BTreeSet::new();
+        for op in &self.ops {
+            if op.key().is_empty() {
+                return refused("an empty key".to_owned());
+            }
+            if !seen.insert(op.key()) {
+                return refused(format!("key {:?} is changed twice", op.key()));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What became of a transaction.
@@ -143,6 +196,17 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The key that changed.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(entry) => &entry.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+}
+
 /// What a watch delivers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchEvent {
@@ -153,7 +217,8 @@ pub enum WatchEvent {
         /// At least one.
         events: Vec<Event>,
     },
-    /// Nothing else under the prefix happened up to here.
+    /// Nothing else under the prefix happened up to here. Comes when the watch has caught up with
+    /// the store and what it said last is older than this; never below the watched revision.
     Progress {
         /// All before and at this were delivered.
         revision: Revision,
@@ -163,14 +228,18 @@ pub enum WatchEvent {
         /// The oldest revision that can still be watched.
         oldest: Revision,
     },
-    /// The store cannot be reached, or the reader was too slow; the watch has ended.
+    /// The store cannot be reached, is closed or damaged, or gave up on a slow reader; the watch
+    /// has ended. Resume after the last revision that was delivered.
     Ended(StoreError),
 }
 
-/// A running watch. Ends when dropped.
+/// A running watch. Ends when dropped. A queue that ends without a last word ended like
+/// [`WatchEvent::Ended`].
 #[derive(Debug)]
 pub struct Watch {
-    /// Bounded: a reader that does not keep up gets [`WatchEvent::Ended`] and resumes.
+    /// Bounded. A reader that does not keep up holds up nobody but itself: what it has not read
+    /// waits in the store, and once compaction overtakes it, it gets [`WatchEvent::Compacted`].
+    /// A store that cannot wait sends [`WatchEvent::Ended`].
     pub events: mpsc::Receiver<WatchEvent>,
 }
 
@@ -220,13 +289,17 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Commits all of `txn` or nothing. Returns after it is durable.
     async fn commit(&self, txn: Txn) -> Result<Commit, StoreError>;
 
-    /// Delivers every commit under `prefix` from revision `from` (inclusive) on.
+    /// Delivers every commit under `prefix` from revision `from` (inclusive; 0 is as 1) on. A
+    /// revision that has not happened yet is waited for. History that is gone is said in the
+    /// watch, as [`WatchEvent::Compacted`], not as an error here.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
 
-    /// Forgets history before `oldest`; keys keep their newest values.
+    /// Forgets history before `oldest`: that revision and later ones can still be read and
+    /// watched. Less than what is forgotten already is no error.
     async fn compact(&self, oldest: Revision) -> Result<(), StoreError>;
 
-    /// Starts a lease that ends `ttl` after the last sign of life.
+    /// Starts a lease that ends `ttl` after the last sign of life. Stores may round up to whole
+    /// seconds. Zero is refused.
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
 
     /// A sign of life.

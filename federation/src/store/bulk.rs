@@ -1,0 +1,136 @@
+//! Reading and writing more than fits one request, on any store.
+
+use super::{KeyValue, MAX_OPS, MAX_TXN_BYTES, Op, Range, Revision, Store, StoreError, Txn};
+
+/// Keys per page: small enough for a message, large enough that pages are few.
+const PAGE: usize = 1000;
+
+/// Everything under `prefix` as of one revision, the newest, which is returned too: watch from the
+/// one after it.
+///
+/// # Errors
+/// Those of [`Store::range`]; [`StoreError::Compacted`] if history was forgotten between two
+/// pages: list again.
+pub async fn list(
+    store: &dyn Store,
+    prefix: &str,
+) -> Result<(Vec<KeyValue>, Revision), StoreError> {
+    let mut entries = Vec::new();
+    let mut range = Range { prefix: prefix.to_owned(), after: None, limit: PAGE, revision: None };
+    loop {
+        let page = store.range(range.clone()).await?;
+        range.after = page.entries.last().map(|last| last.key.clone());
+        range.revision = Some(page.revision);
+        entries.extend(page.entries);
+        if !page.more || range.after.is_none() {
+            return Ok((entries, page.revision));
+        }
+    }
+}
+
+/// One key's newest state.
+///
+/// # Errors
+/// Those of [`Store::range`].
+pub async fn read(store: &dyn Store, key: &str) -> Result<Option<KeyValue>, StoreError> {
+    // A key sorts before all that it is a prefix of: if it exists, it is the first.
+    let range = Range { prefix: key.to_owned(), after: None, limit: 1, revision: None };
+    Ok(store.range(range).await?.entries.into_iter().find(|entry| entry.key == key))
+}
+
+/// Cuts `ops` into transactions that keep the limits: upserts first, deletes last, so that a
+/// reader who sees a part never misses what only moved; each in the given order. Guards are the
+/// caller's, on every part.
+///
+/// # Errors
+/// [`StoreError::Refused`], naming the key of an operation that is too large by itself.
+pub fn split(ops: impl IntoIterator<Item = Op>) -> Result<Vec<Txn>, StoreError> {
+    let (mut ordered, deletes): (Vec<_>, Vec<_>) =
+        ops.into_iter().partition(|op| matches!(op, Op::Put { .. }));
+    ordered.extend(deletes);
+    let mut parts: Vec<Txn> = Vec::new();
+    let mut room = 0;
+    for op in ordered {
+        let bytes = op.bytes();
+        if bytes > MAX_TXN_BYTES {
+            let key = op.key();
+            return Err(StoreError::Refused(format!(
+                "key {key:?} has {bytes} bytes, at most {MAX_TXN_BYTES} fit a transaction"
+            )));
+        }
+        match parts.last_mut() {
+            Some(part) if part.ops.len() < MAX_OPS && bytes <= room => part.ops.push(op),
+            _ => {
+                parts.push(Txn { guards: Vec::new(), ops: vec![op] });
+                room = MAX_TXN_BYTES;
+            }
+        }
+        room -= bytes;
+    }
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::embedded::Embedded;
+
+    fn sizes(ops: Vec<Op>) -> Vec<usize> {
+        let parts = split(ops).expect("each fits");
+        for part in &parts {
+            part.check().expect("a part keeps the limits");
+        }
+        parts.iter().map(|part| part.ops.len()).collect()
+    }
+
+    fn puts(count: usize, bytes: usize) -> Vec<Op> {
+        (0..count).map(|n| Op::put(format!("{n:04}"), vec![b'v'; bytes - 4])).collect()
+    }
+
+    #[test]
+    fn parts_keep_both_limits() {
+        assert_eq!(sizes(vec![]), Vec::<usize>::new());
+        assert_eq!(sizes(puts(128, 10)), [128]);
+        assert_eq!(sizes(puts(129, 10)), [128, 1]);
+        assert_eq!(sizes(puts(4, MAX_TXN_BYTES / 2)), [2, 2]);
+        assert_eq!(sizes(puts(3, MAX_TXN_BYTES / 2 + 1)), [1, 1, 1]);
+        assert_eq!(sizes(puts(1, MAX_TXN_BYTES)), [1]);
+    }
+
+    #[test]
+    fn upserts_come_first_and_order_is_kept() {
+        let ops = [Op::delete("b"), Op::put("z", "1"), Op::delete("a"), Op::put("y", "2")];
+        let parts = split(ops).expect("small");
+        let keys: Vec<_> = parts[0].ops.iter().map(Op::key).collect();
+        assert_eq!(keys, ["z", "y", "b", "a"]);
+    }
+
+    #[test]
+    fn an_op_over_the_limit_is_named() {
+        let refused = split([Op::put("/huge", vec![0; MAX_TXN_BYTES])]).expect_err("too large");
+        assert!(refused.to_string().contains("/huge"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn list_pages_through_everything_at_one_revision() {
+        let store = Embedded::in_memory().await.expect("memory");
+        let ops = (0..2 * PAGE + 1).map(|n| Op::put(format!("/l/{n:05}"), "v"));
+        for part in split(ops).expect("small") {
+            store.commit(part).await.expect("commits");
+        }
+        let (entries, revision) = list(&store, "/l/").await.expect("lists");
+        assert_eq!(entries.len(), 2 * PAGE + 1);
+        assert!(entries.is_sorted_by(|a, b| a.key < b.key));
+        assert_eq!(entries.iter().map(|e| e.mod_revision).max(), Some(revision));
+        assert_eq!(list(&store, "/m/").await.expect("lists"), (vec![], revision));
+    }
+
+    #[tokio::test]
+    async fn read_wants_the_very_key() {
+        let store = Embedded::in_memory().await.expect("memory");
+        let ops = vec![Op::put("/a/b", "1"), Op::put("/a/bc", "2")];
+        store.commit(Txn { guards: vec![], ops }).await.expect("commits");
+        assert_eq!(read(&store, "/a/b").await.expect("reads").expect("is there").value, "1");
+        assert_eq!(read(&store, "/a/").await.expect("reads"), None);
+    }
+}
