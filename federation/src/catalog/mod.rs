@@ -73,7 +73,7 @@ pub struct Service {
     pub internal_traffic_policy: String,
     /// Of the oldest export; empty for none.
     pub traffic_distribution: String,
-    /// Families that all exports have in common.
+    /// Families that all exports have in common, or the oldest export's if there are none.
     pub ip_families: Vec<IpFamily>,
     /// Of the oldest export, whole.
     pub labels: BTreeMap<String, String>,

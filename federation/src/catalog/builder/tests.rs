@@ -114,6 +114,8 @@ fn removals_take_everything_back() {
     assert!(after.clusters.is_empty() && after.regions.is_empty());
     assert_eq!(after.digest(), Catalog::empty().digest());
     assert_eq!(before.services.size(), 2, "a snapshot does not change");
+    let nothing = format!("{:?}", Sources::default());
+    assert_eq!(format!("{:?}", builder.sources), nothing, "no index outlives its records");
 }
 
 #[test]
