@@ -4,8 +4,15 @@
 //! that hands it from the one task that builds it to all that serve from it. Promises: a snapshot
 //! never changes; generations grow; [`Catalog::touched_since`] names every service that differs,
 //! so that DNS and xDS work in proportion to what changed; equal sets of records give equal
-//! [`Catalog::digest`]s in every process, whatever the order of events. Leaves to others: where
-//! records come from (`replica`), what is reachable and nearest (`tombolo-proxy`, `tombolo-dns`).
+//! [`Catalog::digest`]s in every process, whatever the order of events. [`merge`] holds the rules,
+//! [`builder`] applies them to what changed. Leaves to others: where records come from
+//! (`replica`), what is reachable and nearest (`tombolo-proxy`, `tombolo-dns`).
+
+#[cfg(test)]
+mod arbitrary;
+pub mod builder;
+pub mod merge;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -55,7 +62,8 @@ pub struct Service {
     pub key: ServiceKey,
     /// Of the oldest export.
     pub service_type: ServiceType,
-    /// Union of all exports' ports; names and (protocol, port) pairs are unique.
+    /// Union of all exports' ports, the oldest export's first and in its order; names and
+    /// (protocol, port) pairs are unique.
     pub ports: Vec<ServicePort>,
     /// Of the oldest export; empty for none.
     pub session_affinity: String,
@@ -65,18 +73,19 @@ pub struct Service {
     pub internal_traffic_policy: String,
     /// Of the oldest export; empty for none.
     pub traffic_distribution: String,
-    /// Families that all exports have in common.
+    /// Families that all exports have in common, or the oldest export's if there are none.
     pub ip_families: Vec<IpFamily>,
     /// Of the oldest export, whole.
     pub labels: BTreeMap<String, String>,
     /// Of the oldest export, whole.
     pub annotations: BTreeMap<String, String>,
-    /// What exporters disagree on, sorted by field; it concerns every one of them (MCS R17).
+    /// What exporters disagree on, sorted by reason; it concerns every one of them (MCS R17).
     pub conflicts: Vec<Conflict>,
     /// Who exports it, oldest first.
     pub exports: Vec<ServiceExport>,
-    /// All endpoints of all exporters, also those that are not ready, sorted and each address
-    /// once. Endpoints of clusters that do not export the service are not here (MCS R32).
+    /// All endpoints of all exporters, also those that are not ready, sorted and each address of
+    /// a network once (networks may reuse addresses). Endpoints of clusters that do not export the
+    /// service (MCS R32), or of which nothing else is known yet, are not here.
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -135,7 +144,7 @@ impl Endpoint {
 }
 
 /// The services that recent generations touched.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Changes {
     /// Ascending by generation; the oldest first. Bounded, see `builder`.
     pub(crate) recent: Vec<(u64, Arc<BTreeSet<ServiceKey>>)>,
@@ -171,8 +180,8 @@ impl Catalog {
     }
 
     /// What this view holds, in 64 hexadecimal digits: equal for equal views. Covers merged
-    /// services with their endpoints, and nothing that differs between processes (generation,
-    /// ages, when clusters joined).
+    /// services with their endpoints and which cluster has which namespace, and nothing that
+    /// differs between processes (generation, ages, when clusters joined).
     #[must_use]
     pub fn digest(&self) -> String {
         self.content.to_string()
@@ -201,6 +210,7 @@ pub fn channel() -> (Publisher, Snapshots) {
 impl Publisher {
     /// Makes `next` the newest snapshot; one that is not newer is dropped. Returns whether it was
     /// taken.
+    #[expect(clippy::must_use_candidate, reason = "a snapshot that came too late needs no care")]
     pub fn publish(&self, next: Arc<Catalog>) -> bool {
         self.tx.send_if_modified(|current| {
             let newer = current.as_ref().is_none_or(|held| next.generation > held.generation);
