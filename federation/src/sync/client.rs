@@ -15,9 +15,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
+use super::MAX_MESSAGE;
 use super::intake::{Accept, Intake, IntakeError};
 use super::publisher::{PublishError, Publisher};
-use super::MAX_MESSAGE;
 use crate::key::Kind;
 use crate::names::Owner;
 use crate::proto::federation as wire;

@@ -118,7 +118,8 @@ impl Publisher {
         let Phase::Flowing(sent) = &self.phase else { return Vec::new() };
         let changes = replica.changes_since(sent.version);
         let changes = changes.unwrap_or_else(|| replica.differences(sent));
-        let completed = |change: &Change| matches!(change, Change::Complete(of, _) if *of == self.owner);
+        let completed =
+            |change: &Change| matches!(change, Change::Complete(of, _) if *of == self.owner);
         let completed = changes.iter().any(completed);
         let own = changes.into_iter().filter_map(|change| match change {
             Change::Record(key) if key.owner == self.owner => Some(key),
