@@ -64,9 +64,8 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
-    /// Opens `path`, making it if need be, for what `belongs_to` names. `new_id` is taken if it
-    /// is new.
-    pub(crate) fn open(path: &Path, belongs_to: &str, new_id: &str) -> Result<Self, StateDirError> {
+    /// Opens `path`, making it if need be, for what `belongs_to` names.
+    pub(crate) fn open(path: &Path, belongs_to: &str) -> Result<Self, StateDirError> {
         let io = |source| StateDirError::Io { path: path.to_owned(), source };
         std::fs::create_dir_all(path).map_err(io)?;
         let lock = File::create(path.join("lock")).map_err(io)?;
@@ -76,7 +75,7 @@ impl StateDir {
         })?;
         let identity = read_identity(path)?.unwrap_or_else(|| Identity {
             belongs_to: belongs_to.to_owned(),
-            id: new_id.to_owned(),
+            id: new_id(),
             starts: 0,
             joined_ms: None,
             feed_was_complete: false,
@@ -142,6 +141,14 @@ impl StateDir {
     }
 }
 
+/// Tells this directory from one that was lost. It names a history, it is no secret: the standard
+/// library's per-map random keys are unlike enough.
+fn new_id() -> String {
+    use std::hash::{BuildHasher as _, RandomState};
+    let half = || RandomState::new().hash_one(std::process::id());
+    format!("{:016x}{:016x}", half(), half())
+}
+
 fn read_identity(path: &Path) -> Result<Option<Identity>, StateDirError> {
     let file = path.join("identity.json");
     let text = match std::fs::read(&file) {
@@ -175,27 +182,28 @@ mod tests {
     #[test]
     fn a_directory_counts_its_starts_and_keeps_its_id() {
         let dir = tempfile::tempdir().unwrap();
-        let first = StateDir::open(dir.path(), "m/r/a", "one").unwrap();
-        assert_eq!((first.epoch().to_string(), first.joined_ms()), ("one#1".to_owned(), None));
+        let first = StateDir::open(dir.path(), "m/r/a").unwrap();
+        let epoch = first.epoch();
+        assert_eq!((epoch.count, first.joined_ms()), (1, None));
         drop(first);
-        let mut second = StateDir::open(dir.path(), "m/r/a", "two").unwrap();
-        assert_eq!(second.epoch().to_string(), "one#2");
+        let mut second = StateDir::open(dir.path(), "m/r/a").unwrap();
+        assert_eq!(second.epoch(), Epoch { count: 2, ..epoch });
         second.remember_join(7).unwrap();
         drop(second);
-        assert_eq!(StateDir::open(dir.path(), "m/r/a", "x").unwrap().joined_ms(), Some(7));
+        assert_eq!(StateDir::open(dir.path(), "m/r/a").unwrap().joined_ms(), Some(7));
     }
 
     #[test]
     fn another_owner_or_process_is_refused_and_told_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
-        let held = StateDir::open(dir.path(), "m/r/a", "one").unwrap();
-        let error = StateDir::open(dir.path(), "m/r/a", "one").unwrap_err().to_string();
+        let held = StateDir::open(dir.path(), "m/r/a").unwrap();
+        let error = StateDir::open(dir.path(), "m/r/a").unwrap_err().to_string();
         assert!(error.contains("in use by another process"), "{error}");
         drop(held);
-        let error = StateDir::open(dir.path(), "other/r/a", "one").unwrap_err().to_string();
+        let error = StateDir::open(dir.path(), "other/r/a").unwrap_err().to_string();
         assert!(error.contains("belongs to m/r/a, this is other/r/a"), "{error}");
         std::fs::write(dir.path().join("identity.json"), "{").unwrap();
-        let error = StateDir::open(dir.path(), "m/r/a", "one").unwrap_err().to_string();
+        let error = StateDir::open(dir.path(), "m/r/a").unwrap_err().to_string();
         assert!(error.contains("identity.json is not readable"), "{error}");
     }
 }

@@ -8,35 +8,40 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tombolo_federation::catalog::Snapshots;
 
+use super::common::Serving;
+use super::metrics;
 use super::status::{Services, Status};
+use super::tasks::Tasks;
 
 /// What a role lets the admin server see.
 pub(crate) trait Visible: Send + Sync + 'static {
     /// How the process is.
     fn status(&self) -> Status;
-    /// What it serves from.
-    fn snapshots(&self) -> &Snapshots;
-    /// What its DNS would answer, and why.
-    fn dns(&self, name: &str, record_type: &str) -> Result<serde_json::Value, String>;
-    /// The proxies connected to it.
-    fn proxies(&self) -> serde_json::Value;
+    /// What it serves.
+    fn serving(&self) -> &Serving;
 }
 
 /// The server's state.
 #[derive(Clone)]
-pub(crate) struct Admin {
-    pub(crate) visible: Arc<dyn Visible>,
-    pub(crate) metrics: Arc<Registry>,
+struct Admin {
+    visible: Arc<dyn Visible>,
 }
 
-/// Serves until told to stop.
-pub(crate) async fn serve(
+/// Starts the server as a task of its role.
+pub(crate) fn start(
+    tasks: &mut Tasks,
+    listener: TcpListener,
+    visible: Arc<dyn Visible>,
+    stop: &CancellationToken,
+) {
+    tasks.start("admin", serve(listener, Admin { visible }, stop.clone()));
+}
+
+async fn serve(
     listener: TcpListener,
     admin: Admin,
     stop: CancellationToken,
@@ -44,7 +49,7 @@ pub(crate) async fn serve(
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(scrape))
         .route("/api/v1/status", get(status))
         .route("/api/v1/services", get(services))
         .route("/api/v1/dns", get(dns))
@@ -73,10 +78,9 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, waiting).into_response()
 }
 
-async fn metrics(State(admin): State<Admin>) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &admin.metrics) {
-        Ok(()) => {
+async fn scrape(State(admin): State<Admin>) -> Response {
+    match metrics::encode(&*admin.visible) {
+        Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
@@ -89,7 +93,7 @@ async fn status(State(admin): State<Admin>) -> Response {
 }
 
 async fn services(State(admin): State<Admin>) -> Response {
-    match admin.visible.snapshots().current() {
+    match admin.visible.serving().snapshots.current() {
         Some(catalog) => axum::Json(Services::of(&catalog)).into_response(),
         None => not_yet(&admin),
     }
@@ -107,14 +111,14 @@ fn a() -> String {
 }
 
 async fn dns(State(admin): State<Admin>, Query(question): Query<DnsQuestion>) -> Response {
-    match admin.visible.dns(&question.name, &question.record_type) {
+    match admin.visible.serving().explain(&question.name, &question.record_type) {
         Ok(answer) => axum::Json(answer).into_response(),
         Err(problem) => (StatusCode::BAD_REQUEST, problem).into_response(),
     }
 }
 
 async fn proxies(State(admin): State<Admin>) -> Response {
-    axum::Json(admin.visible.proxies()).into_response()
+    axum::Json(admin.visible.serving().proxies()).into_response()
 }
 
 /// Not known yet is not empty.

@@ -7,8 +7,10 @@
 pub(crate) mod admin;
 pub(crate) mod agent;
 pub(crate) mod catalog;
+pub(crate) mod common;
 pub(crate) mod control_plane;
 pub(crate) mod grpc;
+pub(crate) mod metrics;
 pub(crate) mod own;
 pub(crate) mod status;
 pub(crate) mod tasks;

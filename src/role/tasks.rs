@@ -45,6 +45,20 @@ impl Tasks {
         });
     }
 
+    /// Starts a task that only ends when it fails: it is dropped when the role stops.
+    pub(crate) fn start_fallible<F>(&mut self, name: &'static str, task: F)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let stop = self.stop.clone();
+        self.start(name, async move {
+            tokio::select! {
+                () = stop.cancelled() => Ok(()),
+                ended = task => ended,
+            }
+        });
+    }
+
     /// Runs until told to stop, or until the first task ends, which is then the failure.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let first = tokio::select! {

@@ -1,0 +1,121 @@
+//! `tombolo demo`: a whole mesh in one process, over real sockets.
+//!
+//! Runs the same roles as separate processes would, from configuration and identity files that it
+//! writes to its state directory; regions share nothing but the network. What it adds is what a
+//! real mesh gets from elsewhere: certificates, applications, Envoys, and somebody who pulls plugs.
+
+pub(crate) mod backends;
+pub(crate) mod control;
+pub(crate) mod envoy;
+pub(crate) mod files;
+pub(crate) mod layout;
+pub(crate) mod parts;
+pub(crate) mod show;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tombolo_federation::names::MeshDomain;
+
+use self::files::Prepared;
+use self::layout::{Layout, Ports};
+use self::parts::Parts;
+use self::show::Progress;
+
+/// The mesh that the demo makes.
+const MESH: &str = "demo.tombolo.example";
+/// After so long without being ready something is wrong enough to give up.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// Orders that wait for the one being carried out.
+const ORDERS: usize = 16;
+
+/// Which ports the demo listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PortChoice {
+    /// The documented ones, from 7000 on.
+    Fixed,
+    /// Free ones, written to demo.json.
+    Auto,
+}
+
+/// What the command line said.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) dirs: Vec<String>,
+    pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) ports: PortChoice,
+    pub(crate) envoy: Option<PathBuf>,
+    pub(crate) export_all: bool,
+}
+
+/// Runs until SIGINT or SIGTERM.
+pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
+    let progress = Progress::start();
+    let layout = Layout::from_arguments(&options.dirs)?;
+    let mesh: MeshDomain = MESH.parse()?;
+    // Removed when the demo ends, if nobody named one to keep.
+    let temporary = match &options.state_dir {
+        None => Some(files::Temporary::make()?),
+        Some(_) => None,
+    };
+    let state_dir = match (&options.state_dir, &temporary) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(temporary)) => temporary.path().to_owned(),
+        (None, None) => unreachable!("one of the two was just made"),
+    };
+    std::fs::create_dir_all(&state_dir).with_context(|| state_dir.display().to_string())?;
+    let _lock = files::lock(&state_dir)?;
+    files::remove_announcement(&state_dir)?;
+    let envoy = envoy::find(options.envoy.as_deref(), &crate::config::search_path())?;
+    let ports = match options.ports {
+        PortChoice::Fixed => Ports::fixed(&layout)?,
+        PortChoice::Auto => Ports::free(&layout)?,
+    };
+    let control = crate::role::admin::bind("the demo's control", ports.control).await?;
+    let prepared = Prepared::write(&state_dir, &mesh, &layout, &ports, options.export_all)?;
+    progress.done("certificates and configuration");
+
+    let mut parts = Parts::new(prepared, envoy);
+    let outcome = supervise(&mut parts, control, &progress, &state_dir).await;
+    progress.stopping();
+    files::remove_announcement(&state_dir)?;
+    parts.stop_all().await;
+    outcome
+}
+
+async fn supervise(
+    parts: &mut Parts,
+    control: tokio::net::TcpListener,
+    progress: &Progress,
+    state_dir: &std::path::Path,
+) -> anyhow::Result<()> {
+    let mut signals = crate::shutdown_signal()?;
+    let control_address = control.local_addr()?;
+    let (orders_tx, mut orders) = mpsc::channel(ORDERS);
+    let mut talkers = JoinSet::new();
+    let deadline = Instant::now() + READY_DEADLINE;
+    tokio::select! {
+        started = parts.start_all(progress, deadline) => started?,
+        () = signals.recv() => return Ok(()),
+    }
+    files::announce(state_dir, &parts.announcement(control_address))?;
+    progress.ready(parts, control_address);
+    talkers.spawn(control::serve(control, orders_tx.clone()));
+    talkers.spawn(control::read_stdin(orders_tx));
+    loop {
+        tokio::select! {
+            () = signals.recv() => return Ok(()),
+            Some(order) = orders.recv() => {
+                let done = parts.obey(&order.verb).await;
+                // Whoever asked may have hung up.
+                let _ = order.answer.send(done);
+            }
+            Some(ended) = talkers.join_next() => ended??,
+            () = parts.follow() => {}
+        }
+    }
+}

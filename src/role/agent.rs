@@ -1,0 +1,336 @@
+//! `tombolo agent`: a region's arm in one cluster.
+//!
+//! Reads the cluster's own objects, serves them to the cluster at once, publishes them to the
+//! region, and serves what the region knows of the others. Never needs the region for its own.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tombolo_ca::clock::Clock;
+use tombolo_ca::identity::Identity;
+use tombolo_ca::material::Held;
+use tombolo_ca::renew::Issuer;
+use tombolo_ca::tls::Connector;
+use tombolo_dns::server::Bound as BoundDns;
+use tombolo_federation::catalog::{self, Publisher};
+use tombolo_federation::key::Kind;
+use tombolo_federation::manifests::{Desired, Options, Source};
+use tombolo_federation::names::Owner;
+use tombolo_federation::record::{Body, Cluster};
+use tombolo_federation::replica::{self, Replicas};
+use tombolo_federation::sync::client::{self, Link, Publication};
+use tombolo_federation::sync::own::OwnRecords;
+use tombolo_proxy::ClientLocality;
+use tonic::service::Routes;
+use tonic::transport::Endpoint;
+use tracing::{error, info};
+
+use super::admin::{self, Visible};
+use super::catalog::{Gate, build};
+use super::common::{OwnIdentity, Serving};
+use super::own::Own;
+use super::status::{self, LinkStatus, Status};
+use super::tasks::Tasks;
+use super::{Addresses, grpc};
+use crate::config::AgentConfig;
+use crate::state_dir::StateDir;
+
+/// How long an agent that never had its region's feed waits for it before it serves its own
+/// cluster alone.
+const ALONE_AFTER: Duration = Duration::from_secs(10);
+
+/// An agent whose sockets are bound; nothing runs yet.
+pub(crate) struct Agent {
+    config: AgentConfig,
+    owner: Owner,
+    state: StateDir,
+    identity: OwnIdentity,
+    grpc: TcpListener,
+    dns: BoundDns,
+    admin: TcpListener,
+    serving: Serving,
+    publisher: Publisher,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    /// Opens files and binds sockets; everything that a person has to mend fails here.
+    pub(crate) async fn bind(config: AgentConfig, stop: CancellationToken) -> anyhow::Result<Self> {
+        let cluster = config.cluster_id()?;
+        let belongs_to = format!("{}/{}/{cluster}", config.mesh, config.region);
+        let state = StateDir::open(&config.state_dir, &belongs_to)?;
+        let identity = OwnIdentity::load(&config.identity, &config.mesh)?;
+        let region = config.region.clone();
+        identity.expect(&Identity::Agent { region: region.clone(), cluster: cluster.clone() })?;
+        let grpc = admin::bind("gRPC", config.listen.grpc).await?;
+        let admin = admin::bind("the admin API", config.listen.admin).await?;
+        let (publisher, snapshots) = catalog::channel();
+        let locality = ClientLocality {
+            region: region.clone(),
+            zone: config.zone.as_deref().map(Into::into),
+            cluster: Some(cluster.clone()),
+            network: config.network.as_str().into(),
+        };
+        let server = format!("agent/{cluster}");
+        let bound =
+            Serving::bind(snapshots, locality, server, config.listen.dns, stop.clone()).await?;
+        let (serving, dns) = bound;
+        let owner = Owner::cluster(region, cluster);
+        Ok(Self { config, owner, state, identity, grpc, dns, admin, serving, publisher, stop })
+    }
+
+    /// The real addresses.
+    pub(crate) fn addresses(&self) -> anyhow::Result<Addresses> {
+        Ok(Addresses {
+            grpc: self.grpc.local_addr()?,
+            dns: self.dns.local_addr(),
+            admin: self.admin.local_addr()?,
+        })
+    }
+
+    /// Runs until stopped or until the first task fails.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let addresses = self.addresses()?;
+        info!(grpc = %addresses.grpc, dns = %addresses.dns, admin = %addresses.admin, "listening");
+        let Self { config, owner, state, identity, grpc, dns, admin, serving, publisher, stop } = self;
+        let mut tasks = Tasks::new(stop.clone());
+        let mut options = Options::new(config.region.clone(), config.cluster_id()?);
+        options.pod_cidrs.clone_from(&config.source.pod_cidrs);
+        options.export_all = config.source.export_all;
+        let (options, options_rx) = watch::channel(options);
+        let (source, desired) =
+            Source::open(config.source.directory.clone(), options_rx).await?;
+        let source_stop = stop.clone();
+        tasks.start("source", async move {
+            // The options do not change, but the source follows them for as long as it runs.
+            let _options = options;
+            Ok(source.run(source_stop).await?)
+        });
+
+        let (writer, replicas) = replica::channel();
+        let writer = Arc::new(writer);
+        let held = identity.held();
+        let view = Arc::new(View {
+            owner: owner.clone(),
+            replicas: replicas.clone(),
+            desired: desired.clone(),
+            held: held.clone(),
+            publishing: watch::Sender::default(),
+            subscribed: watch::Sender::default(),
+            serving,
+            mesh: config.mesh.to_string(),
+        });
+        let routes = Routes::new(view.serving.ads.into_service());
+        tasks.start("grpc", grpc::serve(grpc, held.clone(), routes, stop.clone()));
+        view.serving.start(&mut tasks, dns, &stop);
+        admin::start(&mut tasks, admin, Arc::<View>::clone(&view), &stop);
+
+        let known = state.joined_ms().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        let (joined, joined_rx) = watch::channel(known);
+        let (respected, respected_rx) = watch::channel(None);
+        let own = Own {
+            records: OwnRecords::new(owner.clone(), state.epoch()),
+            cluster: cluster_record(&config, &state),
+            desired,
+            joined: joined_rx.clone(),
+            respected,
+            writer: Arc::clone(&writer),
+        };
+        tasks.start_fallible("own records", own.run());
+        let publication = Publication {
+            owner: owner.clone(),
+            uid: state.id().to_owned(),
+            epoch: state.epoch(),
+            joined,
+            respected: respected_rx,
+        };
+        let region = Identity::ControlPlane { region: config.region.clone() };
+        let channel = grpc::dial(&config.control_plane, region.clone(), &held)?;
+        let publish =
+            client::publish(channel.clone(), publication, replicas.clone(), view.publishing.clone());
+        tasks.start_endless("publish", publish);
+        let subscribe = client::subscribe(channel, owner, writer, view.subscribed.clone());
+        tasks.start_endless("subscribe", subscribe);
+
+        let state = Arc::new(Mutex::new(state));
+        start_catalog(&mut tasks, &view, replicas, publisher, Arc::clone(&state));
+        tasks.start_endless("join", remember_join(joined_rx, state));
+        let issuer = Issuer::Remote {
+            endpoint: Endpoint::try_from(format!("http://{}", config.control_plane))?,
+            connector: Connector::new(&held, region, &Clock::system())?,
+        };
+        identity.renew(&mut tasks, issuer, &stop);
+        identity.watch(&mut tasks, stop);
+        tasks.run().await
+    }
+}
+
+/// What the cluster says of itself. Its zones are those that its endpoints name.
+fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
+    Cluster {
+        uid: state.id().to_owned(),
+        network: config.network.clone(),
+        pod_cidrs: config.source.pod_cidrs.clone(),
+        software_version: env!("CARGO_PKG_VERSION").to_owned(),
+        directory: true,
+        ..Cluster::default()
+    }
+}
+
+/// Serves once the own cluster was read and the region's feed is complete; see [`gate`].
+fn start_catalog(
+    tasks: &mut Tasks,
+    view: &Arc<View>,
+    replicas: Replicas,
+    publisher: Publisher,
+    state: Arc<Mutex<StateDir>>,
+) {
+    let (gate_tx, gate_rx) = watch::channel(Gate::Closed);
+    let opening = gate(
+        view.owner.clone(),
+        replicas.clone(),
+        view.subscribed.subscribe(),
+        gate_tx,
+        state,
+    );
+    tasks.start_endless("gate", opening);
+    tasks.start_fallible("catalog", build(replicas, gate_rx, publisher));
+}
+
+/// Opens the catalog. An agent whose feed was complete in an earlier run waits for it: its proxies
+/// hold what it served then, and would take a part for the whole (RELIABILITY promise 4, XDS X7).
+/// One that never had it waits 10 s, and then serves its own cluster, since a cluster must not need
+/// its region to see its own pods.
+async fn gate(
+    owner: Owner,
+    mut replicas: Replicas,
+    mut subscribed: watch::Receiver<Link>,
+    gate: watch::Sender<Gate>,
+    state: Arc<Mutex<StateDir>>,
+) {
+    let own = |replica: &replica::Replica| {
+        let held = replica.holding(&owner).map(replica::Holding::complete);
+        held.is_some_and(|held| held.contains_key(&Kind::Cluster))
+    };
+    if replicas.wait_for(own).await.is_none() {
+        return;
+    }
+    let was_complete = state.lock().is_ok_and(|state| state.feed_was_complete());
+    let alone = async {
+        if was_complete {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(ALONE_AFTER).await;
+    };
+    tokio::select! {
+        synced = wait_synced(&mut subscribed) => if !synced { return },
+        () = alone => {
+            info!("the region does not answer, serving this cluster alone");
+            gate.send_replace(Gate::Partial);
+            if !wait_synced(&mut subscribed).await {
+                return;
+            }
+        }
+    }
+    gate.send_replace(Gate::Open);
+    if let Ok(mut state) = state.lock()
+        && let Err(error) = state.remember_complete_feed()
+    {
+        error!(%error, "the state directory cannot be written");
+    }
+    // The catalog follows the gate for as long as it stands.
+    std::future::pending::<()>().await;
+}
+
+async fn wait_synced(subscribed: &mut watch::Receiver<Link>) -> bool {
+    subscribed.wait_for(|link| link.synced).await.is_ok()
+}
+
+/// The join outlives a restart, so that precedence does not flap until the region says it again.
+async fn remember_join(
+    mut joined: watch::Receiver<Option<Timestamp>>,
+    state: Arc<Mutex<StateDir>>,
+) {
+    while joined.changed().await.is_ok() {
+        let known = *joined.borrow_and_update();
+        if let (Some(known), Ok(mut state)) = (known, state.lock())
+            && let Err(error) = state.remember_join(known.as_millisecond())
+        {
+            error!(%error, "the state directory cannot be written");
+        }
+    }
+}
+
+/// What the admin server sees.
+struct View {
+    owner: Owner,
+    mesh: String,
+    replicas: Replicas,
+    desired: watch::Receiver<Arc<Desired>>,
+    held: Held,
+    publishing: watch::Sender<Link>,
+    subscribed: watch::Sender<Link>,
+    serving: Serving,
+}
+
+impl View {
+    fn pending(&self) -> Vec<String> {
+        let mut pending = Vec::new();
+        if !self.desired.borrow().complete {
+            pending.push("the first complete reading of the manifests".to_owned());
+        }
+        let region = &self.owner.region;
+        for (link, what) in [(&self.publishing, "publishing to"), (&self.subscribed, "the feed of")] {
+            let link = link.borrow();
+            if !link.synced {
+                let why = link.problem.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+                pending.push(format!("{what} region {region}{why}"));
+            }
+        }
+        pending
+    }
+}
+
+impl Visible for View {
+    fn status(&self) -> Status {
+        let catalog = self.serving.catalog();
+        let desired = Arc::clone(&self.desired.borrow());
+        let mut pending = self.pending();
+        // Once it serves, it is ready: what the region does is no reason to take the cluster's own
+        // agent out of use.
+        let ready = catalog.as_ref().is_some_and(|catalog| catalog.complete);
+        if ready {
+            pending.clear();
+        }
+        let replica = self.replicas.clone().current();
+        Status {
+            role: "agent".to_owned(),
+            mesh: self.mesh.clone(),
+            region: self.owner.region.to_string(),
+            cluster: self.owner.cluster.as_ref().map(ToString::to_string),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready,
+            pending,
+            leader: None,
+            catalog,
+            sources: status::sources(&replica, Some(&self.owner), self.serving.started),
+            links: vec![
+                LinkStatus::of("publish".to_owned(), &self.publishing.borrow()),
+                LinkStatus::of("subscribe".to_owned(), &self.subscribed.borrow()),
+            ],
+            problems: desired.problems.iter().map(ToString::to_string).collect(),
+            source: serde_json::to_value(&desired.counts).ok(),
+            certificate_expires: Some(self.held.current().credential().expires()),
+            proxies: self.serving.ads.proxies().len(),
+        }
+    }
+
+    fn serving(&self) -> &Serving {
+        &self.serving
+    }
+}

@@ -1,0 +1,149 @@
+//! What both roles have: an identity on disk, DNS and xDS over one catalog, what the admin server
+//! shows.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tombolo_ca::clock::Clock;
+use tombolo_ca::identity::Identity;
+use tombolo_ca::material::directory::{Directory, report};
+use tombolo_ca::material::{Held, Holder};
+use tombolo_ca::renew::{Issuer, Renewer};
+use tombolo_dns::server::{Bound as BoundDns, Config as DnsConfig, Metrics as DnsMetrics, Server};
+use tombolo_dns::{View, Zone};
+use tombolo_federation::catalog::Snapshots;
+use tombolo_federation::names::MeshDomain;
+use tombolo_proxy::{AdsConfig, AdsServer, ClientLocality};
+
+use super::status::CatalogStatus;
+use super::tasks::Tasks;
+use crate::config::CLUSTERSET_ZONE;
+
+/// How often files with keys and bundles are looked at.
+const LOOK_AT_FILES: Duration = Duration::from_secs(5);
+
+/// A process's own identity and whom it trusts, kept fresh from its files.
+pub(crate) struct OwnIdentity {
+    pub(crate) holder: Arc<Holder>,
+    directory: Directory,
+    path: PathBuf,
+}
+
+impl OwnIdentity {
+    pub(crate) fn load(path: &Path, mesh: &MeshDomain) -> anyhow::Result<Self> {
+        let mut directory = Directory::new(path, mesh.clone());
+        let loaded = directory.load(Timestamp::now())?;
+        report(&loaded.refused);
+        let holder = Arc::new(Holder::new(loaded.material));
+        Ok(Self { holder, directory, path: path.to_owned() })
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        self.holder.held()
+    }
+
+    /// A process with another's certificate would be refused by everybody: better told here.
+    pub(crate) fn expect(&self, wanted: &Identity) -> anyhow::Result<()> {
+        let held = self.holder.current();
+        let found = held.credential().identity();
+        anyhow::ensure!(
+            found == wanted,
+            "the certificate in {} is that of the {found}, this process is the {wanted}",
+            self.path.display()
+        );
+        Ok(())
+    }
+
+    /// Renews the certificate at half its life, also on disk for the next start.
+    pub(crate) fn renew(&self, tasks: &mut Tasks, issuer: Issuer, stop: &CancellationToken) {
+        let renewer = Renewer::new(Arc::clone(&self.holder), issuer, Clock::system())
+            .saving_to(self.path.clone());
+        let stop = stop.clone();
+        tasks.start("certificate renewal", async move {
+            renewer.run(stop).await;
+            Ok(())
+        });
+    }
+
+    /// Follows the files.
+    pub(crate) fn watch(self, tasks: &mut Tasks, stop: CancellationToken) {
+        let Self { holder, directory, .. } = self;
+        tasks.start("identity files", async move {
+            directory.watch(&holder, Clock::system(), LOOK_AT_FILES, stop).await;
+            Ok(())
+        });
+    }
+}
+
+/// What a role serves from its catalog.
+pub(crate) struct Serving {
+    pub(crate) snapshots: Snapshots,
+    pub(crate) zone: Zone,
+    pub(crate) view: View,
+    pub(crate) ads: AdsServer,
+    pub(crate) registry: Registry,
+    pub(crate) started: Instant,
+}
+
+impl Serving {
+    /// Binds DNS; proxies are served on the role's gRPC port.
+    pub(crate) async fn bind(
+        snapshots: Snapshots,
+        locality: ClientLocality,
+        server: String,
+        dns: std::net::SocketAddr,
+        stop: CancellationToken,
+    ) -> anyhow::Result<(Self, BoundDns)> {
+        let zone: Zone = CLUSTERSET_ZONE.parse()?;
+        let view = View::Endpoints {
+            region: locality.region.clone(),
+            cluster: locality.cluster.clone(),
+            zone: locality.zone.as_deref().map(str::to_owned),
+            network: locality.network.to_string(),
+        };
+        let mut registry = Registry::with_prefix("tombolo");
+        let metrics = DnsMetrics::register(registry.sub_registry_with_prefix("dns"));
+        let config = DnsConfig::new(zone.clone(), view.clone(), metrics);
+        let dns = Server::bind(dns, snapshots.clone(), config).await?;
+        let config = AdsConfig { server, ..AdsConfig::new(locality) };
+        let ads = AdsServer::new(snapshots.clone(), config, stop);
+        ads.register_metrics(registry.sub_registry_with_prefix("xds"));
+        let started = Instant::now();
+        Ok((Self { snapshots, zone, view, ads, registry, started }, dns))
+    }
+
+    /// Starts DNS, and the following of the catalog for xDS.
+    pub(crate) fn start(&self, tasks: &mut Tasks, dns: BoundDns, stop: &CancellationToken) {
+        let dns_stop = stop.clone();
+        tasks.start("dns", async move { Ok(dns.run(dns_stop).await?) });
+        let (ads, stop) = (self.ads.clone(), stop.clone());
+        tasks.start("xds", async move {
+            ads.run().await;
+            // It also ends with the catalog, whose task then says why.
+            stop.cancelled().await;
+            Ok(())
+        });
+    }
+
+    /// What DNS would answer, and why.
+    pub(crate) fn explain(&self, name: &str, record_type: &str) -> Result<serde_json::Value, String> {
+        let catalog = self.snapshots.current();
+        let explained =
+            tombolo_dns::resolve(&self.zone, &self.view, catalog.as_deref(), name, record_type)
+                .map_err(|error| error.to_string())?;
+        serde_json::to_value(explained).map_err(|error| error.to_string())
+    }
+
+    pub(crate) fn catalog(&self) -> Option<CatalogStatus> {
+        self.snapshots.current().map(|catalog| CatalogStatus::of(&catalog))
+    }
+
+    pub(crate) fn proxies(&self) -> serde_json::Value {
+        serde_json::to_value(self.ads.proxies()).unwrap_or_default()
+    }
+}

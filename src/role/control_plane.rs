@@ -1,0 +1,287 @@
+//! `tombolo control-plane`: a region's store, its federation API, CA, DNS and xDS.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tombolo_ca::clock::Clock;
+use tombolo_ca::identity::Identity;
+use tombolo_ca::material::Held;
+use tombolo_ca::region::RegionCa;
+use tombolo_ca::renew::Issuer;
+use tombolo_ca::service::Authority;
+use tombolo_dns::server::Bound as BoundDns;
+use tombolo_federation::catalog::{self, Publisher};
+use tombolo_federation::names::{Owner, RegionName};
+use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
+use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
+use tombolo_federation::store::{Guard, Store};
+use tombolo_federation::store::election;
+use tombolo_federation::store::embedded::Embedded;
+use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::mirror::{self, Leader, MirrorError};
+use tombolo_federation::sync::own::OwnRecords;
+use tombolo_federation::sync::service::FederationApi;
+use tombolo_federation::sync::{facts, follower};
+use tombolo_proxy::ClientLocality;
+use tonic::service::Routes;
+use tracing::{info, warn};
+
+use super::admin::{self, Visible};
+use super::catalog::{Gate, build};
+use super::common::{OwnIdentity, Serving};
+use super::status::{self, LinkStatus, Status};
+use super::tasks::Tasks;
+use super::{Addresses, grpc, wall_clock};
+use crate::config::{ControlPlaneConfig, Peer};
+use crate::state_dir::StateDir;
+
+/// A leader that gives no sign of life for so long is succeeded.
+const LEADER_TTL: Duration = Duration::from_secs(3);
+
+/// A control plane whose sockets are bound; nothing runs yet.
+pub(crate) struct ControlPlane {
+    config: ControlPlaneConfig,
+    state: StateDir,
+    identity: OwnIdentity,
+    ca: Option<Arc<RegionCa>>,
+    grpc: TcpListener,
+    dns: BoundDns,
+    admin: TcpListener,
+    serving: Serving,
+    publisher: Publisher,
+    stop: CancellationToken,
+}
+
+impl ControlPlane {
+    /// Opens files and binds sockets; everything that a person has to mend fails here.
+    pub(crate) async fn bind(
+        config: ControlPlaneConfig,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let belongs_to = format!("{}/{}", config.mesh, config.region);
+        let state = StateDir::open(&config.state_dir, &belongs_to)?;
+        let identity = OwnIdentity::load(&config.identity, &config.mesh)?;
+        identity.expect(&Identity::ControlPlane { region: config.region.clone() })?;
+        let ca_dir = config.identity.join("ca");
+        let ca = ca_dir.is_dir().then(|| RegionCa::load(&ca_dir, &config.region, &config.mesh));
+        let ca = ca.transpose().context("the region's CA cannot be used")?.map(Arc::new);
+        let grpc = admin::bind("gRPC", config.listen.grpc).await?;
+        let admin = admin::bind("the admin API", config.listen.admin).await?;
+        let (publisher, snapshots) = catalog::channel();
+        let locality = ClientLocality {
+            region: config.region.clone(),
+            zone: None,
+            cluster: None,
+            network: config.network.as_str().into(),
+        };
+        let server = format!("control-plane/{}", config.region);
+        let bound =
+            Serving::bind(snapshots, locality, server, config.listen.dns, stop.clone()).await?;
+        let (serving, dns) = bound;
+        Ok(Self { config, state, identity, ca, grpc, dns, admin, serving, publisher, stop })
+    }
+
+    /// The real addresses.
+    pub(crate) fn addresses(&self) -> anyhow::Result<Addresses> {
+        Ok(Addresses {
+            grpc: self.grpc.local_addr()?,
+            dns: self.dns.local_addr(),
+            admin: self.admin.local_addr()?,
+        })
+    }
+
+    /// Runs until stopped or until the first task fails.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let addresses = self.addresses()?;
+        info!(grpc = %addresses.grpc, dns = %addresses.dns, admin = %addresses.admin, "listening");
+        let embedded = Arc::new(Embedded::open(self.state.file("store.redb")).await?);
+        let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
+        let outcome = self.run_on(store).await;
+        embedded.close().await;
+        outcome
+    }
+
+    async fn run_on(self, store: Arc<dyn Store>) -> anyhow::Result<()> {
+        let Self { config, state, identity, ca, grpc, dns, admin, serving, publisher, stop } = self;
+        let (writer, replicas) = replica::channel();
+        let held = identity.held();
+        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving));
+
+        let mut tasks = Tasks::new(stop.clone());
+        let api = FederationApi::new(
+            view.config.region.clone(),
+            Arc::clone(&store),
+            replicas.clone(),
+            wall_clock(),
+            stop.clone(),
+        );
+        let mut routes = Routes::new(api.into_service()).add_service(view.serving.ads.into_service());
+        if let Some(ca) = &ca {
+            let authority = Authority::new(Arc::clone(ca), Clock::system());
+            routes = routes.add_service(authority.into_service());
+        }
+        tasks.start("grpc", grpc::serve(grpc, held.clone(), routes, stop.clone()));
+        view.serving.start(&mut tasks, dns, &stop);
+        admin::start(&mut tasks, admin, Arc::<View>::clone(&view), &stop);
+        start_catalog(&mut tasks, &store, writer, &replicas, publisher);
+        let region = Spokesman { epoch: state.epoch(), store, replicas, held, view };
+        tasks.start("leader", region.run(stop.clone()));
+        if let Some(ca) = ca {
+            identity.renew(&mut tasks, Issuer::Local(ca), &stop);
+        }
+        identity.watch(&mut tasks, stop);
+        let outcome = tasks.run().await;
+        drop(state);
+        outcome
+    }
+}
+
+/// Follows the store, and opens the catalog once it was read: what was complete when it was
+/// committed is complete when it is read back.
+fn start_catalog(
+    tasks: &mut Tasks,
+    store: &Arc<dyn Store>,
+    writer: ReplicaWriter,
+    replicas: &Replicas,
+    publisher: Publisher,
+) {
+    let follow = follower::follow(Arc::clone(store), Arc::new(writer));
+    tasks.start_fallible("store follower", async move { follow.await.map_err(Into::into) });
+    let (gate, gate_rx) = watch::channel(Gate::Closed);
+    let mut read = replicas.clone();
+    tasks.start_endless("store gate", async move {
+        if read.wait_for(|replica| replica.position > 0).await.is_some() {
+            gate.send_replace(Gate::Open);
+        }
+        // The catalog follows the gate for as long as it stands.
+        std::future::pending().await
+    });
+    tasks.start_fallible("catalog", build(replicas.clone(), gate_rx, publisher));
+}
+
+/// Speaks for the region and mirrors its peers, whenever this process leads.
+struct Spokesman {
+    epoch: Epoch,
+    store: Arc<dyn Store>,
+    replicas: Replicas,
+    held: Held,
+    view: Arc<View>,
+}
+
+impl Spokesman {
+    async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let id = format!("{}@{}", self.view.config.region, self.epoch);
+            let campaign =
+                election::campaign(Arc::clone(&self.store), &facts::election_key(), &id, LEADER_TTL);
+            let leadership = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                leadership = campaign => leadership?,
+            };
+            info!(region = %self.view.config.region, "leading");
+            self.view.leading.send_replace(true);
+            let ended = tokio::select! {
+                () = stop.cancelled() => None,
+                () = leadership.lost() => Some(Ok(MirrorError::NotLeader)),
+                ended = self.lead(leadership.fence()) => Some(ended),
+            };
+            self.view.leading.send_replace(false);
+            leadership.resign().await;
+            match ended {
+                None => return Ok(()),
+                Some(Ok(MirrorError::NotLeader)) => warn!("leadership lost, campaigning anew"),
+                Some(Ok(error)) => return Err(error.into()),
+                Some(Err(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Ends with the first part that ends.
+    async fn lead(&self, fence: Guard) -> anyhow::Result<MirrorError> {
+        let leader =
+            Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
+        let config = &self.view.config;
+        let own = OwnRecords::new(Owner::region(config.region.clone()), self.epoch.clone());
+        let mut parts = JoinSet::new();
+        parts.spawn(mirror::speak_for_region(leader.clone(), own, self.view.region()));
+        for peer in &config.peers {
+            let expected = Identity::ControlPlane { region: peer.region.clone() };
+            let channel = grpc::dial(&peer.address, expected, &self.held)?;
+            let link = self.view.links[&peer.region].clone();
+            parts.spawn(mirror::mirror(leader.clone(), peer.region.clone(), channel, link));
+        }
+        let ended = parts.join_next().await.context("a leader has at least its own region")?;
+        Ok(ended?)
+    }
+}
+
+/// What the admin server sees.
+struct View {
+    config: ControlPlaneConfig,
+    replicas: Replicas,
+    held: Held,
+    leading: watch::Sender<bool>,
+    links: BTreeMap<RegionName, watch::Sender<Link>>,
+    serving: Serving,
+}
+
+impl View {
+    fn new(config: ControlPlaneConfig, replicas: Replicas, held: Held, serving: Serving) -> Self {
+        let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
+        let links = config.peers.iter().map(link).collect();
+        Self { config, replicas, held, leading: watch::Sender::new(false), links, serving }
+    }
+
+    /// What the region says of itself.
+    fn region(&self) -> Region {
+        let addresses = match &self.config.addresses[..] {
+            [] => vec![self.config.listen.grpc.to_string()],
+            addresses => addresses.to_vec(),
+        };
+        Region {
+            addresses,
+            distances: self.config.distances.clone(),
+            reads_level: READS_LEVEL,
+            software_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+impl Visible for View {
+    fn status(&self) -> Status {
+        let catalog = self.serving.catalog();
+        let pending = match &catalog {
+            None => vec!["the first complete reading of the store".to_owned()],
+            Some(_) => Vec::new(),
+        };
+        let links = self.links.iter();
+        let links = links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
+        Status {
+            role: "control-plane".to_owned(),
+            mesh: self.config.mesh.to_string(),
+            region: self.config.region.to_string(),
+            cluster: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: pending.is_empty(),
+            pending,
+            leader: Some(*self.leading.borrow()),
+            catalog,
+            sources: status::sources(&self.replicas.clone().current(), None, self.serving.started),
+            links: links.collect(),
+            problems: Vec::new(),
+            source: None,
+            certificate_expires: Some(self.held.current().credential().expires()),
+            proxies: self.serving.ads.proxies().len(),
+        }
+    }
+
+    fn serving(&self) -> &Serving {
+        &self.serving
+    }
+}

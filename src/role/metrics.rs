@@ -1,0 +1,87 @@
+//! `/metrics`: what the crates count, and what status knows, as gauges made at each scrape.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::admin::Visible;
+use super::status::{SourceStatus, Status};
+
+/// All metrics in the OpenMetrics text format.
+pub(crate) fn encode(visible: &dyn Visible) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    let mut of_status = prometheus_client::registry::Registry::with_prefix("tombolo");
+    of_status.register_collector(Box::new(OfStatus(visible.status())));
+    prometheus_client::encoding::text::encode_registry(&mut text, &of_status)?;
+    prometheus_client::encoding::text::encode(&mut text, &visible.serving().registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct OfStatus(Status);
+
+impl Collector for OfStatus {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let status = &self.0;
+        gauge(&mut encoder, "ready", "1 once everything that readiness waits for is there", f64::from(u8::from(status.ready)))?;
+        if let Some(leader) = status.leader {
+            gauge(&mut encoder, "leader", "1 while this process leads its region", f64::from(u8::from(leader)))?;
+        }
+        if let Some(catalog) = &status.catalog {
+            gauge(&mut encoder, "catalog_generation", "Counts the catalogs built by this process", to_f64(catalog.generation))?;
+            gauge(&mut encoder, "catalog_services", "Merged services", to_f64(catalog.services))?;
+            gauge(&mut encoder, "catalog_endpoints", "Endpoints of merged services", to_f64(catalog.endpoints))?;
+        }
+        gauge(&mut encoder, "proxies", "Proxies connected to this process", to_f64(status.proxies))?;
+        self.by_source(&mut encoder)?;
+        self.by_link(&mut encoder)
+    }
+}
+
+impl OfStatus {
+    fn by_source(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        type Value = fn(&SourceStatus) -> Option<f64>;
+        let metrics: [(&str, &str, Value); 4] = [
+            ("source_records", "Records held of an owner", |s| Some(to_f64(s.records))),
+            ("source_quarantined", "Records of an owner that cannot be read; their last good version is in use", |s| Some(to_f64(s.quarantined))),
+            ("source_stale", "1 while nothing new is heard of an owner; what it said is still served", |s| Some(f64::from(u8::from(s.stale)))),
+            ("source_age_seconds", "Time since an owner's last beacon", |s| s.age_seconds),
+        ];
+        for (name, help, value) in metrics {
+            let values = self.0.sources.iter().filter_map(|s| Some(([("owner", s.owner.as_str())], value(s)?)));
+            family(encoder, name, help, values)?;
+        }
+        Ok(())
+    }
+
+    fn by_link(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let links = self.0.links.iter();
+        let synced = links.map(|link| ([("link", link.name.as_str())], f64::from(u8::from(link.synced))));
+        family(encoder, "link_synced", "1 while a stream to a region is up and in step", synced)
+    }
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> Result<(), std::fmt::Error> {
+    let gauge = ConstGauge::new(value);
+    let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+    gauge.encode(metric)
+}
+
+fn family<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = ([(&'static str, &'a str); 1], f64)>,
+) -> Result<(), std::fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, ConstGauge::new(0.0).metric_type())?;
+    for (labels, value) in values {
+        ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// Counts are exact up to 2^53, which none of them reaches.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+fn to_f64(count: impl TryInto<u64>) -> f64 {
+    count.try_into().map_or(f64::NAN, |count| count as f64)
+}
