@@ -108,12 +108,14 @@ pub fn resolve(
     qtype: &str,
 ) -> Result<Explained, InvalidQuestion> {
     let asked = parse_name(name)?;
-    let rtype: RecordType =
-        qtype.to_ascii_uppercase().parse().map_err(|_| InvalidQuestion::Type(shorten(qtype)))?;
+    let rtype = parse_type(qtype).ok_or_else(|| InvalidQuestion::Type(shorten(qtype)))?;
     let question = Question { name: &asked, qtype: rtype, class: DNSClass::IN, turn: 0 };
     let answer = answer::answer(zone, view, catalog, &question);
     let reach = catalog.and_then(|catalog| answer::reach_of(zone, view, catalog, &asked));
-    let tier = reach.as_ref().and_then(Reach::chosen);
+    let (reach, of_tier) = reach.map_or((None, false), |(reach, of_tier)| (Some(reach), of_tier));
+    // These say something about the chosen endpoints; other reasons come before a choice.
+    let looked = matches!(answer.reason, Reason::Found | Reason::NoSuchType | Reason::PortsDiffer);
+    let tier = reach.as_ref().filter(|_| of_tier && looked).and_then(Reach::chosen);
     Ok(Explained {
         name: asked.to_ascii(),
         qtype: rtype.to_string(),
@@ -121,7 +123,7 @@ pub fn resolve(
         answers: answer.answers.iter().map(line).collect(),
         additionals: answer.additionals.iter().map(line).collect(),
         reason: answer.reason,
-        why: why(&answer, zone, view, rtype, reach.as_ref()),
+        why: why(&answer, zone, view, rtype, reach.as_ref(), of_tier),
         tier: tier.map(|tier| tier.region.clone()),
         regions: reach.iter().flat_map(|reach| &reach.tiers).map(count).collect(),
         view: view.clone(),
@@ -138,6 +140,16 @@ fn parse_name(text: &str) -> Result<Name, InvalidQuestion> {
     let mut name = Name::from_ascii(text).map_err(|_| invalid())?;
     name.set_fqdn(true);
     Ok(name)
+}
+
+/// A type by its name, or as `TYPE65280` (RFC 3597).
+fn parse_type(text: &str) -> Option<RecordType> {
+    let text = text.to_ascii_uppercase();
+    match text.strip_prefix("TYPE") {
+        Some(number) => number.parse().ok().map(|number: u16| RecordType::from(number)),
+        None if text == "IXFR" => Some(RecordType::IXFR),
+        None => text.parse().ok(),
+    }
 }
 
 fn shorten(text: &str) -> String {
@@ -183,8 +195,13 @@ fn why(
     view: &View,
     qtype: RecordType,
     reach: Option<&Reach<'_>>,
+    of_tier: bool,
 ) -> String {
     match answer.reason {
+        Reason::Found if reach.is_some() && !of_tier => {
+            "the name of one endpoint, which is ready and within reach, in whatever region"
+                .to_owned()
+        }
         Reason::Found => found(reach),
         Reason::OtherClass => "only the class IN is served".to_owned(),
         Reason::OtherZone => format!("the name is not in the zone {}", zone.origin()),

@@ -149,13 +149,18 @@ mod tests {
             "_http.us-a.web.shop.svc",
             "db-0._tcp.web.shop.svc",
             "a.db-0.us-a.web.shop.svc",
-            r"w\000b.shop.svc",
-            r"w\.b.shop.svc",
-            r"w\195\164b.shop.svc",
-            r"w\255b.shop.svc",
             "x.dns-version",
         ] {
             check(&format!("{name}.clusterset.local"), "Nowhere");
+        }
+    }
+
+    #[test]
+    fn labels_that_are_not_text() {
+        for label in [&b"w\0b"[..], b"w.b", "wäb".as_bytes(), b"\xff", b" ", b"*"] {
+            let labels = [label, b"shop", b"svc", b"clusterset", b"local"];
+            let name = Name::from_labels(labels).unwrap();
+            assert_eq!(Asked::parse(&Zone::default(), &name), Asked::Nowhere, "{name}");
         }
     }
 }

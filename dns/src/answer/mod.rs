@@ -33,7 +33,7 @@ use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use tombolo_federation::catalog::Catalog;
 
 use crate::{View, Zone};
-use asked::Asked;
+use asked::{Asked, Below};
 use locate::Node;
 pub use reason::Reason;
 
@@ -148,17 +148,21 @@ impl Answer {
     }
 }
 
-/// The reach of the service that `name` is or is below, for explanations.
+/// The reach of the service that `name` is or is below, and whether answers there are those of a
+/// chosen tier rather than of one endpoint; for explanations.
 pub(crate) fn reach_of<'a>(
     zone: &Zone,
     view: &'a View,
     catalog: &'a Catalog,
     name: &Name,
-) -> Option<reach::Reach<'a>> {
-    let (Asked::Service(key) | Asked::Below(key, _)) = Asked::parse(zone, name) else {
-        return None;
+) -> Option<(reach::Reach<'a>, bool)> {
+    let (key, of_tier) = match Asked::parse(zone, name) {
+        Asked::Service(key) | Asked::Below(key, Below::Port { .. }) => (key, true),
+        Asked::Below(key, _) => (key, false),
+        _ => return None,
     };
-    catalog.services.get(&key).map(|service| reach::Reach::of(catalog, view, service))
+    let service = catalog.services.get(&key)?;
+    Some((reach::Reach::of(catalog, view, service), of_tier))
 }
 
 impl Node<'_> {

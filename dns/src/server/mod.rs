@@ -1,7 +1,6 @@
 //! DNS over UDP and TCP on one port.
 //!
-//! Owns the sockets, what a client may cost, and how messages are read and written
-//! ([`respond`](self::respond)). Promises: a message that is a response, or too short to be one of
+//! Owns the sockets, what a client may cost, and how messages are read and written. Promises: a message that is a response, or too short to be one of
 //! anything, gets no reply, so that two servers never talk to each other for ever (RFC 1035;
 //! RUSTSEC-2023-0041); every other gets exactly one; a client that drips, never reads or never
 //! ends costs one of a bounded number of connections for a bounded time.
