@@ -5,13 +5,13 @@
 //! RUSTSEC-2023-0041); every other gets exactly one; a client that drips, never reads or never
 //! ends costs one of a bounded number of connections for a bounded time.
 //!
-//! Turned down: the socket loops of hickory-server; only hickory-proto reads and writes messages
-//! here. Those loops answer a malformed response (FORMERR), accept TCP connections without a
-//! limit and spin when descriptors run out, so that any pod could take them from everything else
-//! in the process; drop answers when more than 32 wait; leave OPT out of truncated answers; and
-//! log two lines at INFO per query. With a pure function from bytes to bytes, what is left of a
-//! server is shorter than working around that, and the fast path of the design needs that
-//! function to be compared with.
+//! Turned down: the socket loops of hickory-server 0.26; only hickory-proto reads and writes
+//! messages here. Those loops reply to a malformed response (FORMERR), accept TCP connections
+//! without a limit and retry at once when accepting fails, so that any pod could take descriptors
+//! and a core from everything else in the process; may leave OPT out of truncated answers; and log
+//! two lines at INFO per query. With a pure function from bytes to bytes, what is left of a server
+//! is shorter than working around that, and the fast path of the design needs that function to be
+//! compared with.
 
 mod metrics;
 mod respond;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::RecordType;
@@ -273,11 +273,13 @@ async fn slow_connections_end_and_make_room() {
     };
     let served = Served::with_limits(Some(mesh(MESH)), limits).await;
     // One drips the beginning of a query and takes the only place; the next is served after it.
+    let started = Instant::now();
     let mut drip = served.tcp().await;
     drip.write_all(&[0, 40, 1]).await.unwrap();
     let asked = query(1, RecordType::A, "web.shop.svc").to_vec().unwrap();
     let reply = over_tcp(&mut served.tcp().await, &asked).await;
     assert_eq!(parse(&reply).answers.len(), 2);
+    assert!(started.elapsed() >= limits.idle, "there was one place only");
     let end = timeout(LONG, drip.read(&mut [0])).await.expect("hung up on");
     assert!(matches!(end, Ok(0) | Err(_)));
     served.stop().await;
