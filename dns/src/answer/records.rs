@@ -1,0 +1,173 @@
+//! The records at a name that exists.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use hickory_proto::rr::rdata::{A, AAAA, HINFO, SRV, TXT};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use tombolo_federation::catalog::Endpoint;
+use tombolo_federation::record::{IpFamily, ServicePort, ServiceType};
+
+use super::locate::Node;
+use super::order::spread;
+use super::reach::{Reach, Tier};
+use super::reason::Reason;
+use super::{Found, MAX_RECORDS, Question, host};
+use crate::Zone;
+use crate::zone::TTL;
+
+/// The version of the multicluster DNS specification that is followed (MCS R62).
+const DNS_VERSION: &str = "1.0.0";
+
+/// What is at `node` for `question`.
+pub(super) fn records(
+    zone: &Zone,
+    generation: u64,
+    node: &Node<'_>,
+    question: &Question<'_>,
+) -> Found {
+    let Question { name, qtype, .. } = *question;
+    if qtype == RecordType::ANY && node.has_records() {
+        return Ok((vec![any(name)], Vec::new()));
+    }
+    match (node, qtype) {
+        (Node::Empty, _) => Err(Reason::EmptyName),
+        (Node::Apex, RecordType::SOA) => {
+            let mut soa = zone.soa(generation);
+            soa.name = name.clone();
+            Ok((vec![soa], Vec::new()))
+        }
+        (Node::Apex, RecordType::NS) => {
+            Ok((vec![zone.ns(name)], addresses(zone.name_server(), zone.addresses())))
+        }
+        (Node::Version, RecordType::TXT) => Ok((vec![version(name)], Vec::new())),
+        (Node::NameServer, _) => of_family(name, qtype, zone.addresses().iter().copied()),
+        (Node::Host(endpoints), _) => {
+            of_family(name, qtype, endpoints.iter().map(|endpoint| endpoint.address()))
+        }
+        (Node::Service(reach), RecordType::A | RecordType::AAAA) => at_service(reach, question),
+        (Node::Service(reach), RecordType::SRV) => {
+            srv(zone, reach, reach.service.ports.iter(), name)
+        }
+        (Node::Port(reach, port), RecordType::SRV) => {
+            srv(zone, reach, std::iter::once(*port), name)
+        }
+        _ => Err(Reason::NoSuchType),
+    }
+}
+
+/// RFC 8482, section 4.2: one small record rather than everything.
+fn any(owner: &Name) -> Record {
+    let hinfo = HINFO::new("RFC8482".to_owned(), String::new());
+    Record::from_rdata(owner.clone(), TTL, RData::HINFO(hinfo))
+}
+
+fn version(owner: &Name) -> Record {
+    let txt = TXT::new(vec![DNS_VERSION.to_owned()]);
+    Record::from_rdata(owner.clone(), TTL, RData::TXT(txt))
+}
+
+fn at_service(reach: &Reach<'_>, question: &Question<'_>) -> Found {
+    let tier = reach.chosen().ok_or(Reason::NoReadyEndpoint)?;
+    if reach.port_differs(tier).is_some() {
+        return Err(Reason::PortsDiffer);
+    }
+    // Cut before the family is looked at: A and AAAA show the same endpoints (MCS R65).
+    let endpoints = spread(tier.usable.clone(), MAX_RECORDS);
+    of_family(question.name, question.qtype, endpoints.iter().map(|endpoint| endpoint.address()))
+}
+
+fn of_family(owner: &Name, qtype: RecordType, all: impl Iterator<Item = IpAddr>) -> Found {
+    let family = match qtype {
+        RecordType::A => IpFamily::V4,
+        RecordType::AAAA => IpFamily::V6,
+        _ => return Err(Reason::NoSuchType),
+    };
+    let of_family: BTreeSet<IpAddr> = all.filter(|ip| IpFamily::of(*ip) == family).collect();
+    if of_family.is_empty() {
+        return Err(Reason::NoSuchType);
+    }
+    let records = of_family.into_iter().map(|ip| address(owner, ip)).collect();
+    Ok((spread(records, MAX_RECORDS), Vec::new()))
+}
+
+fn address(owner: &Name, ip: IpAddr) -> Record {
+    let data = match ip {
+        IpAddr::V4(ip) => RData::A(A(ip)),
+        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
+    };
+    Record::from_rdata(owner.clone(), TTL, data)
+}
+
+fn addresses(owner: &Name, all: &[IpAddr]) -> Vec<Record> {
+    all.iter().map(|ip| address(owner, *ip)).collect()
+}
+
+/// Where a port is found: a target, its port number, and the target's addresses.
+struct Target {
+    name: Name,
+    port: u16,
+    addresses: Vec<IpAddr>,
+}
+
+/// SRV records of `ports` at `owner`; each (target, number) once, whatever the protocol (MCS R70).
+fn srv<'p>(
+    zone: &Zone,
+    reach: &Reach<'_>,
+    ports: impl Iterator<Item = &'p ServicePort>,
+    owner: &Name,
+) -> Found {
+    let tier = reach.chosen().ok_or(Reason::NoReadyEndpoint)?;
+    let direct = reach.service.service_type == ServiceType::ClusterSetIP
+        && reach.port_differs(tier).is_none();
+    let (mut records, mut additionals) = (Vec::new(), Vec::new());
+    let (mut told, mut named) = (BTreeSet::new(), BTreeSet::new());
+    for port in ports {
+        let targets = targets(zone, reach, tier, port, direct);
+        let weight = weight(targets.len());
+        for Target { name, port, addresses: all } in targets {
+            if !told.insert((name.clone(), port)) {
+                continue;
+            }
+            if named.insert(name.clone()) {
+                additionals.extend(addresses(&name, &all));
+            }
+            let srv = RData::SRV(SRV::new(0, weight, port, name));
+            records.push(Record::from_rdata(owner.clone(), TTL, srv));
+        }
+    }
+    if records.is_empty() {
+        return Err(Reason::NoSuchType);
+    }
+    Ok((spread(records, MAX_RECORDS), spread(additionals, MAX_RECORDS)))
+}
+
+/// The service's own name where its addresses serve `port` under the service's number, else each
+/// endpoint that serves it.
+fn targets(
+    zone: &Zone,
+    reach: &Reach<'_>,
+    tier: &Tier<'_>,
+    port: &ServicePort,
+    direct: bool,
+) -> Vec<Target> {
+    let service = reach.service;
+    let serving: Vec<(&Endpoint, Option<u16>)> = tier.serving(service, port).collect();
+    if direct && serving.iter().all(|(_, serves)| *serves == Some(port.port)) {
+        let addresses = serving.iter().map(|(endpoint, _)| endpoint.address()).collect();
+        let name = host::service_name(zone, &service.key);
+        let target = name.map(|name| Target { name, port: port.port, addresses });
+        return target.into_iter().collect();
+    }
+    let each = serving.into_iter().filter_map(|(endpoint, serves)| {
+        let name = host::endpoint_name(zone, service, endpoint)?;
+        Some(Target { name, port: serves?, addresses: vec![endpoint.address()] })
+    });
+    spread(each.collect(), MAX_RECORDS)
+}
+
+/// As `CoreDNS` has it: all alike, and as a share of a hundred (MCS R69).
+fn weight(targets: usize) -> u16 {
+    let share = 100 / targets.max(1);
+    u16::try_from(share.max(1)).unwrap_or(1)
+}
