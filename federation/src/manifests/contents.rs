@@ -81,9 +81,9 @@ impl Reading<'_> {
             let place = self.place(index + 1, *line);
             self.value(value, &Context { place: &place, text, path: String::new(), lists: 0 });
         }
-        if let Some(error) = error {
-            let place = self.place(count + 1, 1);
-            self.parsed(Err(error), text, &place, 1);
+        if let Some((error, at)) = error {
+            let place = self.place(count + 1, error.line);
+            self.unparsable(error, &text[at..], &place, 1);
         }
     }
 
@@ -282,14 +282,7 @@ fn is_template(text: &str) -> bool {
 
 /// JSON laid out as one key a line, for sniffing.
 fn unbraced(text: &str) -> String {
-    text.lines().map(|line| line.trim_start_matches([' ', '{']).trim_end_matches(',')).fold(
-        String::new(),
-        |mut lines, line| {
-            lines.push_str(line);
-            lines.push('\n');
-            lines
-        },
-    )
+    text.split([',', '{', '\n']).map(str::trim).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -228,6 +228,3 @@ fn service_key(metadata: &ObjectMeta) -> Result<ServiceKey, FieldError> {
     let name: ServiceName = name(metadata)?;
     Ok(ServiceKey { namespace: namespace(metadata)?, name })
 }
-
-#[cfg(test)]
-mod tests;
