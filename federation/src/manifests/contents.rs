@@ -75,7 +75,7 @@ impl Reading<'_> {
 
     fn json(&mut self, text: &str) {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let (values, error) = parse::json(text);
+        let parse::Json { values, error } = parse::json(text);
         let count = values.len();
         for (index, (line, value)) in values.iter().enumerate() {
             let place = self.place(index + 1, *line);

@@ -12,8 +12,8 @@ use super::problem::shorten;
 const MAX_NODES: usize = 2_000_000;
 /// Nodes that aliases add. Manifests use few; a bomb is made of nothing else.
 const MAX_REPLAYED: usize = 50_000;
-/// How often one anchor is used. An alias of a long text is one node, so nodes alone bound little.
-const MAX_USES: usize = 200;
+/// Bytes that aliases add. Each node that they repeat may be as long as the document.
+const MAX_REPLAYED_BYTES: usize = 256 << 20;
 /// Nesting: a level costs 21 KiB of stack where nothing is optimised, and threads have 2 MiB. CRD
 /// schemas, the deepest manifests there are, stay below 50.
 const MAX_DEPTH: usize = 60;
@@ -36,8 +36,7 @@ pub(super) fn yaml(text: &str) -> Result<Value, SyntaxError> {
             max_documents: 1,
         },
         alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: MAX_REPLAYED,
-            max_alias_expansions_per_anchor: MAX_USES,
+            max_total_replayed_events: MAX_REPLAYED.min(MAX_REPLAYED_BYTES / text.len().max(1)),
         },
         duplicate_keys: DuplicateKeyPolicy::Error,
         legacy_octal_numbers: true,
@@ -45,14 +44,26 @@ pub(super) fn yaml(text: &str) -> Result<Value, SyntaxError> {
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(0, |at| usize::try_from(at.line()).unwrap_or(0));
-        SyntaxError { line, message: shorten(&without_place(&error.to_string()), 400) }
+        let message = without_place(&error.to_string());
+        let message = message.replace("budget breached", "goes beyond what is read");
+        // Advice to programmers.
+        let message = message.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
+        SyntaxError { line, message: shorten(&format!("is not YAML: {message}"), 400) }
     })
 }
 
-/// Reads a stream of JSON values, each with the line that it begins on; and if one of them cannot
-/// be read, why not and where in `text` it begins.
-pub(super) fn json(text: &str) -> (Vec<(usize, Value)>, Option<(SyntaxError, usize)>) {
-    let mut values = Vec::new();
+/// A stream of JSON values.
+#[derive(Debug, Default)]
+pub(super) struct Json {
+    /// Each with the line that it begins on.
+    pub(super) values: Vec<(usize, Value)>,
+    /// Why the next cannot be read, and where in the text it begins.
+    pub(super) error: Option<(SyntaxError, usize)>,
+}
+
+/// Reads a stream of JSON values up to its end or its first error.
+pub(super) fn json(text: &str) -> Json {
+    let mut json = Json::default();
     let mut stream = serde_json::Deserializer::from_str(text).into_iter();
     let mut at = 0;
     let mut line = 1;
@@ -61,11 +72,13 @@ pub(super) fn json(text: &str) -> (Vec<(usize, Value)>, Option<(SyntaxError, usi
         line += newlines(&text[at..at + blank]);
         let start = at + blank;
         match stream.next() {
-            None => return (values, None),
-            Some(Ok(value)) => values.push((line, value)),
+            None => return json,
+            Some(Ok(value)) => json.values.push((line, value)),
             Some(Err(error)) => {
-                let message = shorten(&error.to_string(), 400);
-                return (values, Some((SyntaxError { line: error.line(), message }, start)));
+                let message = without_place(&error.to_string());
+                let message = shorten(&format!("is not JSON: {message}"), 400);
+                json.error = Some((SyntaxError { line: error.line(), message }, start));
+                return json;
             }
         }
         at = stream.byte_offset();

@@ -193,14 +193,10 @@ impl File {
     fn update(&mut self, name: &str, stamp: Stamp, text: Result<String, String>) {
         let defined = !self.contents.objects.is_empty() || !self.kept.is_empty();
         match text {
-            Err(message) => {
-                self.unreadable(name, &message);
-                self.stamp = Some(stamp);
-            }
+            Err(message) => self.unreadable(name, &message),
             // Editors and `>` truncate before they write: at that moment the file says nothing.
             Ok(text) if defined && text.trim().is_empty() => {
                 self.unreadable(name, "is empty; to remove its objects, remove the file");
-                self.stamp = Some(stamp);
             }
             Ok(text) => {
                 self.read(name, &text);
@@ -209,6 +205,7 @@ impl File {
         }
     }
 
+    /// What makes it readable again (a permission) need not show in its stamp: it is tried again.
     fn unreadable(&mut self, name: &str, message: &str) {
         for (id, found) in self.known() {
             self.kept.insert(id, Kept { found, certain: true });

@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::problem::Problem;
 use super::reader::{Reader, Touched};
 use super::scan::FileId;
 use super::translate::{WereReady, translate};
@@ -33,6 +34,8 @@ const PASS: Duration = Duration::from_secs(5);
 const PASS_UNWATCHED: Duration = Duration::from_millis(200);
 /// Names of touched files to remember; beyond, all are read again.
 const MAX_TOUCHED: usize = 1024;
+/// New problems that are logged one by one; the status lists all.
+const MAX_LOGGED: usize = 20;
 
 /// Why following a directory ended early.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +80,7 @@ impl Source {
         };
         let now = options.borrow().clone();
         let (state, first) = look(state, Some(Touched::default()), now, &signal).await?;
+        log(&[], &first);
         let (desired, desired_rx) = watch::channel(Arc::new(first));
         Ok((Self { state, options, signal, desired }, desired_rx))
     }
@@ -123,16 +127,26 @@ fn publish(desired: &watch::Sender<Arc<Desired>>, next: Desired) {
         if **current == next {
             return false;
         }
-        for problem in next.problems.iter().filter(|problem| !current.problems.contains(problem)) {
-            warn!(%problem, "manifest is not used as it stands");
-        }
-        let mended = current.problems.iter().filter(|old| !next.problems.contains(old)).count();
-        if mended > 0 {
-            info!(mended, left = next.problems.len(), "problems of manifests are gone");
-        }
+        log(&current.problems, &next);
         *current = Arc::new(next);
         true
     });
+}
+
+/// Says what is newly wrong, and that something is no more.
+fn log(before: &[Problem], now: &Desired) {
+    let mut new = now.problems.iter().filter(|problem| !before.contains(problem));
+    for problem in new.by_ref().take(MAX_LOGGED) {
+        warn!(%problem, "manifest is not used as it stands");
+    }
+    let more = new.count();
+    if more > 0 {
+        warn!(more, "more manifests are not used as they stand");
+    }
+    let gone = before.iter().filter(|old| !now.problems.contains(old)).count();
+    if gone > 0 {
+        info!(gone, left = now.problems.len(), "problems of manifests are gone");
+    }
 }
 
 /// What a look at the directory needs and leaves behind.

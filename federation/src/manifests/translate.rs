@@ -97,9 +97,8 @@ impl<'a> Translation<'a, '_> {
             let (Id::Namespace(name), Object::Namespace(namespace)) = (id, &found.object) else {
                 continue;
             };
-            let allowed = namespace.labels.iter().filter(|(key, _)| {
-                self.options.namespace_labels.contains(*key) //
-            });
+            let may_leave = &self.options.namespace_labels;
+            let allowed = namespace.labels.iter().filter(|(key, _)| may_leave.contains(*key));
             let labels = allowed.map(|(key, value)| (key.clone(), value.clone())).collect();
             let record = record::Namespace { labels, annotations: BTreeMap::new() };
             let key = Key::of_namespace(self.options.owner.clone(), name);
@@ -200,16 +199,21 @@ impl<'a> Translation<'a, '_> {
     }
 
     fn report_refused(&mut self, found: &Found, refused: &[&Endpoint]) {
-        let Some(first) = refused.first() else { return };
-        let Some(why) = refusal(first.address, &self.options.pod_cidrs) else { return };
-        let named = refused.iter().take(MAX_NAMED).map(|endpoint| endpoint.address.to_string());
-        let named = named.collect::<Vec<_>>().join(", ");
-        let more = match refused.len().saturating_sub(MAX_NAMED) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let message = format!("{named}{more} refused: {why}");
-        self.report(found, Reason::AddressRefused, "endpoints", &message);
+        let mut by_reason = BTreeMap::<_, Vec<_>>::new();
+        for endpoint in refused {
+            if let Some(why) = refusal(endpoint.address, &self.options.pod_cidrs) {
+                by_reason.entry(why).or_default().push(endpoint.address.to_string());
+            }
+        }
+        for (why, addresses) in by_reason {
+            let named = addresses[..addresses.len().min(MAX_NAMED)].join(", ");
+            let more = match addresses.len().saturating_sub(MAX_NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let message = format!("{named}{more} refused: {why}");
+            self.report(found, Reason::AddressRefused, "endpoints", &message);
+        }
     }
 
     /// Ports pair by name: a slice whose ports the Service does not have takes no traffic.

@@ -225,6 +225,26 @@ fn what_is_not_ours_is_counted() {
     assert_eq!((contents.templates, contents.not_kubernetes), (2, 2));
 }
 
+#[test]
+fn syntax_errors_say_what_is_wrong_and_in_which_line() {
+    let check = |text: &str, expected: &str| {
+        let error = parse::yaml(text).unwrap_err();
+        assert_eq!(format!("{}: {}", error.line, error.message), expected);
+    };
+    check("a: 1\n\tb: 2", "1: is not YAML: while scanning a plain scalar, found a tab");
+    check(
+        "a:\n  b: 1\n c: 2",
+        "3: is not YAML: while parsing a block mapping, did not find expected key",
+    );
+    check("a: 'x", "1: is not YAML: unclosed quote");
+    check("a: {b", "1: is not YAML: unclosed bracket '{'");
+    check("a\nb: 1", "2: is not YAML: mapping values are not allowed in this context");
+    check("a: *x", "1: is not YAML: alias references unknown anchor");
+    check("a: 1\na: 2", "2: is not YAML: duplicate mapping key: a");
+    let (error, _) = parse::json("{\"a\": 1,}").error.unwrap();
+    assert_eq!((error.line, &*error.message), (1, "is not JSON: trailing comma"));
+}
+
 /// Neither the time nor the memory that a small file costs may be without bound.
 #[test]
 fn bombs_end_early() {
@@ -242,7 +262,13 @@ fn bombs_end_early() {
     let deep = format!("apiVersion: v1\nkind: Service\na: {}", "[".repeat(100_000));
     let nested = (0..5000).fold(String::new(), |text, depth| text + &" ".repeat(depth) + "a:\n");
     let nested = format!("apiVersion: v1\nkind: Service\n{nested}");
-    for bomb in [laughs, long, deep, nested] {
+    let squared = format!(
+        "apiVersion: v1\nkind: Service\na: &a {}\nb: &b [{}]\nc: [{}]\n",
+        "x".repeat(1 << 20),
+        vec!["*a"; 200].join(", "),
+        vec!["*b"; 200].join(", ")
+    );
+    for bomb in [laughs, long, squared, deep, nested] {
         let start = Instant::now();
         let contents = Contents::of("a.yaml", &bomb, false);
         assert_eq!(contents.broken.len(), 1, "{:?}", contents.objects.len());

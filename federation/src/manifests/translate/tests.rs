@@ -141,17 +141,19 @@ fn addresses_outside_the_cluster_are_refused_one_by_one() {
     let addresses = ["10.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "11.0.0.1"];
     let endpoints = addresses.map(|address| format!("{{addresses: [{address}]}}")).join(", ");
     let text = service("cart") + &object(EXPORT, "cart", "{}") + &slice("cart", &endpoints);
-    let accepted = |cidrs: &[&str], problem: &str| {
+    let accepted = |cidrs: &[&str], problems: &[&str]| {
         let pod_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
         let options = Options { pod_cidrs, ..options() };
         let records = ["namespace/_/shop", "export/shop/cart", "endpoints/shop/cart/cart-x"];
-        let desired = check(&text, &options, &records, &[problem]);
+        let desired = check(&text, &options, &records, problems);
         endpoints_of(&desired).iter().map(|e| e.address.to_string()).collect::<Vec<_>>()
     };
     let never = "EndpointSlice shop/cart-x: endpoints: 169.254.169.254, 0.0.0.0, 224.0.0.1 refused";
-    assert_eq!(accepted(&[], never), ["10.0.0.1", "11.0.0.1"]);
-    assert_eq!(accepted(&["10.0.0.0/8"], "224.0.0.1, 11.0.0.1 refused"), ["10.0.0.1"]);
-    assert_eq!(accepted(&["0.0.0.0/0"], never), ["10.0.0.1", "11.0.0.1"]);
+    let outside = "EndpointSlice shop/cart-x: endpoints: 11.0.0.1 refused: the cluster declares \
+                   10.0.0.0/8";
+    assert_eq!(accepted(&[], &[never]), ["10.0.0.1", "11.0.0.1"]);
+    assert_eq!(accepted(&["10.0.0.0/8"], &[outside, never]), ["10.0.0.1"]);
+    assert_eq!(accepted(&["0.0.0.0/0"], &[never]), ["10.0.0.1", "11.0.0.1"]);
 }
 
 #[test]
