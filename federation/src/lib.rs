@@ -10,6 +10,7 @@
 pub mod catalog;
 pub mod digest;
 pub mod key;
+pub mod manifests;
 pub mod names;
 pub mod record;
 pub mod replica;

@@ -1,0 +1,129 @@
+//! Which files a directory holds.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// More entries than this are no directory of manifests but, say, `/`.
+const MAX_ENTRIES: usize = 200_000;
+const MAX_DEPTH: usize = 64;
+
+/// Tells whether a file changed without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    modified: Option<SystemTime>,
+    pub(super) length: u64,
+    file: FileId,
+}
+
+/// One and the same file or directory, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId(u64, u64);
+
+impl FileId {
+    #[cfg(unix)]
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        Self(metadata.dev(), metadata.ino())
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn of(_: &Metadata) -> Self {
+        Self(0, 0)
+    }
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            modified: metadata.modified().ok(),
+            length: metadata.len(),
+            file: FileId::of(metadata),
+        }
+    }
+}
+
+/// What a directory holds, by path below it.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    /// Manifests; an error is a file that is there and cannot be looked at, such as a link to
+    /// nowhere.
+    pub(super) files: BTreeMap<PathBuf, Result<Stamp, io::Error>>,
+    /// Directories that could not be listed: nothing is known about what is below them.
+    pub(super) unreadable: BTreeMap<PathBuf, io::Error>,
+    entries: usize,
+}
+
+/// Lists `root` and everything below it. Hidden names are skipped, links are followed, and a link
+/// to a directory that it stands in is skipped.
+pub(super) fn list(root: &Path) -> io::Result<Listing> {
+    let id = FileId::of(&fs::metadata(root)?);
+    let mut listing = Listing::default();
+    listing.directory(root, &PathBuf::new(), &mut vec![id])?;
+    Ok(listing)
+}
+
+impl Listing {
+    fn directory(
+        &mut self,
+        root: &Path,
+        below: &Path,
+        parents: &mut Vec<FileId>,
+    ) -> io::Result<()> {
+        for entry in fs::read_dir(root.join(below))? {
+            let entry = entry?;
+            self.entries += 1;
+            if self.entries > MAX_ENTRIES {
+                let message = format!("more than {MAX_ENTRIES} files and directories");
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+            }
+            let name = entry.file_name();
+            if !name.as_encoded_bytes().starts_with(b".") {
+                self.entry(root, below.join(name), parents)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, root: &Path, path: PathBuf, parents: &mut Vec<FileId>) -> io::Result<()> {
+        match fs::metadata(root.join(&path)) {
+            Ok(metadata) if metadata.is_dir() => {
+                let id = FileId::of(&metadata);
+                if parents.contains(&id) || parents.len() >= MAX_DEPTH {
+                    return Ok(());
+                }
+                parents.push(id);
+                let listed = self.directory(root, &path, parents);
+                parents.pop();
+                match listed {
+                    Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Err(error),
+                    // Removed since its parent was read: gone like a removed file.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => drop(self.unreadable.insert(path, error)),
+                    Ok(()) => {}
+                }
+            }
+            Ok(metadata) if metadata.is_file() && is_manifest(&path) => {
+                self.files.insert(path, Ok(Stamp::of(&metadata)));
+            }
+            Err(error) if fs::symlink_metadata(root.join(&path)).is_ok() => {
+                if is_manifest(&path) {
+                    self.files.insert(path, Err(error));
+                } else {
+                    self.unreadable.insert(path, error);
+                }
+            }
+            // Neither file nor directory, another extension, or gone by now.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| {
+        ["yaml", "yml", "json"].iter().any(|manifest| extension == *manifest)
+    })
+}
