@@ -48,6 +48,7 @@ where
     unknown_leases_are_refused(&*factory().await).await;
 }
 
+/// One revision for the whole store, one more for each commit.
 pub async fn revisions_count_commits(store: &dyn Store) {
     let start = current(store).await;
     assert_eq!(put(store, [Op::put("/a", "1"), Op::put("/b", "1")]).await, start + 1);
@@ -57,6 +58,7 @@ pub async fn revisions_count_commits(store: &dyn Store) {
     assert_eq!(shown(store, "/", None).await, Ok(vec!["/b=1".to_owned()]));
 }
 
+/// Create and mod revisions, also of a key that was deleted in between.
 pub async fn a_key_knows_its_commits(store: &dyn Store) {
     let created = put(store, [Op::put("/k", "1")]).await;
     let changed = put(store, [Op::put("/k", "2")]).await;
@@ -71,6 +73,7 @@ async fn commits(store: &dyn Store, key: &str) -> (Revision, Revision) {
     (entry.create_revision, entry.mod_revision)
 }
 
+/// No ops, or only deletes of absent keys.
 pub async fn a_transaction_that_changes_nothing_makes_no_revision(store: &dyn Store) {
     let revision = put(store, [Op::put("/k", "1")]).await;
     assert_eq!(put(store, []).await, revision);
@@ -81,6 +84,7 @@ pub async fn a_transaction_that_changes_nothing_makes_no_revision(store: &dyn St
     assert_eq!(put(store, [Op::delete("/absent"), Op::put("/k", "2")]).await, revision + 1);
 }
 
+/// Each kind of guard, on keys that are there, are not, were deleted.
 pub async fn guards_hold_or_nothing_happens(store: &dyn Store) {
     let created = put(store, [Op::put("/k", "1")]).await;
     let changed = put(store, [Op::put("/k", "2")]).await;
@@ -112,6 +116,7 @@ pub async fn guards_hold_or_nothing_happens(store: &dyn Store) {
     assert!(matches!(gone, Ok(Commit::Done(_))), "a deleted key does not exist: {gone:?}");
 }
 
+/// At the limit is done, above it is refused.
 pub async fn limits_are_kept(store: &dyn Store) {
     let start = current(store).await;
     let many = |count: usize| (0..count).map(|n| Op::put(format!("/{n}"), "v")).collect::<Vec<_>>();
@@ -132,6 +137,7 @@ pub async fn limits_are_kept(store: &dyn Store) {
     assert_eq!(put(store, large(MAX_TXN_BYTES)).await, start + 2);
 }
 
+/// Guards are checked and the change made in one step.
 pub async fn of_racing_guarded_commits_one_wins(store: &dyn Store) {
     let attempts = (0..20).map(|n| {
         let guards = vec![Guard::CreateRevision("/one".to_owned(), 0)];
@@ -143,6 +149,7 @@ pub async fn of_racing_guarded_commits_one_wins(store: &dyn Store) {
     assert_eq!((won, lost), (1, 19), "{outcomes:?}");
 }
 
+/// However they are bundled on their way to the disk.
 pub async fn concurrent_commits_each_have_a_revision(store: &dyn Store) {
     let start = current(store).await;
     let commits = (0..100).map(|n| put(store, [Op::put(format!("/{n}"), "v")]));
@@ -151,6 +158,7 @@ pub async fn concurrent_commits_each_have_a_revision(store: &dyn Store) {
     assert_eq!(revisions, (start + 1..=start + 100).collect::<Vec<_>>());
 }
 
+/// Commits between two pages do not show.
 pub async fn pages_are_of_one_revision(store: &dyn Store) {
     let ops = |value: &'static str| (0..7).map(move |n| Op::put(format!("/p/{n}"), value));
     let revision = put(store, ops("old")).await;
@@ -169,6 +177,7 @@ pub async fn pages_are_of_one_revision(store: &dyn Store) {
     assert_eq!((full.entries.len(), full.more), (7, false), "just enough is not more");
 }
 
+/// And `after` is any text, there or not.
 pub async fn a_prefix_is_of_the_key_not_of_a_part(store: &dyn Store) {
     put(store, ["/a", "/a/b", "/a/b/c", "/a0", "/ab", "/b"].map(|key| Op::put(key, ""))).await;
     assert_eq!(shown(store, "/a/b", None).await, Ok(vec!["/a/b=".into(), "/a/b/c=".into()]));
@@ -183,6 +192,7 @@ pub async fn a_prefix_is_of_the_key_not_of_a_part(store: &dyn Store) {
     }
 }
 
+/// Up to the greatest characters, where a prefix has no successor of its length.
 pub async fn keys_of_any_text(store: &dyn Store) {
     let keys = ["/\u{0}", "/\u{7f}", "/ß", "/\u{ffff}", "/\u{10ffff}", "/\u{10ffff}/x"];
     put(store, keys.map(|key| Op::put(key, key))).await;
@@ -193,6 +203,7 @@ pub async fn keys_of_any_text(store: &dyn Store) {
     assert_eq!(page.entries.len(), 2, "a prefix of the greatest characters has an end");
 }
 
+/// Deleted and overwritten keys as they were.
 pub async fn the_past_can_be_read(store: &dyn Store) {
     let one = put(store, [Op::put("/k", "1")]).await;
     let two = put(store, [Op::put("/k", "2"), Op::put("/l", "2")]).await;
@@ -204,6 +215,7 @@ pub async fn the_past_can_be_read(store: &dyn Store) {
     assert_eq!(at(three).await, ["/l=2"]);
 }
 
+/// Nor compacted.
 pub async fn the_future_cannot_be_read(store: &dyn Store) {
     let now = put(store, [Op::put("/k", "1")]).await;
     let read = page(store, "/", None, 1, Some(now + 1)).await;
@@ -220,6 +232,7 @@ fn revisions(commits: &[(Revision, Vec<Event>)]) -> Vec<Revision> {
     commits.iter().map(|(revision, _)| *revision).collect()
 }
 
+/// History first, then what is committed from now on.
 pub async fn a_watch_replays_and_goes_on(store: &dyn Store) {
     let one = put(store, [Op::put("/w/a", "1")]).await;
     let two = put(store, [Op::delete("/w/a")]).await;
@@ -234,6 +247,7 @@ pub async fn a_watch_replays_and_goes_on(store: &dyn Store) {
     assert_eq!(revisions(&watched(&mut later, three).await.commits), [two, three]);
 }
 
+/// Without the keys beside the prefix and the deletes of nothing.
 pub async fn a_watch_delivers_commits_whole_and_by_key(store: &dyn Store) {
     put(store, [Op::put("/w/b", "0")]).await;
     let ops = [
@@ -258,6 +272,7 @@ pub async fn a_watch_delivers_commits_whole_and_by_key(store: &dyn Store) {
     }
 }
 
+/// And says nothing before it.
 pub async fn a_watch_waits_for_a_future_revision(store: &dyn Store) {
     let now = put(store, [Op::put("/w", "0")]).await;
     let mut ahead = watch(store, "/w", now + 3).await;
@@ -270,6 +285,7 @@ pub async fn a_watch_waits_for_a_future_revision(store: &dyn Store) {
     }
 }
 
+/// Of commits beside its prefix.
 pub async fn a_watch_tells_progress(store: &dyn Store) {
     let first = put(store, [Op::put("/w/a", "0")]).await;
     let elsewhere = put(store, [Op::put("/v", "1")]).await;
@@ -304,6 +320,7 @@ pub async fn a_slow_reader_misses_nothing(store: &dyn Store) {
     }
 }
 
+/// Where history ends and news begins.
 pub async fn watches_started_amid_commits_have_no_gap(store: Arc<dyn Store>) {
     let start = current(&*store).await;
     let mut tasks = tokio::task::JoinSet::new();
@@ -332,6 +349,7 @@ pub async fn watches_started_amid_commits_have_no_gap(store: Arc<dyn Store>) {
     }
 }
 
+/// The oldest revision and all later ones read as before.
 pub async fn compaction_forgets_only_what_is_older(store: &dyn Store) {
     let first = put(store, [Op::put("/k", "1"), Op::put("/still", "1")]).await;
     let second = put(store, [Op::put("/k", "2"), Op::put("/gone", "2")]).await;
@@ -352,6 +370,7 @@ pub async fn compaction_forgets_only_what_is_older(store: &dyn Store) {
     assert_eq!(at(fourth).await, ["/k=4", "/still=1"]);
 }
 
+/// And the oldest revision is delivered whole, deletions too.
 pub async fn compacted_history_is_said(store: &dyn Store) {
     let first = put(store, [Op::put("/k", "1")]).await;
     let second = put(store, [Op::delete("/k")]).await;
@@ -367,6 +386,7 @@ pub async fn compacted_history_is_said(store: &dyn Store) {
     assert_eq!(next(&mut kept).await, oldest, "the oldest revision is whole");
 }
 
+/// Those that have read what is forgotten.
 pub async fn compaction_keeps_watches_going(store: &dyn Store) {
     let first = put(store, [Op::put("/k", "1")]).await;
     let mut running = watch(store, "/", first).await;
@@ -395,6 +415,7 @@ async fn deletion(watch: &mut Watch) -> (Revision, Vec<String>) {
     }
 }
 
+/// In one commit, and nothing else.
 pub async fn a_revoked_lease_takes_its_keys(store: &dyn Store) {
     let lease = store.grant_lease(TTL * 100).await.expect("grants");
     let other = store.grant_lease(TTL * 100).await.expect("grants");
@@ -409,6 +430,7 @@ pub async fn a_revoked_lease_takes_its_keys(store: &dyn Store) {
     store.revoke_lease(other).await.expect("revokes");
 }
 
+/// Its keys go in one commit, and it is of no use any more.
 pub async fn a_lease_runs_out(store: &dyn Store) {
     let start = current(store).await;
     let lease = store.grant_lease(TTL).await.expect("grants");
@@ -422,6 +444,7 @@ pub async fn a_lease_runs_out(store: &dyn Store) {
     assert_eq!(late, Err(StoreError::NoLease(lease)));
 }
 
+/// Beyond its time.
 pub async fn a_lease_lives_while_it_is_kept_alive(store: &dyn Store) {
     let lease = store.grant_lease(TTL).await.expect("grants");
     put(store, [leased("/kept", lease)]).await;
@@ -433,6 +456,7 @@ pub async fn a_lease_lives_while_it_is_kept_alive(store: &dyn Store) {
     store.revoke_lease(lease).await.expect("revokes");
 }
 
+/// For none, or for that of the last put; a deleted one too.
 pub async fn an_overwritten_key_leaves_its_lease(store: &dyn Store) {
     let lease = store.grant_lease(TTL * 100).await.expect("grants");
     let heir = store.grant_lease(TTL * 100).await.expect("grants");
@@ -448,6 +472,7 @@ pub async fn an_overwritten_key_leaves_its_lease(store: &dyn Store) {
     assert_eq!(read(store, "/inherited").await, Ok(None));
 }
 
+/// With the whole transaction.
 pub async fn unknown_leases_are_refused(store: &dyn Store) {
     let lease = store.grant_lease(TTL).await.expect("grants");
     store.revoke_lease(lease).await.expect("revokes");
