@@ -256,12 +256,12 @@ async fn damage_is_found_when_opened() {
 #[tokio::test(start_paused = true)]
 async fn a_lease_ends_when_its_time_is_over_and_not_before() {
     let store = Embedded::in_memory().await.expect("memory");
-    let ttl = Duration::from_secs(10);
+    let (ttl, almost) = (Duration::from_secs(10), Duration::from_millis(9_999));
     let lease = leased(&store, "/k", ttl).await;
-    advance(ttl - Duration::from_millis(1)).await;
+    advance(almost).await;
     assert!(read(&store, "/k").await.expect("reads").is_some());
     store.keep_alive(lease).await.expect("it lives");
-    advance(ttl - Duration::from_millis(1)).await;
+    advance(almost).await;
     assert!(read(&store, "/k").await.expect("reads").is_some());
     let mut watch = store.watch("/k", 2).await.expect("watches");
     advance(Duration::from_millis(1)).await;
