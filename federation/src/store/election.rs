@@ -425,7 +425,7 @@ mod tests {
         let first = lead(&store, "first").await;
         let ops = vec![Op::delete(KEY)];
         store.commit(Txn { guards: vec![], ops }).await.expect("deletes");
-        timeout(TTL, first.lost()).await.expect("it looks with each sign of life");
+        timeout(TTL / 2, first.lost()).await.expect("it looks with each sign of life");
         assert_eq!(write(&*store, first.fence(), "late").await, Commit::GuardFailed);
     }
 
