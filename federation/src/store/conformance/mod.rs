@@ -1,9 +1,9 @@
 //! What every implementation of [`Store`] has to do, as tests that any can be run through.
 //!
-//! A factory makes stores that nobody else uses, empty or not; every case gets a fresh one and
-//! counts from the revision it finds. [`all`] runs the cases of [`cases`], [`watches`] and [`leases`] one by one and
-//! [`random::history`] over some seeds. A case panics where the store is wrong. Deadlines are ten
-//! times what a slow store may take, so that only a hang reaches them.
+//! A factory makes stores without keys that nobody else uses; every case gets a fresh one and
+//! counts from the revision it finds. [`all`] runs the cases of [`cases`], [`watches`] and
+//! [`leases`] one by one, and [`random::history`] over some seeds. A case panics where the store
+//! is wrong. Deadlines are ten times what a slow store may take, so that only a hang reaches them.
 //!
 //! Turned down: a macro that makes a `#[test]` per case. A remote store has to be started first,
 //! and its tests then differ from ours in how they start, not in what they ask.
