@@ -114,7 +114,7 @@ mod tests {
     #[tokio::test]
     async fn list_pages_through_everything_at_one_revision() {
         let store = Embedded::in_memory().await.expect("memory");
-        let ops = (0..2 * PAGE + 1).map(|n| Op::put(format!("/l/{n:05}"), "v"));
+        let ops = (0..=2 * PAGE).map(|n| Op::put(format!("/l/{n:05}"), "v"));
         for part in split(ops).expect("small") {
             store.commit(part).await.expect("commits");
         }

@@ -4,11 +4,14 @@
 //! [`Leadership::fence`] to each transaction commits nothing once another one leads, however late
 //! it learns of that: the fence names the commit that created the election key, and the next
 //! leader's is another. [`Leadership::lost`] ends at the latest when no sign of life got through
-//! for the lease's time, on this process's monotonic clock; that is a courtesy, the fence is the
-//! guarantee. Leaves to others: what a leader does, and to stop doing it when it is lost.
+//! for nine tenths of the lease's time, on this process's monotonic clock: normally before another
+//! one can lead. That is a courtesy, the fence is the guarantee. Leaves to others: what a leader does, and to stop doing it when it is lost.
 //!
 //! Turned down: leading as long as the lease is believed to live (clocks drift, processes are
 //! suspended); etcd's election service (one more thing that an embedded store would have to fake).
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +27,16 @@ use super::{
 
 /// Signs of life per lease time: two may be lost.
 const SIGNS: u32 = 3;
+/// The part of the lease time by which a leader gives up before the store may: it should have
+/// noticed, on a clock that runs a little slower and a busy machine, when another one leads.
+const MARGIN: u32 = 10;
+/// A leader that is gone for longer is of no use to anybody.
+const LONGEST: Duration = Duration::from_hours(1);
 
 /// Waits until this candidate leads; tries again as long as the store is not available. May be
 /// dropped at any time: what it has begun then ends by itself after `ttl`.
 ///
-/// `key` is the election's, `id` says to people who leads.
+/// `key` is the election's, `id` says to people who leads, `ttl` is cut to an hour.
 ///
 /// # Errors
 /// [`StoreError::Damaged`] and [`StoreError::Refused`] (a `ttl` of zero, a bad key): what waiting
@@ -39,6 +47,7 @@ pub async fn campaign(
     id: &str,
     ttl: Duration,
 ) -> Result<Leadership, StoreError> {
+    let ttl = ttl.min(LONGEST);
     loop {
         match attempt(&store, key, id, ttl).await {
             Ok(Some(won)) => return Ok(Leadership::start(store, key, ttl, won)),
@@ -224,7 +233,7 @@ impl Keeper {
     async fn keep(&self) -> &'static str {
         let mut alive = self.won.since;
         loop {
-            let end = alive + self.ttl;
+            let end = alive + self.ttl - self.ttl / MARGIN;
             let sign = async {
                 sleep(self.ttl / SIGNS).await;
                 let asked = Instant::now();

@@ -182,6 +182,14 @@ pub enum Commit {
     GuardFailed,
 }
 
+impl Commit {
+    /// Whether all guards held.
+    #[must_use]
+    pub fn is_done(self) -> bool {
+        matches!(self, Self::Done(_))
+    }
+}
+
 /// What one commit did to one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {

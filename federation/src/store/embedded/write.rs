@@ -62,9 +62,9 @@ pub(super) fn apply(
     }
     let (dirty, committed) = tables.finish()?;
     if dirty {
-        txn.commit()?
+        txn.commit()?;
     } else {
-        txn.abort()?
+        txn.abort()?;
     }
     Ok((answers, committed))
 }
