@@ -1,0 +1,247 @@
+//! Verbs that ask a running process.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+use super::table::table;
+use super::{AskArgs, DnsArgs, Output, ServicesArgs, http};
+use crate::config::{CLUSTERSET_ZONE, admin_from_environment};
+use crate::role::status::{ServiceStatus, Services, SourceStatus, Status};
+
+/// The demo's first region.
+const DEFAULT_ADMIN: &str = "127.0.0.1:7102";
+
+/// A verdict for scripts.
+enum Verdict {
+    Good,
+    Bad,
+}
+
+impl From<Verdict> for ExitCode {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Good => Self::SUCCESS,
+            Verdict::Bad => Self::from(1),
+        }
+    }
+}
+
+/// `tombolo status`
+pub(crate) async fn status(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    let text = ask(args, "/api/v1/status").await?;
+    let status: Status = parse(&text)?;
+    let verdict = if status.ready && !status.sources.iter().any(|source| source.stale) {
+        Verdict::Good
+    } else {
+        Verdict::Bad
+    };
+    show(args.output, &text, || status_table(&status))?;
+    Ok(verdict.into())
+}
+
+/// `tombolo services`
+pub(crate) async fn services(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
+    let text = ask(&args.ask, "/api/v1/services").await?;
+    let mut services: Services = parse(&text)?;
+    if let Some(namespace) = &args.namespace {
+        services.services.retain(|service| service.namespace == *namespace);
+    }
+    let text = serde_json::to_string(&services)?;
+    show(args.ask.output, &text, || services_table(&services))?;
+    Ok(Verdict::Good.into())
+}
+
+/// The parts of a DNS answer that the table shows; `-o json` has all of it.
+#[derive(Deserialize)]
+struct Explained {
+    name: String,
+    #[serde(rename = "type")]
+    record_type: String,
+    rcode: String,
+    answers: Vec<Line>,
+    why: String,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    name: String,
+    ttl: u32,
+    #[serde(rename = "type")]
+    record_type: String,
+    data: String,
+}
+
+/// `tombolo dns NAME`
+pub(crate) async fn dns(args: &DnsArgs) -> anyhow::Result<ExitCode> {
+    let name = full_name(&args.name);
+    let path = format!("/api/v1/dns?name={}&type={}", escape(&name), escape(&args.record_type));
+    let text = ask(&args.ask, &path).await?;
+    let explained: Explained = parse(&text)?;
+    show(args.ask.output, &text, || dns_table(&explained))?;
+    let verdict = if explained.answers.is_empty() { Verdict::Bad } else { Verdict::Good };
+    Ok(verdict.into())
+}
+
+async fn ask(args: &AskArgs, path: &str) -> anyhow::Result<String> {
+    let admin = args.admin.clone().or_else(admin_from_environment);
+    http::get(admin.as_deref().unwrap_or(DEFAULT_ADMIN), path).await
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(text: &str) -> anyhow::Result<T> {
+    serde_json::from_str(text).context("the answer is not what this version understands")
+}
+
+fn show(output: Output, json: &str, table: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let text = match output {
+        Output::Table => table(),
+        Output::Json => {
+            let value: serde_json::Value = serde_json::from_str(json)?;
+            serde_json::to_string_pretty(&value)?
+        }
+    };
+    // A reader that has seen enough (`| head`) is no error.
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// `checkout.shop` means the service; whatever has more labels is taken as it is.
+fn full_name(name: &str) -> String {
+    let plain = name.trim_end_matches('.');
+    if plain.ends_with(&format!(".{CLUSTERSET_ZONE}")) || plain == CLUSTERSET_ZONE {
+        return plain.to_owned();
+    }
+    let labels: Vec<&str> = plain.split('.').collect();
+    let service = labels.iter().filter(|label| !label.starts_with('_')).count();
+    if service == 2 { format!("{plain}.svc.{CLUSTERSET_ZONE}") } else { plain.to_owned() }
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._*".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+fn status_table(status: &Status) -> String {
+    let cluster = status.cluster.as_ref().map(|id| format!(", cluster {id}")).unwrap_or_default();
+    let state = if status.ready { "ready" } else { "not ready" };
+    let leader = match status.leader {
+        Some(true) => ", leads",
+        Some(false) => ", follows",
+        None => "",
+    };
+    let mut text = format!(
+        "{} of region {}{cluster}: {state}{leader} (mesh {}, version {})\n",
+        status.role, status.region, status.mesh, status.version
+    );
+    for what in &status.pending {
+        let _ = writeln!(text, "waiting for {what}");
+    }
+    if let Some(catalog) = &status.catalog {
+        let _ = writeln!(
+            text,
+            "catalog: {} services, {} endpoints, generation {}, digest {}",
+            catalog.services,
+            catalog.endpoints,
+            catalog.generation,
+            catalog.digest.get(..12).unwrap_or(&catalog.digest)
+        );
+    }
+    if let Some(expires) = status.certificate_expires {
+        let _ = writeln!(text, "certificate until {expires}, {} proxies connected", status.proxies);
+    }
+    let _ = writeln!(text, "\n{}", sources_table(&status.sources));
+    let _ = writeln!(text, "\n{}", links_table(status));
+    for problem in &status.problems {
+        let _ = writeln!(text, "\nproblem: {problem}");
+    }
+    text
+}
+
+fn sources_table(sources: &[SourceStatus]) -> String {
+    let rows = sources.iter().map(|source| {
+        let age = source.age_seconds.map_or("-".to_owned(), |age| format!("{age:.1}s"));
+        let state = match (source.stale, source.complete) {
+            (true, _) => "stale, still served",
+            (false, false) => "incomplete",
+            (false, true) => "current",
+        };
+        let quarantined = source.quarantined.to_string();
+        [source.owner.clone(), state.to_owned(), age, source.records.to_string(), quarantined]
+    });
+    table(["SOURCE", "STATE", "AGE", "RECORDS", "QUARANTINED"], rows)
+}
+
+fn links_table(status: &Status) -> String {
+    let rows = status.links.iter().map(|link| {
+        let state = if link.synced { "in step" } else { "down" };
+        let problem = link.problem.clone().unwrap_or_default();
+        let refused = link.refused.len().to_string();
+        [link.name.clone(), state.to_owned(), refused, problem]
+    });
+    table(["LINK", "STATE", "REFUSED", "PROBLEM"], rows)
+}
+
+fn services_table(services: &Services) -> String {
+    let rows = services.services.iter().flat_map(|service| {
+        let first = std::iter::once(true).chain(std::iter::repeat(false));
+        service.clusters.iter().zip(first).map(|(cluster, first)| {
+            let ready = format!("{}/{}", cluster.ready, cluster.endpoints.len());
+            let head = if first { service_cells(service) } else { Default::default() };
+            let [name, kind, ports, conflicts] = head;
+            [name, kind, ports, cluster.cluster.clone(), ready, conflicts]
+        })
+    });
+    table(["SERVICE", "TYPE", "PORTS", "CLUSTER", "READY", "CONFLICTS"], rows)
+}
+
+fn service_cells(service: &ServiceStatus) -> [String; 4] {
+    [
+        format!("{}/{}", service.namespace, service.name),
+        service.service_type.clone(),
+        service.ports.join(", "),
+        service.conflicts.join("; "),
+    ]
+}
+
+fn dns_table(explained: &Explained) -> String {
+    let mut text =
+        format!("{} {}: {}\n{}\n", explained.name, explained.record_type, explained.rcode, explained.why);
+    if !explained.answers.is_empty() {
+        let rows = explained.answers.iter().map(|line| {
+            [line.name.clone(), line.ttl.to_string(), line.record_type.clone(), line.data.clone()]
+        });
+        let _ = writeln!(text, "\n{}", table(["NAME", "TTL", "TYPE", "DATA"], rows));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_and_its_namespace_are_enough() {
+        let check = |name: &str, full: &str| assert_eq!(full_name(name), full);
+        check("checkout.shop", "checkout.shop.svc.clusterset.local");
+        check("_http._tcp.checkout.shop", "_http._tcp.checkout.shop.svc.clusterset.local");
+        check("checkout.shop.svc.clusterset.local.", "checkout.shop.svc.clusterset.local");
+        check("a.b.c", "a.b.c");
+    }
+
+    #[test]
+    fn what_is_asked_for_cannot_leave_its_parameter() {
+        assert_eq!(escape("a b&type=X/ä"), "a%20b%26type%3DX%2F%C3%A4");
+    }
+}
