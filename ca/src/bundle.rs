@@ -144,7 +144,7 @@ impl Bundle {
             not_before: ours.not_before().max(theirs.not_before()),
             not_after: ours.not_after().min(theirs.not_after()),
         };
-        Ok(Self { trust_domain, generation, validity, certificate, proof })
+        Ok(Self { trust_domain, certificate, proof, generation, validity })
     }
 
     /// Reads a bundle file.

@@ -54,7 +54,7 @@ pub enum MaterialError {
     Unproven {
         /// Why.
         #[source]
-        source: PeerRefused,
+        source: Box<PeerRefused>,
         /// Bundle files that were not accepted, which may be why.
         refused: Vec<directory::RefusedBundle>,
     },
@@ -65,9 +65,9 @@ pub enum MaterialError {
     #[error("the new certificate is for the {found}, and we are the {ours}")]
     OtherIdentity {
         /// Who we are.
-        ours: Identity,
+        ours: Box<Identity>,
         /// Whose it is.
-        found: Identity,
+        found: Box<Identity>,
     },
     /// The clock is far off.
     #[error(transparent)]
@@ -75,7 +75,11 @@ pub enum MaterialError {
 }
 
 fn listed(refused: &[directory::RefusedBundle]) -> String {
-    refused.iter().map(|bundle| format!("; {bundle}")).collect()
+    use fmt::Write;
+    refused.iter().fold(String::new(), |mut text, bundle| {
+        let _ = write!(text, "; {bundle}");
+        text
+    })
 }
 
 /// A key with the certificate over it.
@@ -203,8 +207,9 @@ impl Material {
             let expected = "a leaf and what leads to its anchor";
             MaterialError::Certificate(CertificateError::Count { expected, found: 0 })
         })?;
-        tls::verify(&bundles, leaf, rest, unix(at)?, Role::Client)
-            .map_err(|source| MaterialError::Unproven { source, refused: Vec::new() })?;
+        tls::verify(&bundles, leaf, rest, unix(at)?, Role::Client).map_err(|source| {
+            MaterialError::Unproven { source: Box::new(source), refused: Vec::new() }
+        })?;
         Ok(Self { credential: Arc::new(credential), bundles })
     }
 
@@ -258,7 +263,7 @@ impl Holder {
         self.change(|current| {
             let (ours, found) = (current.credential.identity(), credential.identity());
             if ours != found {
-                let (ours, found) = (ours.clone(), found.clone());
+                let (ours, found) = (Box::new(ours.clone()), Box::new(found.clone()));
                 return Err(MaterialError::OtherIdentity { ours, found });
             }
             let next = Material::new(credential, current.bundles.clone(), now)?;

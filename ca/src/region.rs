@@ -31,11 +31,11 @@ use crate::tls;
 use crate::x509::{self, Validity};
 
 /// Two years for a region's certificates.
-pub const LIFETIME: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
+pub const LIFETIME: Duration = Duration::from_hours(2 * 365 * 24);
 
 /// A day for a leaf: with renewal at half life, 12 hours without a CA are survived (RELIABILITY
 /// P2).
-pub const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+pub const LEAF_LIFETIME: Duration = Duration::from_hours(24);
 
 /// What a leaf shall say. Whoever makes one has verified every part of it.
 #[derive(Debug, Clone)]
@@ -197,8 +197,7 @@ impl RegionCa {
         let id = grant.identity.spiffe_id(&self.mesh)?;
         let serial = x509::serial(&tls::provider())?;
         let params = leaf_params(&id, grant.origin.as_ref(), validity, serial)?;
-        let issuer = Issuer::from_ca_cert_der(self.bundle.certificate(), &self.key)?;
-        let leaf = params.signed_by(key, &issuer)?;
+        let leaf = params.signed_by(key, &self.issuer()?)?;
         Ok(Leaf {
             chain: vec![leaf.into()],
             id,
@@ -206,6 +205,10 @@ impl RegionCa {
             not_before: validity.not_before,
             not_after: validity.not_after,
         })
+    }
+
+    pub(crate) fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, rcgen::Error> {
+        Issuer::from_ca_cert_der(self.bundle.certificate(), &self.key)
     }
 }
 

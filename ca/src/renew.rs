@@ -56,7 +56,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Wall time is looked at this often, as timers stand still while a machine sleeps.
 const CHECK: Duration = Duration::from_secs(30);
 const SHORTEST_RETRY: Duration = Duration::from_secs(5);
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
+const LONGEST_RETRY: Duration = Duration::from_mins(5);
 
 /// Asks the CA at the other end of `channel` for a certificate over a new key. The channel's own
 /// certificate is the proof, so it has to be one that was made with `current`.

@@ -21,11 +21,11 @@ use crate::x509::{self, CertificateError, Validity, View};
 
 /// Twenty years: the root is pinned by every process, and the machinery to replace it needs none
 /// of them to be in a hurry.
-pub const LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+pub const LIFETIME: Duration = Duration::from_hours(20 * 365 * 24);
 
 /// Certificates begin this long before they are made, as clocks may be 10 minutes apart
 /// (RELIABILITY P24).
-pub const BACKDATE: Duration = Duration::from_secs(600);
+pub const BACKDATE: Duration = Duration::from_mins(10);
 
 /// What can go wrong while making certificates, or loading what makes them.
 #[derive(Debug, thiserror::Error)]

@@ -27,7 +27,7 @@ use crate::root::AuthorityError;
 use crate::tls::{PeerInfo, causes};
 
 /// The shortest life a certificate is given, and so the floor for those that are renewed.
-pub const SHORTEST_LIFETIME: Duration = Duration::from_secs(3600);
+pub const SHORTEST_LIFETIME: Duration = Duration::from_hours(1);
 
 /// How a caller has proven who it is. Each kind says what may be issued on its strength.
 #[derive(Debug, Clone)]

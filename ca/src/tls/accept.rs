@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use tracing::{Instrument, debug, debug_span, warn};
 
+use super::verify::reason;
 use super::{peer_identity, server_config};
 use crate::clock::Clock;
 use crate::identity::PeerIdentity;
@@ -197,7 +198,7 @@ impl Handshaker {
         let tls = match timeout(deadline, self.0.accept(tcp)).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
-                debug!(error = %causes(&error), "refused");
+                debug!(error = %causes(&*reason(error)), "refused");
                 return None;
             }
             Err(_) => {

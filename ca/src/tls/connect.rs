@@ -1,5 +1,6 @@
 //! The way out: dials for a tonic channel and talks to one expected identity.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use tonic::codegen::http::Uri;
 use tower::Service;
 
 use super::client_config;
+use super::verify::reason;
 use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::material::Held;
@@ -50,7 +52,7 @@ pub enum ConnectError {
         authority: String,
         /// Why.
         #[source]
-        source: io::Error,
+        source: Box<dyn Error + Send + Sync>,
     },
     /// Neither happened in time.
     #[error("{authority} did not answer within {after:?}")]
@@ -116,10 +118,10 @@ impl Connector {
         let address: SocketAddr = tcp.peer_addr().map_err(dial)?;
         let name = ServerName::IpAddress(address.ip().into());
         let connector = TlsConnector::from(Arc::clone(&self.config));
-        connector.connect(name, tcp).await.map_err(|source| ConnectError::Handshake {
+        connector.connect(name, tcp).await.map_err(|error| ConnectError::Handshake {
             expected: self.expected.clone(),
             authority: authority.to_owned(),
-            source,
+            source: reason(error),
         })
     }
 }

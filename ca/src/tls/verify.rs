@@ -1,6 +1,11 @@
 //! Whether a peer's certificate chain proves the ID it carries.
 
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
 use jiff::Timestamp;
+use rustls::CertificateError as CertificateRejected;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -64,6 +69,15 @@ pub enum PeerRefused {
         /// Who answered.
         found: Identity,
     },
+}
+
+/// Our own words for a failed handshake, which rustls wraps where no `source` leads.
+pub(crate) fn reason(error: io::Error) -> Box<dyn Error + Send + Sync> {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if let Some(rustls::Error::InvalidCertificate(CertificateRejected::Other(ours))) = tls {
+        return Box::new(Arc::clone(&ours.0));
+    }
+    Box::new(error)
 }
 
 /// What the peer is to us.
