@@ -208,3 +208,26 @@ fn x509_hex(holder: &Holder) -> String {
     let bytes = format!("{:?}", holder.current().credential().key.secret_der());
     bytes[1..40].to_owned()
 }
+
+#[tokio::test]
+async fn a_watched_directory_is_read_again_by_itself() {
+    use tokio_util::sync::CancellationToken;
+    const LONG: Duration = Duration::from_secs(50);
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = Mesh::new();
+    written(&mesh, dir.path());
+    let mut directory = opened(dir.path());
+    let holder = Arc::new(Holder::new(directory.load(NOW).unwrap().material));
+    let (mut held, stop) = (holder.held(), CancellationToken::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    let (watched, ended) = (Arc::clone(&holder), stop.clone());
+    tasks.spawn(async move {
+        let clock = crate::Clock::new(|| NOW);
+        directory.watch(&watched, clock, Duration::from_millis(10), ended).await;
+    });
+    fs::remove_file(dir.path().join("bundles/east.mesh.example.1.pem")).unwrap();
+    let changed = tokio::time::timeout(LONG, held.changed()).await.expect("read again").unwrap();
+    assert!(!changed.bundles().knows(mesh.east.bundle().trust_domain()));
+    stop.cancel();
+    tokio::time::timeout(LONG, tasks.join_next()).await.expect("it ends").unwrap().unwrap();
+}

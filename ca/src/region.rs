@@ -121,8 +121,27 @@ impl RegionCa {
         files::create_private_dir(dir)?;
         let key = dir.join(KEY_FILE);
         files::must_not_exist(&key)?;
-        files::write_secret(&key, &self.key.serialize_pem())?;
-        Ok(files::write(&dir.join(BUNDLE_FILE), &self.bundle.to_pem())?)
+        // The key last: if we are killed in between, there is none and so nothing to lose.
+        files::write(&dir.join(BUNDLE_FILE), &self.bundle.to_pem())?;
+        Ok(files::write_secret(&key, &self.key.serialize_pem())?)
+    }
+
+    /// Loads the CA in `dir`, or makes one of generation 1 and saves it if there is no key.
+    ///
+    /// # Errors
+    /// As [`RegionCa::load`], [`RegionCa::create`] and [`RegionCa::save`].
+    pub fn load_or_create(
+        dir: &Path,
+        root: &MeshRoot,
+        region: &RegionName,
+        now: Timestamp,
+    ) -> Result<Self, AuthorityError> {
+        if files::must_not_exist(&dir.join(KEY_FILE)).is_err() {
+            return Self::load(dir, region, root.certificate().mesh());
+        }
+        let ca = Self::create(root, region, 1, now)?;
+        ca.save(dir)?;
+        Ok(ca)
     }
 
     /// Reads what [`RegionCa::save`] wrote.

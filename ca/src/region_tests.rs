@@ -115,6 +115,14 @@ fn a_region_is_loaded_as_it_was_saved_and_as_no_other() {
     }
     assert!(west.save(dir.path()).is_err(), "a key is never overwritten");
     assert!(!format!("{loaded:?}").contains("BEGIN"));
+    let root = Mesh::new().root;
+    let again = RegionCa::load_or_create(dir.path(), &root, &region("west"), NOW).unwrap();
+    assert_eq!(again.bundle(), west.bundle());
+    // Killed between the two files: there is a bundle, and no key yet.
+    std::fs::remove_file(dir.path().join("region-key.pem")).unwrap();
+    let new = RegionCa::load_or_create(dir.path(), &root, &region("west"), NOW).unwrap();
+    assert_ne!(new.bundle(), west.bundle());
+    RegionCa::load(dir.path(), &region("west"), &mesh()).unwrap();
 }
 
 /// An independent reader and verifier of what we make.

@@ -96,7 +96,7 @@ pub enum Issuer {
     /// proves the certificate it was opened with.
     Remote {
         /// Where.
-        endpoint: Endpoint,
+        endpoint: Box<Endpoint>,
         /// Who is expected there.
         connector: Connector,
     },

@@ -56,7 +56,7 @@ impl Served {
     fn issuer(&self, client: &Holder, expected: Identity, clock: &Clock) -> Issuer {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         Issuer::Remote {
-            endpoint,
+            endpoint: Box::new(endpoint),
             connector: Connector::new(&client.held(), expected, clock).unwrap(),
         }
     }
@@ -73,11 +73,11 @@ struct Setup {
 async fn setup(identity: Identity) -> Setup {
     let (hands, clock) = Hands::new();
     let mesh = Mesh::new();
-    let server = mesh.holder(&mesh.west, control_plane("west"), 10 * DAY);
+    let own = mesh.holder(&mesh.west, control_plane("west"), 10 * DAY);
     let issued_by = if *identity.region() == *mesh.west.region() { &mesh.west } else { &mesh.east };
     let client = Arc::new(mesh.holder(issued_by, identity, DAY));
     let ca = Arc::new(mesh.west);
-    let served = Served::start(Arc::clone(&ca), &server.held(), &clock).await;
+    let served = Served::start(Arc::clone(&ca), &own.held(), &clock).await;
     Setup { ca, client, served, clock, hands }
 }
 
@@ -166,13 +166,13 @@ async fn a_failed_renewal_keeps_the_certificate_and_a_later_one_works() {
     let before = client.current().credential().subject().serial.clone();
     let gone = served.issuer(&client, control_plane("west"), &clock);
     drop(served);
-    let renewer = Renewer::new(Arc::clone(&client), gone, clock.clone());
-    let failed = renewer.renew_now().await.unwrap_err();
+    let cut_off = Renewer::new(Arc::clone(&client), gone, clock.clone());
+    let failed = cut_off.renew_now().await.unwrap_err();
     assert!(matches!(failed, RenewError::Connect(_)), "{failed}");
     assert_eq!(client.current().credential().subject().serial, before);
-    assert_eq!(renewer.judge(Err(&failed), 0), 1);
-    assert_eq!(renewer.judge(Err(&failed), u32::MAX), u32::MAX);
-    assert_eq!(renewer.judge(Ok(&()), 7), 0);
+    assert_eq!(cut_off.judge(Err(&failed), 0), 1);
+    assert_eq!(cut_off.judge(Err(&failed), u32::MAX), u32::MAX);
+    assert_eq!(cut_off.judge(Ok(&()), 7), 0);
 
     // A process with the CA in it, past due: the loop catches up.
     let mut held = client.held();

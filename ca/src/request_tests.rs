@@ -121,8 +121,10 @@ fn keys_that_are_not_accepted() {
     let outcome = check(&csr_of(&blank(), &p521));
     assert!(matches!(outcome, Err(RequestError::Key { .. })), "{outcome:?}");
 
-    for (bits, good) in [(1024, false), (2047, false), (2048, true), (4096, true), (16384, false)] {
-        let mut modulus = vec![0xff; (bits + 7) / 8];
+    for (bits, good) in
+        [(1024_usize, false), (2047, false), (2048, true), (4096, true), (16384, false)]
+    {
+        let mut modulus = vec![0xff; bits.div_ceil(8)];
         modulus[0] >>= (8 - bits % 8) % 8;
         if modulus[0] >= 0x80 {
             modulus.insert(0, 0);

@@ -190,8 +190,26 @@ impl MeshRoot {
         files::create_private_dir(dir)?;
         let key = dir.join(KEY_FILE);
         files::must_not_exist(&key)?;
-        files::write_secret(&key, &self.key.serialize_pem())?;
-        Ok(files::write(&dir.join(CERTIFICATE_FILE), &self.certificate.to_pem())?)
+        // The key last: if we are killed in between, there is none and so nothing to lose.
+        files::write(&dir.join(CERTIFICATE_FILE), &self.certificate.to_pem())?;
+        Ok(files::write_secret(&key, &self.key.serialize_pem())?)
+    }
+
+    /// Loads the root in `dir`, or makes and saves one if there is no key.
+    ///
+    /// # Errors
+    /// As [`MeshRoot::load`], [`MeshRoot::create`] and [`MeshRoot::save`].
+    pub fn load_or_create(
+        dir: &Path,
+        mesh: &MeshDomain,
+        now: Timestamp,
+    ) -> Result<Self, AuthorityError> {
+        if files::must_not_exist(&dir.join(KEY_FILE)).is_err() {
+            return Self::load(dir, mesh);
+        }
+        let root = Self::create(mesh, now)?;
+        root.save(dir)?;
+        Ok(root)
     }
 
     /// Reads what [`MeshRoot::save`] wrote.
@@ -243,13 +261,11 @@ pub(crate) fn contents(path: &Path) -> impl FnOnce(CertificateError) -> Authorit
 /// The only key of a secret PEM file.
 pub(crate) fn load_key(path: &Path) -> Result<KeyPair, AuthorityError> {
     let keys = x509::keys(&files::read_secret(path)?).map_err(contents(path))?;
-    match &keys[..] {
-        [key] => KeyPair::try_from(key).map_err(|e| contents(path)(CertificateError::Key(e))),
-        _ => {
-            let expected = "one private key";
-            Err(contents(path)(CertificateError::Count { expected, found: keys.len() }))
-        }
-    }
+    let [key] = &keys[..] else {
+        let expected = "one private key";
+        return Err(contents(path)(CertificateError::Count { expected, found: keys.len() }));
+    };
+    KeyPair::try_from(key).map_err(|e| contents(path)(CertificateError::Key(e)))
 }
 
 pub(crate) fn must_match(
@@ -282,6 +298,13 @@ mod tests {
             Err(AuthorityError::File(FileError::Exists { .. }))
         ));
         assert!(!format!("{loaded:?}").contains("BEGIN"));
+        let again = MeshRoot::load_or_create(dir.path(), &mesh(), NOW).unwrap();
+        assert_eq!(again.certificate(), root.certificate());
+        // Killed between the two files: there is a certificate, and no key yet.
+        std::fs::remove_file(dir.path().join("root-key.pem")).unwrap();
+        let new = MeshRoot::load_or_create(dir.path(), &mesh(), NOW).unwrap();
+        assert_ne!(new.certificate(), root.certificate());
+        MeshRoot::load(dir.path(), &mesh()).unwrap();
     }
 
     #[test]

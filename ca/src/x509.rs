@@ -37,7 +37,7 @@ macro_rules! oid {
 
 /// INTEGER: the generation of a region's key, in the proof by the mesh root.
 pub(crate) const GENERATION: &[u64] = oid!(1);
-/// UTF8String: an [`Origin`], in a leaf.
+/// `UTF8String`: an [`Origin`], in a leaf.
 pub(crate) const ORIGIN: &[u64] = oid!(2);
 
 /// What is wrong with a certificate, a key, or a file of them.
