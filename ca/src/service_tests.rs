@@ -1,0 +1,84 @@
+use rcgen::{CertificateParams, KeyPair};
+use tonic::Code;
+
+use super::*;
+use crate::identity::Identity;
+use crate::material::Credential;
+use crate::testing::{Mesh, NOW, agent, at, workload};
+
+fn csr() -> Vec<u8> {
+    let key = KeyPair::generate().unwrap();
+    CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
+}
+
+fn authority(ca: RegionCa, now: Timestamp) -> Authority {
+    Authority::new(Arc::new(ca), Clock::new(move || now))
+}
+
+fn proven(ca: &RegionCa, identity: Identity, lifetime: Duration) -> Proof {
+    let grant = Grant { lifetime, ..Grant::new(identity) };
+    Proof::Certificate(Arc::new(Credential::issue(ca, &grant, NOW).unwrap().subject().clone()))
+}
+
+const DAY: Duration = LEAF_LIFETIME;
+
+#[test]
+fn the_answer_is_for_whom_the_proof_is_and_where() {
+    let mesh = Mesh::new();
+    let proof = proven(&mesh.west, agent("west", "west-a"), DAY);
+    let authority = authority(mesh.west, at(3600));
+    let leaf = authority.issue(&proof, &csr()).unwrap();
+    let peer = crate::tls::peer_identity(&leaf.chain, authority.ca.mesh()).unwrap();
+    assert_eq!(peer.identity, agent("west", "west-a"));
+    assert_eq!(peer.origin, proof.peer().origin);
+    assert_eq!(peer.expires, at(3600 + 24 * 3600));
+}
+
+/// A certificate that was made short does not become a long one by renewal.
+#[test]
+fn renewal_gives_no_longer_life_than_the_proof_had() {
+    let mesh = Mesh::new();
+    for (hours, renewed) in [(1, 1), (3, 3), (24, 24), (100, 24)] {
+        let proof = proven(&mesh.west, workload("west"), Duration::from_hours(hours));
+        let grant = proof.grant(NOW).unwrap();
+        assert_eq!(grant.lifetime, Duration::from_hours(renewed));
+    }
+    let proof = proven(&mesh.west, workload("west"), Duration::from_secs(9));
+    assert_eq!(proof.grant(NOW).unwrap().lifetime, SHORTEST_LIFETIME);
+}
+
+#[test]
+fn each_refusal_has_its_code() {
+    let check = |outcome: Result<Leaf, SignError>, code: Code, says: &str| {
+        let status = Status::from(&outcome.unwrap_err());
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().contains(says), "{status}");
+    };
+    let mesh = Mesh::new();
+    let (west, east) =
+        (proven(&mesh.west, workload("west"), DAY), proven(&mesh.east, workload("east"), DAY));
+    let end = mesh.west.bundle().not_after();
+    let now = authority(mesh.west, NOW);
+    check(now.issue(&west, b"garbage"), Code::InvalidArgument, "PKCS #10");
+    check(now.issue(&east, &csr()), Code::PermissionDenied, "not permitted");
+    check(
+        proof(None, None).and_then(|proof| now.issue(&proof, &csr())),
+        Code::InvalidArgument,
+        "no proof",
+    );
+    let kind = ProofKind::CurrentCertificate(crate::proto::CurrentCertificate {});
+    let nobody = PeerInfo { remote: ([127, 0, 0, 1], 1).into(), identity: None };
+    for connection in [None, Some(&nobody)] {
+        let outcome = proof(Some(&kind), connection).and_then(|proof| now.issue(&proof, &csr()));
+        check(outcome, Code::Unauthenticated, "no client certificate");
+    }
+    let later = Authority { ca: Arc::clone(&now.ca), clock: Clock::new(|| at(24 * 3600 + 1)) };
+    check(later.issue(&west, &csr()), Code::Unauthenticated, "expired");
+    // The proof is still good by a clock that has the CA ended.
+    let Proof::Certificate(mut peer) = west;
+    Arc::make_mut(&mut peer).expires = Timestamp::MAX;
+    let ended = Authority { ca: Arc::clone(&now.ca), clock: Clock::new(move || end) };
+    check(ended.issue(&Proof::Certificate(peer), &csr()), Code::FailedPrecondition, "region's own");
+    let internal = SignError::issuing(AuthorityError::NoGeneration);
+    check(Err(internal), Code::Internal, "internal error");
+}
