@@ -34,12 +34,15 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let asked = std::env::var_os("TOMBOLO_KEEP").is_some_and(|value| value == "1");
-        if asked || std::thread::panicking() {
+        if asked_to_keep() || std::thread::panicking() {
             self.0.disable_cleanup(true);
             eprintln!("kept for reading: {}", self.path().display());
         }
     }
+}
+
+fn asked_to_keep() -> bool {
+    std::env::var_os("TOMBOLO_KEEP").is_some_and(|value| value == "1")
 }
 
 #[cfg(test)]
@@ -54,7 +57,7 @@ mod tests {
         let path = scratch.path().to_owned();
         assert!(path.is_dir());
         drop(scratch);
-        assert!(!path.exists());
+        assert_eq!(path.exists(), asked_to_keep());
     }
 
     #[test]
