@@ -66,13 +66,13 @@ fn advisories(workspace: &Workspace, log: &mut Log) -> anyhow::Result<Verdict> {
     let Some(mut deny) = cargo_deny(workspace) else {
         return Ok(Verdict::Warned(NO_DENY.into()));
     };
-    if !Workspace::advisories().is_some_and(|databases| has_entries(&databases)) {
+    if !Workspace::advisories().is_some_and(|databases| has_database(&databases)) {
         println!("advisories: NOT CHECKED (no database)");
         println!("`{} fetch db` gets one", deny.get_program().display());
         return Ok(Verdict::Warned("NOT CHECKED (no database)".into()));
     }
     let checked = watched(log, deny.args(["--workspace", "--offline", "check", "advisories"]));
-    checked.or_else(|_| Ok(Verdict::Warned("found something: give each its own change".into())))
+    checked.or_else(|_| Ok(Verdict::Warned("not clean: see target/xtask/advisories.log".into())))
 }
 
 fn cargo_deny(workspace: &Workspace) -> Option<std::process::Command> {
@@ -80,8 +80,9 @@ fn cargo_deny(workspace: &Workspace) -> Option<std::process::Command> {
     program.is_file().then(|| workspace.command(program))
 }
 
-fn has_entries(dir: &Path) -> bool {
-    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+fn has_database(dir: &Path) -> bool {
+    let is_one = |entry: fs::DirEntry| entry.path().join(".git").is_dir();
+    fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(is_one))
 }
 
 fn watched(log: &mut Log, command: &mut std::process::Command) -> anyhow::Result<Verdict> {

@@ -65,11 +65,11 @@ impl Run {
         step: &'static str,
         work: impl FnOnce(&Workspace, &mut Log) -> anyhow::Result<Verdict>,
     ) -> bool {
-        println!("==> {step} (at {:.0?})", self.started.elapsed());
+        println!("==> {step} (at {:.1}s)", self.started.elapsed().as_secs_f64());
         let started = Instant::now();
         let outcome = self.attempt(step, work);
         let took = started.elapsed();
-        println!("<== {step}: {outcome} ({took:.1?})");
+        println!("<== {step}: {outcome} ({:.1}s)", took.as_secs_f64());
         let good = !matches!(outcome, Outcome::Failed(_));
         self.rows.push(Row { step, took, outcome });
         good
