@@ -1,7 +1,7 @@
 //! The project's own commands. What CI runs and what a person runs is the same code.
 //!
 //! Owns: getting the tools that tests need ([`setup`]), the gates ([`gates`]), running the tests
-//! and judging their outcome ([`suite`]), benchmarks ([`bench`]). It knows no crate of the
+//! and judging their outcome ([`suite`]), benchmarks ([`mod@bench`]). It knows no crate of the
 //! project but the testbed, which knows where the tools are.
 //!
 //! Promises: every step is named while it runs and timed at the end, its output is in

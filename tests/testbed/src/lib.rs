@@ -16,6 +16,33 @@
 //!
 //! Turned down: a general HTTP client crate. One GET over a plain connection is all that the
 //! tests send, and they must control the bytes of the request line.
+//!
+//! ```no_run
+//! use std::{path::Path, time::Duration};
+//! use tombolo_testbed::{Demo, Scratch, Tool, dns::Question, http, skip, wait_for};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let envoy = match Tool::Envoy.path() {
+//!     Ok(envoy) => envoy,
+//!     Err(missing) => return Ok(skip("e2e_demo::fails_over", missing)),
+//! };
+//! let scratch = Scratch::new("fails-over")?;
+//! let binary = Path::new("env!(\"CARGO_BIN_EXE_tombolo\") in a test of that package");
+//! let demo = Demo::start(binary, scratch.path(), Some(&envoy), &[])?;
+//! let cluster = demo.cluster("us-west1", "a")?;
+//! let name = "web.shop.svc.clusterset.local";
+//! assert_eq!(Question::udp(cluster.dns, name, "A").dig(&[])?.status, "NOERROR");
+//!
+//! demo.control("stop backend web")?;
+//! let through = cluster.envoy.expect("it was started with one");
+//! wait_for("the other region answers", Duration::from_secs(10), || {
+//!     let response = http::get_as(through, name, "/")?;
+//!     anyhow::ensure!(response.text().contains("europe-west4"), "got {response:?}");
+//!     Ok(())
+//! })?;
+//! demo.interrupt()
+//! # }
+//! ```
 
 mod demo;
 mod ports;
