@@ -1,2 +1,107 @@
-//! placeholder
-fn main() {}
+//! The project's own commands. What CI runs and what a person runs is the same code.
+//!
+//! Owns: getting the tools that tests need ([`setup`]), the gates ([`gates`]), running the tests
+//! and judging their outcome ([`suite`]), benchmarks ([`mod@bench`]). It knows no crate of the
+//! project but the testbed, which knows where the tools are.
+//!
+//! Promises: every step is named while it runs and timed at the end, its output is in
+//! `target/xtask/STEP.log`, and the exit code is 0 only if nothing failed.
+#![expect(clippy::print_stdout, reason = "a command that reports to a person")]
+
+mod bench;
+mod cache;
+mod gates;
+mod log;
+mod run;
+mod setup;
+mod suite;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::run::Run;
+use crate::suite::Choice;
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
+#[command(after_help = "\
+Examples:
+  cargo xtask test                    everything CI checks, in one go
+  cargo xtask test --filter failover  only tests with this in their name
+  cargo xtask lint                    format, clippy, dependencies
+
+Each step's output is kept in target/xtask/STEP.log. Tools are kept in
+${XDG_CACHE_HOME:-~/.cache}/tombolo and shared between checkouts.")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Set up, build, lint and run all tests
+    #[command(after_help = "\
+The last line says `N passed, N failed, N skipped`. A test that cannot run is skipped and says
+why; where CI=true only the skips listed in tests/allowed-skips.toml pass.
+
+Examples:
+  cargo xtask test
+  cargo xtask test --no-lint --filter e2e_
+  cargo xtask test --long")]
+    Test(Choice),
+    /// Check format, lints and dependencies
+    Lint,
+    /// Fetch and build the tools that tests and lints need
+    #[command(after_help = "\
+Gets dig (Debian's bind9-dnsutils, if this is root on a machine with apt-get), the Python
+packages and Envoy pinned in tests/versions.toml, and cargo-deny. What is there is left alone.")]
+    Setup,
+    /// Run the benchmarks
+    #[command(after_help = "\
+Examples:
+  cargo xtask bench
+  cargo xtask bench -- merge          arguments after -- go to the benchmarks")]
+    Bench {
+        /// Passed on to each benchmark
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match Workspace::find().and_then(|workspace| carry_out(arguments.verb, workspace)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(verb: Verb, workspace: Workspace) -> anyhow::Result<bool> {
+    let mut run = Run::start(workspace)?;
+    match verb {
+        Verb::Test(choice) => suite::all(&mut run, &choice),
+        Verb::Lint => gates::lint(&mut run),
+        Verb::Setup => setup::all(&mut run),
+        Verb::Bench { arguments } => bench::all(&mut run, &arguments),
+    }
+    Ok(run.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}
