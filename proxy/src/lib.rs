@@ -7,14 +7,19 @@
 //! [`bootstrap`] writes the file that an Envoy starts from. Leaves to others: building the catalog
 //! (`tombolo-federation`), certificates (`tombolo-ca`), listening (`tombolo`).
 
+mod cache;
 mod class;
 pub mod failover;
 mod intent;
 mod resources;
+mod streams;
 #[cfg(test)]
 mod testkit;
 mod wire;
 
 pub use class::{
     ClientClass, ClientKind, ClientLocality, EndpointsView, ListenerView, ProxyIdentity,
+};
+pub use streams::{
+    AdsConfig, AdsServer, AdsService, Nack, ProxyStatus, TypeStatus, Variant,
 };

@@ -17,7 +17,8 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
-use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use prost::Message;
 use tombolo_federation::catalog::Service;
 use tombolo_federation::names::ServiceKey;
@@ -104,7 +105,10 @@ fn method(regex: &str) -> HeaderMatcher {
     let matcher = RegexMatcher { regex: regex.to_owned(), ..RegexMatcher::default() };
     HeaderMatcher {
         name: ":method".to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::SafeRegexMatch(matcher)),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::SafeRegex(matcher)),
+            ..StringMatcher::default()
+        })),
         ..HeaderMatcher::default()
     }
 }
