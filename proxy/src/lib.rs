@@ -7,6 +7,7 @@
 //! [`bootstrap`] writes the file that an Envoy starts from. Leaves to others: building the catalog
 //! (`tombolo-federation`), certificates (`tombolo-ca`), listening (`tombolo`).
 
+pub mod bootstrap;
 mod cache;
 mod class;
 pub mod failover;

@@ -33,6 +33,7 @@ use crate::class::{ClientLocality, ProxyIdentity};
 
 pub use service::AdsService;
 pub use session::Variant;
+pub(crate) use admit::LISTENER;
 pub use status::{Nack, ProxyStatus, TypeStatus};
 
 use dialect::Dialect;
@@ -117,7 +118,10 @@ impl AdsServer {
         let Self { inner, mut snapshots } = self;
         let follow = async {
             // One may have been published before this reader was made.
-            let mut next = snapshots.current();
+            let mut next = match snapshots.current() {
+                None => snapshots.next().await,
+                published => published,
+            };
             while let Some(catalog) = next {
                 let touched = match inner.cache.generation() {
                     0 => None,

@@ -102,13 +102,22 @@ pub(super) struct Session {
     view: Arc<View>,
     subs: BTreeMap<Kind, Substream>,
     nonce: u64,
+    /// Clusters that were sent as new or changed and not followed by their endpoints yet.
+    unfollowed: Names,
     nothing: Table,
 }
 
 impl Session {
     pub(super) fn new(variant: Variant, client: ClientKind, view: Arc<View>) -> Self {
-        let nothing = Table::empty();
-        Self { variant, client, view, subs: BTreeMap::new(), nonce: 0, nothing }
+        Self {
+            variant,
+            client,
+            view,
+            subs: BTreeMap::new(),
+            nonce: 0,
+            unfollowed: Names::new(),
+            nothing: Table::empty(),
+        }
     }
 
     /// What is there now.
@@ -158,6 +167,11 @@ impl Session {
                 }
             }
         }
+        if kind == Kind::Served(Type::Endpoints) {
+            // The reconnect trap (X39): the clusters were answered before this request was read,
+            // and what the client holds of their endpoints does not count for a changed cluster.
+            sub.renew(self.unfollowed.iter().cloned());
+        }
         Ok(outcome(kind, answered, request.error, now))
     }
 
@@ -187,9 +201,14 @@ impl Session {
         let batch = sub.take_batch(table, self.variant == Variant::StateOfTheWorld && of.is_whole());
         let (resources, changed) = batch?;
         if of == Type::Cluster {
-            // Named as their clusters are, one to one.
+            // Endpoints are named as their clusters are, one to one.
+            self.unfollowed.extend(changed.iter().cloned());
             if let Some(endpoints) = self.subs.get_mut(&Kind::Served(Type::Endpoints)) {
                 endpoints.renew(changed);
+            }
+        } else if of == Type::Endpoints {
+            for resource in &resources {
+                self.unfollowed.remove(&resource.name);
             }
         }
         Some(self.respond(kind, resources, Vec::new(), now))
@@ -221,6 +240,11 @@ impl Session {
             return Some(self.respond(kind, resources, missing, now));
         }
         let gone = sub.take_gone(table);
+        if kind == Kind::Served(Type::Cluster) {
+            for name in &gone {
+                self.unfollowed.remove(name);
+            }
+        }
         // Envoy has no use for being told in state-of-the-world that there is nothing (X28).
         let silent = self.variant == Variant::StateOfTheWorld
             && (self.client == ClientKind::Envoy || matches!(kind, Kind::Unknown(_)));
