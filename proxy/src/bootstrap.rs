@@ -192,6 +192,7 @@ impl Tls {
     }
 }
 
+/// Without a limit: an Envoy that never heard from a server has nothing to serve with.
 fn ads() -> Value {
     json!({ "ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s" })
 }

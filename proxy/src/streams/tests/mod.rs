@@ -2,6 +2,7 @@
 //! messages are not ours. Tests are named by the rule of XDS.md that they hold.
 
 mod delta;
+mod envoy;
 mod grpc;
 mod reconnect;
 mod sotw;
@@ -72,10 +73,14 @@ impl Running {
     }
 
     async fn with(config: AdsConfig) -> Self {
+        Self::at(([127, 0, 0, 1], 0).into(), config).await
+    }
+
+    async fn at(addr: SocketAddr, config: AdsConfig) -> Self {
         let stop = CancellationToken::new();
         let (publisher, snapshots) = channel();
         let ads = AdsServer::new(snapshots, config, stop.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
         let server = Server::builder().add_service(ads.into_service());
@@ -128,6 +133,13 @@ impl Running {
         let opened = client.stream_aggregated_resources(ReceiverStream::new(sent)).await;
         let responses = opened.unwrap().into_inner();
         Sotw { requests, responses, agent: agent.into(), greeted: false, fences: 0 }
+    }
+
+    /// Ends the server; its address can be taken again.
+    async fn end(mut self) {
+        self.stop.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        timeout(LONG, all).await.expect("the server and its streams end");
     }
 
     /// The status of the only client.
