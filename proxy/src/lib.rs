@@ -21,6 +21,4 @@ mod wire;
 pub use class::{
     ClientClass, ClientKind, ClientLocality, EndpointsView, ListenerView, ProxyIdentity,
 };
-pub use streams::{
-    AdsConfig, AdsServer, AdsService, Nack, ProxyStatus, TypeStatus, Variant,
-};
+pub use streams::{AdsConfig, AdsServer, AdsService, Nack, ProxyStatus, TypeStatus, Variant};

@@ -103,7 +103,7 @@ pub(crate) struct Resource {
     #[prost(string, tag = "1")]
     pub(crate) version: String,
     #[prost(message, optional, tag = "2")]
-    pub(crate) resource: Option<Any>,
+    pub(crate) body: Option<Any>,
     #[prost(string, tag = "3")]
     pub(crate) name: String,
 }
@@ -205,7 +205,7 @@ mod tests {
             system_version_info: "v".into(),
             resources: vec![Resource {
                 version: "1".into(),
-                resource: Some(Any { type_url: "t".into(), value: Bytes::from_static(b"x") }),
+                body: Some(Any { type_url: "t".into(), value: Bytes::from_static(b"x") }),
                 name: "a".into(),
             }],
             type_url: "t".into(),

@@ -150,7 +150,7 @@ impl State {
         let keys = keys.unwrap_or_else(|| self.all_keys(catalog));
         let mut changed = Changed::default();
         for key in keys {
-            self.touch(catalog, key, &mut changed);
+            self.touch(catalog, &key, &mut changed);
         }
         self.follow_distances(before.as_deref(), catalog, &mut changed);
         for (kind, (hosts, table)) in &mut self.routes {
@@ -173,11 +173,11 @@ impl State {
         catalog.services.get(key).or_else(held).cloned()
     }
 
-    fn touch(&mut self, catalog: &Catalog, key: ServiceKey, changed: &mut Changed) {
-        let now = self.intended(catalog, &key);
+    fn touch(&mut self, catalog: &Catalog, key: &ServiceKey, changed: &mut Changed) {
+        let now = self.intended(catalog, key);
         let before = match &now {
             Some(now) => self.services.insert(key.clone(), Arc::clone(now)),
-            None => self.services.remove(&key),
+            None => self.services.remove(key),
         };
         let same = match (&before, &now) {
             (Some(before), Some(now)) => Arc::ptr_eq(before, now),
@@ -198,7 +198,7 @@ impl State {
         self.touch_listeners(before, now, changed);
         let hosts = now.map(|service| virtual_hosts(service, &self.zone)).unwrap_or_default();
         for (kind, (table, _)) in &mut self.routes {
-            if table.set(&key, hosts.clone()) {
+            if table.set(key, hosts.clone()) {
                 changed.hosts.insert(*kind);
             }
         }
@@ -245,12 +245,7 @@ impl State {
     }
 
     /// Distances are an input of assignments that no service's change tells of.
-    fn follow_distances(
-        &mut self,
-        before: Option<&Catalog>,
-        now: &Catalog,
-        changed: &mut Changed,
-    ) {
+    fn follow_distances(&mut self, before: Option<&Catalog>, now: &Catalog, changed: &mut Changed) {
         for (view, table) in &mut self.endpoints {
             let far = distances(now, &view.region);
             if before.is_some_and(|before| distances(before, &view.region) == far) {

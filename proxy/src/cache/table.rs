@@ -69,13 +69,13 @@ impl Table {
         if changed.is_empty() {
             return false;
         }
-        let changes = Arc::make_mut(&mut self.changes);
-        match changes.last_mut() {
+        let log = Arc::make_mut(&mut self.changes);
+        match log.last_mut() {
             Some((at, names)) if *at == revision => Arc::make_mut(names).extend(changed),
-            _ => changes.push((revision, Arc::new(changed))),
+            _ => log.push((revision, Arc::new(changed))),
         }
-        if changes.len() > REMEMBERED {
-            let (oldest, _) = changes.remove(0);
+        if log.len() > REMEMBERED {
+            let (oldest, _) = log.remove(0);
             self.forgotten = oldest;
         }
         true
@@ -114,13 +114,12 @@ pub(super) fn edits(before: Vec<Arc<str>>, now: Vec<Resource>) -> Vec<Edit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::{Type, outbound_listener};
+    use crate::resources::outbound_listener;
     use crate::testkit::at;
 
     fn resource(name: &str, port: u16) -> Resource {
         let mut resource = outbound_listener(at(&format!("127.0.0.1:{port}")));
         resource.name = name.into();
-        assert_eq!(Type::Listener.name(), "listener");
         resource
     }
 

@@ -30,6 +30,7 @@ fn two(endpoints: &str) -> Vec<Service> {
     ]
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what `apply` takes")]
 fn touched(names: &[&str]) -> Option<BTreeSet<ServiceKey>> {
     Some(names.iter().map(|name| key(name)).collect())
 }

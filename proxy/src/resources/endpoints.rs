@@ -9,6 +9,9 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
 };
 
+use envoy_types::pb::google::protobuf::UInt32Value;
+use tombolo_federation::names::{ClusterId, RegionName};
+
 use super::parts::{address, number};
 use super::{Resource, Type};
 use crate::class::{ClientKind, EndpointsView};
@@ -39,17 +42,17 @@ pub(crate) fn endpoints(
 
 /// A tier's endpoints, one entry for each region, zone and cluster.
 fn localities(kind: ClientKind, priority: u32, tier: &Tier<'_>) -> Vec<LocalityLbEndpoints> {
-    let mut places: BTreeMap<_, Vec<&Member<'_>>> = BTreeMap::new();
+    let mut places: BTreeMap<Place<'_>, Vec<&Member<'_>>> = BTreeMap::new();
     for member in &tier.members {
         let at = member.endpoint;
         let place = (&at.region, at.endpoint.zone.as_str(), &at.cluster);
         places.entry(place).or_default().push(member);
     }
-    let entry = |((region, zone, cluster), members): ((&_, &str, &_), Vec<&Member<'_>>)| {
+    let entry = |((region, zone, cluster), members): (Place<'_>, Vec<&Member<'_>>)| {
         let locality = Locality {
-            region: ToString::to_string(region),
+            region: region.to_string(),
             zone: zone.to_owned(),
-            sub_zone: ToString::to_string(cluster),
+            sub_zone: cluster.to_string(),
         };
         LocalityLbEndpoints {
             locality: Some(locality),
@@ -59,19 +62,16 @@ fn localities(kind: ClientKind, priority: u32, tier: &Tier<'_>) -> Vec<LocalityL
             ..LocalityLbEndpoints::default()
         }
     };
-    places
-        .into_iter()
-        .map(|((region, zone, cluster), members)| entry(((region, zone, cluster), members)))
-        .collect()
+    places.into_iter().map(entry).collect()
 }
+
+/// Region, zone and cluster.
+type Place<'a> = (&'a RegionName, &'a str, &'a ClusterId);
 
 /// Envoy spreads a priority over its hosts and reads no locality weight; gRPC spreads it over
 /// localities, and ignores those without weight (XDS G10). Healthy ones count there, since it uses
 /// no others, and never none, since an empty first priority is refused (G9).
-fn weight(
-    kind: ClientKind,
-    members: &[&Member<'_>],
-) -> Option<envoy_types::pb::google::protobuf::UInt32Value> {
+fn weight(kind: ClientKind, members: &[&Member<'_>]) -> Option<UInt32Value> {
     match kind {
         ClientKind::Envoy => None,
         ClientKind::Grpc => {

@@ -28,7 +28,7 @@ use crate::intent::Target;
 
 /// A request on which no byte moves for so long is over. Envoy's default of 5 minutes cuts quiet
 /// watches and streams; none at all leaks those whose peer is gone.
-const STREAM_IDLE: Duration = Duration::from_secs(3600);
+const STREAM_IDLE: Duration = Duration::from_hours(1);
 
 /// The one listener of an Envoy. Its routes come by RDS: one that named an unknown cluster inline
 /// would be refused (XDS X44).
@@ -102,13 +102,13 @@ fn grpc_listener(host: String, cluster: &str) -> Resource {
 }
 
 fn manager(routes: RouteSpecifier) -> HttpConnectionManager {
-    let router = HttpFilter {
+    let last = HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router::default()))),
         ..HttpFilter::default()
     };
     HttpConnectionManager {
-        http_filters: vec![router],
+        http_filters: vec![last],
         route_specifier: Some(routes),
         ..HttpConnectionManager::default()
     }

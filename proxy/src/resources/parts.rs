@@ -20,6 +20,7 @@ pub(super) fn any<M: Message + Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "every field that takes one is optional")]
 pub(super) fn duration(of: StdDuration) -> Option<Duration> {
     Some(Duration {
         seconds: i64::try_from(of.as_secs()).unwrap_or(i64::MAX),

@@ -92,10 +92,7 @@ fn agree(what: &'static str, said: &str, proven: &str) -> Result<(), Refused> {
     Err(Refused::Contradiction { what, said: short(said), proven: proven.to_owned() })
 }
 
-fn claimed(
-    config: &AdsConfig,
-    node: &Node,
-) -> Result<(RegionName, Option<ClusterId>), Refused> {
+fn claimed(config: &AdsConfig, node: &Node) -> Result<(RegionName, Option<ClusterId>), Refused> {
     let said = node.locality.clone().unwrap_or_default();
     let name = |what, said: &str| Refused::Name { what, said: short(said) };
     let region = match said.region.as_str() {

@@ -79,7 +79,7 @@ impl Dialect for DeltaDiscoveryRequest {
         let url = of.kind.url();
         let resource = |resource: &std::sync::Arc<crate::resources::Resource>| wire::Resource {
             version: resource.version.to_string(),
-            resource: Some(Any { type_url: url.to_owned(), value: resource.body.clone() }),
+            body: Some(Any { type_url: url.to_owned(), value: resource.body.clone() }),
             name: resource.name.to_string(),
         };
         DeltaDiscoveryResponse {

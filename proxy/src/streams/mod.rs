@@ -31,9 +31,9 @@ use tracing::{Instrument, error, info_span};
 use crate::cache::Cache;
 use crate::class::{ClientLocality, ProxyIdentity};
 
+pub(crate) use admit::LISTENER;
 pub use service::AdsService;
 pub use session::Variant;
-pub(crate) use admit::LISTENER;
 pub use status::{Nack, ProxyStatus, TypeStatus};
 
 use dialect::Dialect;
@@ -95,14 +95,8 @@ impl AdsServer {
     pub fn new(snapshots: Snapshots, config: AdsConfig, stop: CancellationToken) -> Self {
         let metrics = Metrics::new();
         let cache = Cache::new(Arc::clone(&config.zone), metrics.encoded.clone());
-        let inner = Inner {
-            config,
-            cache,
-            roll: Arc::default(),
-            metrics,
-            stop,
-            streams: Mutex::default(),
-        };
+        let inner =
+            Inner { config, cache, roll: Arc::default(), metrics, stop, streams: Mutex::default() };
         Self { inner: Arc::new(inner), snapshots }
     }
 
@@ -159,12 +153,15 @@ impl AdsServer {
     }
 }
 
+/// The answers of a stream.
+type Outgoing<D> = ReceiverStream<Result<<D as Dialect>::Response, Status>>;
+
 impl Inner {
     /// Starts a stream's task; its answers come out of what is returned.
     fn open<D: Dialect>(
         self: &Arc<Self>,
         request: Request<Streaming<D>>,
-    ) -> Result<Response<ReceiverStream<Result<D::Response, Status>>>, Status>
+    ) -> Result<Response<Outgoing<D>>, Status>
     where
         Streaming<D>: Send,
     {

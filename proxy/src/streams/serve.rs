@@ -33,12 +33,11 @@ pub(super) async fn serve<D: Dialect>(
         Err(end) => end,
     };
     let Some(status) = end.status() else { return debug!("client hung up") };
-    match &end {
-        End::Refused(_) => {
-            inner.metrics.refused.inc();
-            warn!(reason = status.message(), "stream refused");
-        }
-        _ => info!(reason = status.message(), "stream ended"),
+    if let End::Refused(_) = &end {
+        inner.metrics.refused.inc();
+        warn!(reason = status.message(), "stream refused");
+    } else {
+        info!(reason = status.message(), "stream ended");
     }
     // Whoever does not read what was sent before will not read why either.
     if answers.try_send(Err(status)).is_err() {
@@ -71,7 +70,7 @@ impl End {
 struct Stream<D> {
     requests: Streaming<D>,
     first: Option<D>,
-    node: Node,
+    node_id: String,
     session: Session,
     views: Views,
     enrolled: Enrolled,
@@ -101,7 +100,7 @@ async fn open<D: Dialect>(
     let session = Session::new(D::VARIANT, class.kind, view);
     let enrolled = inner.roll.enrol(status::<D>(&class, &node), &inner.metrics);
     info!(cluster = ?class.locality.cluster, kind = ?class.kind, "stream opened");
-    Ok(Some(Stream { requests, first: Some(first), node, session, views, enrolled }))
+    Ok(Some(Stream { requests, first: Some(first), node_id: node.id, session, views, enrolled }))
 }
 
 async fn wait_for_catalog<D>(
@@ -189,13 +188,13 @@ impl<D: Dialect> Stream<D> {
         let now = Instant::now();
         let response = self.session.next(now)?;
         self.enrolled.sent(&response, now);
-        self.count();
+        self.count(Type::of_url(response.kind.url()));
         Some(D::response(response, &inner.config.identifier))
     }
 
     fn on_request(&mut self, inner: &Inner, mut request: D) -> Result<(), End> {
         // A node is the same on every message, if it is there at all (XDS X3).
-        if request.take_node().is_some_and(|node| node.id != self.node.id) {
+        if request.take_node().is_some_and(|node| node.id != self.node_id) {
             inner.metrics.differing_nodes.inc();
         }
         let request = request.into_request();
@@ -203,22 +202,22 @@ impl<D: Dialect> Stream<D> {
             return Err(refused(Refused::NoType));
         }
         let now = Instant::now();
+        let of = Type::of_url(&request.type_url);
         let answer = self.session.on_request(request, now);
-        let answer =
-            answer.map_err(|e| End::Refused(Status::resource_exhausted(e.to_string())))?;
+        let answer = answer.map_err(|e| End::Refused(Status::resource_exhausted(e.to_string())))?;
         if let Answer::Refused { of, text, .. } = &answer {
             warn!(r#type = of.name(), error = text, "client refused a response");
         }
         self.enrolled.answered(&answer, now);
-        self.count();
+        self.count(of);
         Ok(())
     }
 
-    fn count(&self) {
-        for of in Type::ALL {
-            if let Some(counts) = self.session.counts(of) {
-                self.enrolled.counted(of, counts);
-            }
+    fn count(&self, of: Option<Type>) {
+        if let Some(of) = of
+            && let Some(counts) = self.session.counts(of)
+        {
+            self.enrolled.counted(of, counts);
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::wire::Status;
 /// So many responses of a type may be on their way before the client answers (XDS X49).
 const WINDOW: usize = 2;
 /// A client that does not answer for so long is sent away; its place may be taken by one that does.
-pub(super) const SILENCE: Duration = Duration::from_secs(60);
+pub(super) const SILENCE: Duration = Duration::from_mins(1);
 /// Responses are cut near this size, so that one does not hold up the others (XDS X51).
 const RESPONSE_BYTES: usize = 1 << 20;
 /// Type URLs that are not served and yet answered, per stream.
@@ -86,13 +86,24 @@ pub(super) struct Response {
 /// What a request turned out to be, for whoever keeps count.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    Acknowledged { of: Type, version: Version, after: Duration },
-    Refused { of: Type, version: Version, text: String },
+    Acknowledged {
+        of: Type,
+        version: Version,
+        after: Duration,
+    },
+    Refused {
+        of: Type,
+        version: Version,
+        text: String,
+    },
     /// About subscriptions only, or of no consequence.
     Other,
     /// Of a type that is not served.
     UnknownType,
 }
+
+type Whole = Vec<Arc<Resource>>;
+type Missing = Vec<Arc<str>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -131,11 +142,7 @@ impl Session {
         }
     }
 
-    pub(super) fn on_request(
-        &mut self,
-        request: Request,
-        now: Instant,
-    ) -> Result<Answer, TooMuch> {
+    pub(super) fn on_request(&mut self, request: Request, now: Instant) -> Result<Answer, TooMuch> {
         let Some(kind) = self.kind(&request.type_url) else { return Ok(Answer::UnknownType) };
         let sub = self.subs.entry(kind.clone()).or_default();
         let answered = sub.answered(&request.nonce);
@@ -146,8 +153,8 @@ impl Session {
             Kind::Unknown(_) => &self.nothing,
         };
         // Only listeners and clusters have the legacy wildcard (X22), and gRPC has none (X23).
-        let legacy = self.client == ClientKind::Envoy
-            && matches!(&kind, Kind::Served(of) if of.is_whole());
+        let legacy =
+            self.client == ClientKind::Envoy && matches!(&kind, Kind::Served(of) if of.is_whole());
         match self.variant {
             Variant::Delta => {
                 // Honoured whatever the nonce says of an earlier response (X10).
@@ -198,7 +205,8 @@ impl Session {
         let kind = Kind::Served(of);
         let sub = self.subs.get_mut(&kind).filter(|sub| sub.is_open())?;
         let table = self.view.table(of);
-        let batch = sub.take_batch(table, self.variant == Variant::StateOfTheWorld && of.is_whole());
+        let batch =
+            sub.take_batch(table, self.variant == Variant::StateOfTheWorld && of.is_whole());
         let (resources, changed) = batch?;
         if of == Type::Cluster {
             // Endpoints are named as their clusters are, one to one.
@@ -280,7 +288,8 @@ impl Session {
 
     /// When the client will have been silent for too long; `None` while nothing is unanswered.
     pub(super) fn silent_at(&self) -> Option<Instant> {
-        let oldest = self.subs.values().filter_map(|sub| sub.unanswered.front()).map(|sent| sent.at);
+        let oldest =
+            self.subs.values().filter_map(|sub| sub.unanswered.front()).map(|sent| sent.at);
         oldest.min().map(|at| at + SILENCE)
     }
 
@@ -337,7 +346,7 @@ impl Substream {
     }
 
     /// State of the world: everything, when something is gone or a first answer is due.
-    fn take_whole(&mut self, table: &Table) -> Option<(Vec<Arc<Resource>>, Vec<Arc<str>>)> {
+    fn take_whole(&mut self, table: &Table) -> Option<(Whole, Missing)> {
         let dirty = std::mem::take(&mut self.dirty);
         let owed = std::mem::take(&mut self.owed);
         let greeting = std::mem::take(&mut self.greeting);

@@ -32,6 +32,7 @@ pub(super) struct Unanswered {
 
 /// See the module.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that hold independently of each other")]
 pub(super) struct Substream {
     /// At least one request was read.
     pub(super) opened: bool,
@@ -235,7 +236,7 @@ impl Substream {
     pub(super) fn answered(&mut self, nonce: &str) -> Option<Unanswered> {
         let nonce: u64 = nonce.parse().ok()?;
         let at = self.unanswered.iter().position(|sent| sent.nonce == nonce)?;
-        self.unanswered.drain(..=at).last()
+        self.unanswered.drain(..=at).next_back()
     }
 }
 

@@ -5,8 +5,8 @@ mod delta;
 mod envoy;
 mod grpc;
 mod reconnect;
-mod sotw;
 mod server;
+mod sotw;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ use tonic::{Status, Streaming};
 
 use super::*;
 use crate::resources::Type;
-use crate::testkit::{catalog, cluster, key, service};
+use crate::testkit::{catalog, cluster, service};
 
 /// Far more than anything here takes; reached only by what is broken.
 const LONG: Duration = Duration::from_secs(20);
@@ -106,8 +106,7 @@ impl Running {
         let held = self.ads.inner.cache.catalog().borrow().clone();
         let touched = held.map(|held| {
             let keys = held.services.keys().chain(next.services.keys());
-            let differs =
-                |key: &&_| held.services.get(*key).as_deref() != next.services.get(*key).as_deref();
+            let differs = |key: &&_| held.services.get(*key) != next.services.get(*key);
             keys.filter(differs).cloned().collect::<BTreeSet<_>>()
         });
         self.ads.inner.cache.apply(&next, touched);

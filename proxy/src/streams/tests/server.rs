@@ -129,7 +129,8 @@ async fn x49_a_client_that_never_answers_is_noticed() {
     let server = Running::serving(both()).await;
     let catalogs = server.ads.inner.cache.catalog();
     let record = catalogs.borrow().clone().unwrap();
-    let class = admit::admit(&server.ads.inner.config, &record, None, &crate::wire::Node::default());
+    let class =
+        admit::admit(&server.ads.inner.config, &record, None, &crate::wire::Node::default());
     let view = server.ads.inner.cache.subscribe(&class.unwrap()).unwrap().borrow().clone();
     let mut session = Session::new(Variant::Delta, ClientKind::Envoy, view);
     assert_eq!(session.silent_at(), None);
@@ -143,5 +144,4 @@ async fn x49_a_client_that_never_answers_is_noticed() {
     assert_eq!(session.silent_at(), None);
     assert!(session.next(start).is_none());
     assert_eq!(session.counts(Type::Cluster), Some((2, 0)));
-    assert_eq!(key("shop/cart").to_string(), "shop/cart");
 }
