@@ -1,0 +1,147 @@
+use prometheus_client::encoding::text::encode;
+use tonic::Code;
+
+use super::session::{SILENCE, Session};
+use super::*;
+use crate::class::ClientKind;
+
+#[tokio::test]
+async fn t6_without_identity_a_client_is_refused() {
+    let server = Running::with(AdsConfig::new(home())).await;
+    let (_requests, sent) = mpsc::channel(1);
+    let mut client = server.client().await;
+    let refused = client.delta_aggregated_resources(ReceiverStream::new(sent)).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn x3_a_stream_needs_a_node_and_a_type() {
+    let server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    client.greeted = true;
+    client.subscribe(CDS, &[]).await;
+    assert_eq!(client.read().await.unwrap_err().code(), Code::InvalidArgument);
+    let mut client = server.delta().await;
+    client.subscribe("", &[]).await;
+    assert_eq!(client.read().await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn x5_requests_above_4_mib_are_read() {
+    let server = Running::serving(both()).await;
+    let held: Vec<(String, String)> =
+        (0..60_000).map(|n| (format!("{n}-{}", "x".repeat(64)), "y".repeat(32))).collect();
+    let mut client = server.delta().await;
+    client.resume(CDS, &[], &held).await;
+    let response = client.next(CDS).await;
+    assert_eq!(names(&response), [CART, CHECKOUT]);
+    assert!(client.next(CDS).await.removed_resources.len() == 60_000);
+}
+
+#[tokio::test]
+async fn x6_an_unknown_type_fails_nothing() {
+    let server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    for n in 0..40 {
+        client.subscribe(&format!("type.googleapis.com/unknown.{n}"), &["a"]).await;
+    }
+    for _ in 0..16 {
+        assert_eq!(names(&client.read().await.unwrap()), ["-a"]);
+    }
+    client.subscribe(CDS, &[]).await;
+    assert_eq!(client.names(CDS).await, [CART, CHECKOUT]);
+}
+
+#[tokio::test]
+async fn more_names_than_a_client_can_mean_end_its_stream() {
+    let server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    let names: Vec<String> = (0..=100_000).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    client.subscribe(EDS, &names).await;
+    assert_eq!(client.read().await.unwrap_err().code(), Code::ResourceExhausted);
+    let mut client = server.delta().await;
+    client.subscribe(EDS, &[&"x".repeat(5000)]).await;
+    assert_eq!(client.read().await.unwrap_err().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn clients_are_listed_while_they_are_connected() {
+    let server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    client.like_envoy().await;
+    let status = server.status(|s| s.types.values().all(|t| t.sent == t.acked)).await;
+    assert_eq!((status.node.as_str(), status.types.len()), ("test", 4));
+    assert_eq!((status.types["endpoints"].resources, status.types["endpoints"].pending), (2, 0));
+    assert!(serde_json::to_string(&status).unwrap().contains("\"protocol\":\"delta\""));
+    drop(client);
+    let empty = async {
+        while !server.ads.proxies().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, empty).await.expect("a client that hung up leaves the list");
+}
+
+#[tokio::test]
+async fn metrics_are_registered_and_counted() {
+    let server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    client.like_envoy().await;
+    client.quiet().await;
+    let mut registry = Registry::default();
+    server.ads.register(&mut registry);
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    for line in [
+        "tombolo_xds_streams{kind=\"envoy\",protocol=\"delta\"} 1",
+        "tombolo_xds_pushes_total{type=\"cluster\"} 1",
+        "tombolo_xds_resources_sent_total{type=\"endpoints\"} 2",
+        "tombolo_xds_unknown_type_requests_total",
+    ] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn streams_end_when_the_server_stops() {
+    let mut server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    client.like_envoy().await;
+    server.stop.cancel();
+    assert_eq!(client.read().await.unwrap_err().code(), Code::Unavailable);
+    let all = async { while server.tasks.join_next().await.is_some() {} };
+    timeout(LONG, all).await.expect("the server and its streams end");
+}
+
+#[tokio::test]
+async fn catalogs_come_by_snapshots() {
+    let server = Running::start().await;
+    let mut client = server.delta().await;
+    client.subscribe(CDS, &[]).await;
+    assert!(server.publisher.publish(Arc::new(catalog(7, both()))));
+    assert_eq!(client.names(CDS).await, [CART, CHECKOUT]);
+    assert_eq!(server.ads.generation(), 7);
+}
+
+#[tokio::test]
+async fn x49_a_client_that_never_answers_is_noticed() {
+    let server = Running::serving(both()).await;
+    let catalogs = server.ads.inner.cache.catalog();
+    let record = catalogs.borrow().clone().unwrap();
+    let class =
+        admit::admit(&server.ads.inner.config, &record, None, &crate::wire::Node::default());
+    let view = server.ads.inner.cache.subscribe(&class.unwrap()).unwrap().borrow().clone();
+    let mut session = Session::new(Variant::Delta, ClientKind::Envoy, view);
+    assert_eq!(session.silent_at(), None);
+    let start = tokio::time::Instant::now();
+    let request = || session::Request { type_url: CDS.into(), ..session::Request::default() };
+    session.on_request(request(), start).unwrap();
+    let sent = session.next(start).unwrap();
+    assert_eq!(session.silent_at(), Some(start + SILENCE));
+    let answer = session::Request { nonce: sent.nonce.to_string(), ..request() };
+    session.on_request(answer, start).unwrap();
+    assert_eq!(session.silent_at(), None);
+    assert!(session.next(start).is_none());
+    assert_eq!(session.counts(Type::Cluster), Some((2, 0)));
+}
