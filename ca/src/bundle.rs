@@ -162,6 +162,13 @@ impl Bundle {
         }
     }
 
+    /// The self-signed certificate alone, for verifiers that take every certificate of a file for
+    /// an anchor: the proof is none.
+    #[must_use]
+    pub fn anchor_pem(&self) -> String {
+        x509::to_pem(std::slice::from_ref(&self.certificate))
+    }
+
     /// As a bundle file.
     #[must_use]
     pub fn to_pem(&self) -> String {

@@ -238,7 +238,8 @@ impl fmt::Debug for RegionCa {
 }
 
 const KEY_FILE: &str = "region-key.pem";
-const BUNDLE_FILE: &str = "region.pem";
+/// Where the directory of a region's CA has its bundle.
+pub const BUNDLE_FILE: &str = "region.pem";
 
 fn lifetime(now: Timestamp, life: Duration) -> Result<Validity, AuthorityError> {
     let now = whole(now);

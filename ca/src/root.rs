@@ -252,7 +252,8 @@ impl fmt::Debug for MeshRoot {
 }
 
 const KEY_FILE: &str = "root-key.pem";
-const CERTIFICATE_FILE: &str = "root.pem";
+/// Where a directory of a mesh root has its certificate.
+pub const CERTIFICATE_FILE: &str = "root.pem";
 
 pub(crate) fn contents(path: &Path) -> impl FnOnce(CertificateError) -> AuthorityError {
     move |source| AuthorityError::Contents { file: path.display().to_string(), source }

@@ -20,8 +20,8 @@ use tombolo_federation::names::{ClusterId, ClusterName, MeshDomain, NamespaceNam
   tombolo ca init   --mesh demo.example --root root
   tombolo ca region --mesh demo.example --root root --region us --out us/ca
   tombolo ca region --mesh demo.example --root root --region eu --out eu/ca
-  tombolo ca issue  --mesh demo.example --root root/ca.pem --ca us/ca --region us --trust eu/ca control-plane --out us
-  tombolo ca issue  --mesh demo.example --root root/ca.pem --ca us/ca --region us --trust eu/ca agent alpha --out alpha")]
+  tombolo ca issue  --mesh demo.example --root root --ca us/ca --region us --trust eu/ca control-plane --out us
+  tombolo ca issue  --mesh demo.example --root root --ca us/ca --region us --trust eu/ca agent alpha --out alpha")]
 pub(crate) struct CaArgs {
     #[command(subcommand)]
     verb: CaVerb,
@@ -118,4 +118,62 @@ pub(crate) fn run(args: CaArgs) -> anyhow::Result<()> {
         }
         CaVerb::Issue(args) => issue(args),
     }
+}
+
+fn issue(args: IssueArgs) -> anyhow::Result<()> {
+    let mesh = args.mesh.context("--mesh is missing")?;
+    let region = args.region.context("--region is missing")?;
+    let root = args.root.context("--root is missing")?;
+    let ca_dir = args.ca.context("--ca is missing")?;
+    let out = args.out.context("--out is missing")?;
+    let root = root_certificate(&root, &mesh)?;
+    let ca = RegionCa::load(&ca_dir, &region, &mesh)?;
+    let mut bundles = vec![ca.bundle().clone()];
+    for dir in &args.trust {
+        bundles.push(bundle_in(dir)?);
+    }
+    let grant = grant(args.who, &region)?;
+    issue_files(&out, &ca, &grant, &bundles, &[root], Timestamp::now())?;
+    Ok(())
+}
+
+fn grant(who: Who, region: &RegionName) -> anyhow::Result<Grant> {
+    let region = region.clone();
+    Ok(match who {
+        Who::ControlPlane => Grant::new(Identity::ControlPlane { region }),
+        Who::Agent { cluster } => {
+            let cluster = ClusterId::of(&region, &cluster)?;
+            Grant::new(Identity::Agent { region, cluster })
+        }
+        Who::Workload { cluster, namespace, service_account } => {
+            let cluster = ClusterId::of(&region, &cluster)?;
+            let mut grant = Grant::new(Identity::Workload { region, namespace, service_account });
+            grant.origin = Some(Origin { cluster, pod: None });
+            grant
+        }
+    })
+}
+
+/// An authority is never made over another: what it has issued would be lost.
+fn refuse_existing(dir: &Path) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !dir.exists(),
+        "{} exists already: name another directory, or remove it if nothing that it issued is in use",
+        dir.display()
+    );
+    Ok(())
+}
+
+fn root_certificate(dir: &Path, mesh: &MeshDomain) -> anyhow::Result<RootCertificate> {
+    let path = dir.join(tombolo_ca::root::CERTIFICATE_FILE);
+    let pem = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    let root = RootCertificate::from_pem(&pem).with_context(|| path.display().to_string())?;
+    anyhow::ensure!(root.mesh() == mesh, "{} is the root of {}, not of {mesh}", path.display(), root.mesh());
+    Ok(root)
+}
+
+fn bundle_in(dir: &Path) -> anyhow::Result<Bundle> {
+    let path = dir.join(tombolo_ca::region::BUNDLE_FILE);
+    let pem = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    Bundle::from_pem(&pem).with_context(|| path.display().to_string())
 }

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -75,7 +74,7 @@ impl Backends {
         &mut self,
         region: &RegionName,
         cluster: &ClusterId,
-        records: &BTreeMap<Key, Arc<Body>>,
+        records: &BTreeMap<Key, Body>,
     ) {
         let backends = records.iter().flat_map(|(key, body)| backends_of(region, cluster, key, body));
         self.wanted.insert(cluster.clone(), backends.collect());

@@ -16,7 +16,8 @@ use tombolo_ca::material::directory::issue_files;
 use tombolo_ca::region::{Grant, RegionCa};
 use tombolo_ca::root::MeshRoot;
 use tombolo_federation::names::{ClusterId, ClusterName, MeshDomain, RegionName};
-use tombolo_proxy::bootstrap::{Bootstrap, Tls};
+use tombolo_proxy::ClientLocality;
+use tombolo_proxy::bootstrap::{Bootstrap, Server, Tls, TrustDomain};
 
 use super::layout::{ClusterPorts, Layout, Ports};
 use crate::config::{AgentConfig, ControlPlaneConfig, Listen, Peer, Source};
@@ -106,24 +107,13 @@ struct Authorities<'a> {
 impl<'a> Authorities<'a> {
     fn open(dir: &'a Path, mesh: &'a MeshDomain, layout: &Layout) -> anyhow::Result<Self> {
         let root_dir = dir.join("pki/root");
-        let root = if root_dir.is_dir() {
-            MeshRoot::load(&root_dir, mesh)
-                .with_context(|| format!("the mesh root in {}", root_dir.display()))?
-        } else {
-            let root = MeshRoot::create(mesh, Timestamp::now())?;
-            root.save(&root_dir)?;
-            root
-        };
+        let root = MeshRoot::load_or_create(&root_dir, mesh, Timestamp::now())
+            .with_context(|| format!("the mesh root in {}", root_dir.display()))?;
         let mut regions = BTreeMap::new();
         for region in layout.regions.keys() {
             let ca_dir = identity_dir(dir, &format!("control-plane-{region}")).join("ca");
-            let ca = if ca_dir.is_dir() {
-                RegionCa::load(&ca_dir, region, mesh)?
-            } else {
-                let ca = RegionCa::create(&root, region, 1, Timestamp::now())?;
-                ca.save(&ca_dir)?;
-                ca
-            };
+            let ca = RegionCa::load_or_create(&ca_dir, &root, region, Timestamp::now())
+                .with_context(|| format!("the CA of region {region} in {}", ca_dir.display()))?;
             regions.insert(region.clone(), ca);
         }
         Ok(Self { dir, mesh, root, regions })
@@ -210,7 +200,22 @@ impl<'a> Authorities<'a> {
         });
         grant.origin = Some(Origin { cluster: cluster.clone(), pod: None });
         let identity = self.issue(region, &name, &grant)?;
-        let bootstrap = envoy_bootstrap(self.mesh, region, cluster, ports, control_plane, &identity);
+        let bootstrap = Bootstrap {
+            node_id: format!("{cluster}/demo/client"),
+            locality: ClientLocality {
+                region: region.clone(),
+                zone: None,
+                cluster: Some(cluster.clone()),
+                network: NETWORK.into(),
+            },
+            listener: ports.envoy,
+            admin: ports.envoy_admin,
+            servers: vec![
+                Server::Address(ports.agent.grpc),
+                Server::Address(control_plane.listen.grpc),
+            ],
+            tls: Some(self.envoy_tls(region, cluster, &identity)?),
+        };
         let path = std::path::absolute(self.dir.join(format!("{name}.json")))?;
         write_whole(&path, bootstrap.to_json().as_bytes())?;
         Ok(PreparedEnvoy {
@@ -218,6 +223,32 @@ impl<'a> Authorities<'a> {
             admin: ports.envoy_admin,
             bootstrap: path,
             log: std::path::absolute(self.dir.join(format!("{name}.log")))?,
+        })
+    }
+}
+
+impl Authorities<'_> {
+    /// Both servers are of the region, so its bundle alone is what they are verified against: as a
+    /// file with the self-signed certificate only, since an anchor has to stand by itself.
+    fn envoy_tls(&self, region: &RegionName, cluster: &ClusterId, dir: &Path) -> anyhow::Result<Tls> {
+        let bundle = self.regions[region].bundle();
+        let anchor = dir.join("anchor.pem");
+        write_whole(&anchor, bundle.anchor_pem().as_bytes())?;
+        let file = |name: &str| dir.join(name).display().to_string();
+        let servers = [
+            Identity::Agent { region: region.clone(), cluster: cluster.clone() },
+            Identity::ControlPlane { region: region.clone() },
+        ];
+        let ids: Result<Vec<String>, _> =
+            servers.iter().map(|id| id.spiffe_id(self.mesh).map(|id| id.to_string())).collect();
+        Ok(Tls {
+            certificate: file("cert.pem"),
+            key: file("key.pem"),
+            bundles: vec![TrustDomain {
+                name: bundle.trust_domain().to_string(),
+                bundle: anchor.display().to_string(),
+            }],
+            servers: ids?,
         })
     }
 }

@@ -156,11 +156,12 @@ impl Parts {
     /// Waits for a change of the manifests, which backends then follow, or for a role that ended
     /// by itself, which is then told. Cancel safe.
     pub(crate) async fn follow(&mut self) {
-        let changes = self.manifests.iter_mut().map(|(_, _, desired)| Box::pin(desired.changed()));
+        let Self { manifests, roles, running, .. } = self;
+        let changes = manifests.iter_mut().map(|(_, _, desired)| Box::pin(desired.changed()));
         let changed = tokio::select! {
             (_, index, _) = select_all(changes) => Some(index),
-            Some(ended) = self.roles.join_next() => {
-                self.reap(ended);
+            Some(ended) = roles.join_next() => {
+                reap(running, ended);
                 None
             }
         };
@@ -168,20 +169,6 @@ impl Parts {
             let (region, cluster, desired) = &mut self.manifests[index];
             let records = Arc::clone(&desired.borrow_and_update());
             self.backends.follow(region, cluster, &records.records).await;
-        }
-    }
-
-    fn reap(&mut self, ended: Result<(Part, anyhow::Result<()>), tokio::task::JoinError>) {
-        match ended {
-            Ok((part, outcome)) => {
-                let told = self.running.remove(&part).is_none_or(|running| running.stop.is_cancelled());
-                match outcome {
-                    Ok(()) if told => {}
-                    Ok(()) => error!(%part, "ended by itself"),
-                    Err(problem) => error!(%part, error = format!("{problem:#}"), "failed"),
-                }
-            }
-            Err(join) => error!(%join, "a role panicked"),
         }
     }
 
@@ -389,6 +376,28 @@ impl Parts {
             let names: Vec<&str> = clusters.iter().map(ClusterId::as_str).collect();
             format!("no cluster is called {name}; there are {}", names.join(", "))
         })
+    }
+}
+
+/// Takes note of a role that ended; one that was not told to is told to the person.
+fn reap(
+    running: &mut BTreeMap<Part, Running>,
+    ended: Result<(Part, anyhow::Result<()>), tokio::task::JoinError>,
+) {
+    match ended {
+        Ok((part, outcome)) => {
+            // One that was stopped and started again since is another.
+            let alone = running.get(&part).is_some_and(|running| running.ended.is_cancelled());
+            if alone {
+                running.remove(&part);
+            }
+            match outcome {
+                Ok(()) if !alone => {}
+                Ok(()) => error!(%part, "ended by itself"),
+                Err(problem) => error!(%part, error = format!("{problem:#}"), "failed"),
+            }
+        }
+        Err(join) => error!(%join, "a role panicked"),
     }
 }
 

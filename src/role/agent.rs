@@ -6,12 +6,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tombolo_ca::clock::Clock;
+use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_ca::renew::Issuer;
@@ -21,7 +20,7 @@ use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::key::Kind;
 use tombolo_federation::manifests::{Desired, Options, Source};
 use tombolo_federation::names::Owner;
-use tombolo_federation::record::{Body, Cluster};
+use tombolo_federation::record::Cluster;
 use tombolo_federation::replica::{self, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
 use tombolo_federation::sync::own::OwnRecords;
@@ -161,7 +160,7 @@ impl Agent {
         start_catalog(&mut tasks, &view, replicas, publisher, Arc::clone(&state));
         tasks.start_endless("join", remember_join(joined_rx, state));
         let issuer = Issuer::Remote {
-            endpoint: Endpoint::try_from(format!("http://{}", config.control_plane))?,
+            endpoint: Box::new(Endpoint::try_from(format!("http://{}", config.control_plane))?),
             connector: Connector::new(&held, region, &Clock::system())?,
         };
         identity.renew(&mut tasks, issuer, &stop);

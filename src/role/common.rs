@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tombolo_ca::clock::Clock;
+use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::directory::{Directory, report};
 use tombolo_ca::material::{Held, Holder};
@@ -106,13 +106,13 @@ impl Serving {
             zone: locality.zone.as_deref().map(str::to_owned),
             network: locality.network.to_string(),
         };
-        let mut registry = Registry::with_prefix("tombolo");
-        let metrics = DnsMetrics::register(registry.sub_registry_with_prefix("dns"));
+        let mut registry = Registry::default();
+        let metrics = DnsMetrics::register(registry.sub_registry_with_prefix("tombolo"));
         let config = DnsConfig::new(zone.clone(), view.clone(), metrics);
         let dns = Server::bind(dns, snapshots.clone(), config).await?;
-        let config = AdsConfig { server, ..AdsConfig::new(locality) };
+        let config = AdsConfig { identifier: server, ..AdsConfig::new(locality) };
         let ads = AdsServer::new(snapshots.clone(), config, stop);
-        ads.register_metrics(registry.sub_registry_with_prefix("xds"));
+        ads.register(&mut registry);
         let started = Instant::now();
         Ok((Self { snapshots, zone, view, ads, registry, started }, dns))
     }
@@ -134,7 +134,7 @@ impl Serving {
     pub(crate) fn explain(&self, name: &str, record_type: &str) -> Result<serde_json::Value, String> {
         let catalog = self.snapshots.current();
         let explained =
-            tombolo_dns::resolve(&self.zone, &self.view, catalog.as_deref(), name, record_type)
+            tombolo_dns::explain::resolve(&self.zone, &self.view, catalog.as_deref(), name, record_type)
                 .map_err(|error| error.to_string())?;
         serde_json::to_value(explained).map_err(|error| error.to_string())
     }

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tombolo_ca::clock::Clock;
+use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_ca::region::RegionCa;
@@ -178,8 +178,8 @@ impl Spokesman {
     async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             let id = format!("{}@{}", self.view.config.region, self.epoch);
-            let campaign =
-                election::campaign(Arc::clone(&self.store), &facts::election_key(), &id, LEADER_TTL);
+            let key = facts::election_key();
+            let campaign = election::campaign(Arc::clone(&self.store), &key, &id, LEADER_TTL);
             let leadership = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 leadership = campaign => leadership?,

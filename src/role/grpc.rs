@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tombolo_ca::clock::Clock;
+use tombolo_ca::Clock;
 use tombolo_ca::identity::{Identity, PeerIdentity};
 use tombolo_ca::material::Held;
 use tombolo_ca::tls::{Connector, Incoming, Limits, PeerInfo};
