@@ -157,11 +157,11 @@ async fn t6_an_identity_put_on_the_request_decides_the_place() {
         region: "eu".parse().unwrap(),
         namespace: "shop".parse().unwrap(),
     };
-    let identify = move |mut request: Request<()>| {
+    let insert = move |mut request: Request<()>| {
         request.extensions_mut().insert(identity.clone());
         Ok(request)
     };
-    let service = InterceptedService::new(ads.into_service(), identify);
+    let service = InterceptedService::new(ads.into_service(), insert);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let server = Server::builder().add_service(service);
