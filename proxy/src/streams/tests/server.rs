@@ -1,5 +1,6 @@
 use prometheus_client::encoding::text::encode;
 use tonic::Code;
+use tonic::service::interceptor::InterceptedService;
 
 use super::session::{SILENCE, Session};
 use super::*;
@@ -144,4 +145,48 @@ async fn x49_a_client_that_never_answers_is_noticed() {
     assert_eq!(session.silent_at(), None);
     assert!(session.next(start).is_none());
     assert_eq!(session.counts(Type::Cluster), Some((2, 0)));
+}
+
+#[tokio::test]
+async fn t6_an_identity_put_on_the_request_decides_the_place() {
+    let stop = CancellationToken::new();
+    let (publisher, snapshots) = channel();
+    let ads = AdsServer::new(snapshots, AdsConfig::new(home()), stop.clone());
+    let identity = ProxyIdentity {
+        cluster: cluster("eu-c"),
+        region: "eu".parse().unwrap(),
+        namespace: "shop".parse().unwrap(),
+    };
+    let insert = move |mut request: Request<()>| {
+        request.extensions_mut().insert(identity.clone());
+        Ok(request)
+    };
+    let service = InterceptedService::new(ads.into_service(), insert);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = Server::builder().add_service(service);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+    });
+    tasks.spawn(ads.clone().run());
+    assert!(publisher.publish(Arc::new(catalog(1, both()))));
+    let running = Running { ads, addr, stop, publisher, generation: 1, tasks };
+    // The test's node says region `us`.
+    let mut client = running.delta().await;
+    client.subscribe(CDS, &[]).await;
+    assert_eq!(client.read().await.unwrap_err().code(), Code::PermissionDenied);
+    let mut client = running.delta().await;
+    client.greeted = true;
+    let silent = Node { id: "silent".into(), ..Node::default() };
+    client
+        .send(DeltaDiscoveryRequest {
+            node: Some(silent),
+            type_url: CDS.into(),
+            ..Default::default()
+        })
+        .await;
+    client.next(CDS).await;
+    let status = running.status(|_| true).await;
+    assert_eq!((status.region.as_str(), status.cluster), ("eu", Some(cluster("eu-c"))));
 }
