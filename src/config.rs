@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tombolo_federation::names::{ClusterId, ClusterName, InvalidName, MeshDomain, RegionName};
 
 /// The zone of multi-cluster names, fixed by KEP-1645.

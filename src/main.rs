@@ -29,7 +29,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Nobody may be reading stderr: then there is nobody to tell.
-            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("error: {error:#}\n"));
+            let _ = std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("error: {error:#}\n"),
+            );
             ExitCode::from(FAILED)
         }
     }
@@ -81,7 +84,11 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
 fn log(default: &str) {
     let filter = EnvFilter::try_new(config::log_filter(default));
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// SIGINT and SIGTERM.

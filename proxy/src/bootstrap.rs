@@ -171,7 +171,10 @@ impl Tls {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "common_tls_context": {
                     "alpn_protocols": ["h2"],
-                    "tls_params": { "tls_minimum_protocol_version": "TLSv1_3" },
+                    "tls_params": {
+                        "tls_minimum_protocol_version": "TLSv1_3",
+                        "tls_maximum_protocol_version": "TLSv1_3",
+                    },
                     "tls_certificates": [{
                         "certificate_chain": { "filename": self.certificate },
                         "private_key": { "filename": self.key },

@@ -12,7 +12,9 @@ use tombolo_ca::identity::{Identity, Origin};
 use tombolo_ca::material::directory::issue_files;
 use tombolo_ca::region::{Grant, RegionCa};
 use tombolo_ca::root::{MeshRoot, RootCertificate};
-use tombolo_federation::names::{ClusterId, ClusterName, MeshDomain, NamespaceName, ObjectName, RegionName};
+use tombolo_federation::names::{
+    ClusterId, ClusterName, MeshDomain, NamespaceName, ObjectName, RegionName,
+};
 
 /// Of `ca`.
 #[derive(Debug, Args)]
@@ -168,7 +170,12 @@ fn root_certificate(dir: &Path, mesh: &MeshDomain) -> anyhow::Result<RootCertifi
     let path = dir.join(tombolo_ca::root::CERTIFICATE_FILE);
     let pem = std::fs::read(&path).with_context(|| path.display().to_string())?;
     let root = RootCertificate::from_pem(&pem).with_context(|| path.display().to_string())?;
-    anyhow::ensure!(root.mesh() == mesh, "{} is the root of {}, not of {mesh}", path.display(), root.mesh());
+    anyhow::ensure!(
+        root.mesh() == mesh,
+        "{} is the root of {}, not of {mesh}",
+        path.display(),
+        root.mesh()
+    );
     Ok(root)
 }
 

@@ -15,7 +15,12 @@ use crate::demo::PortChoice;
 /// Keeps services of Kubernetes clusters in several regions in step, answers their names, and
 /// steers Envoy between zones and regions.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -44,11 +49,13 @@ The demo writes working files: see config/ in its --state-dir.")]
 The demo writes working files: see config/ in its --state-dir.")]
     Agent(RoleArgs),
     /// Show how a process and its sources are.
-    #[command(after_help = "Exit code: 0 when ready and nothing is stale, 1 otherwise, 2 when it cannot be asked.
+    #[command(
+        after_help = "Exit code: 0 when ready and nothing is stale, 1 otherwise, 2 when it cannot be asked.
 
 Examples:
   tombolo status
-  tombolo status --admin 127.0.0.1:7112 -o json")]
+  tombolo status --admin 127.0.0.1:7112 -o json"
+    )]
     Status(AskArgs),
     /// Show merged services with their endpoints by cluster.
     #[command(after_help = "Examples:

@@ -216,8 +216,10 @@ fn service_cells(service: &ServiceStatus) -> [String; 4] {
 }
 
 fn dns_table(explained: &Explained) -> String {
-    let mut text =
-        format!("{} {}: {}\n{}\n", explained.name, explained.record_type, explained.rcode, explained.why);
+    let mut text = format!(
+        "{} {}: {}\n{}\n",
+        explained.name, explained.record_type, explained.rcode, explained.why
+    );
     if !explained.answers.is_empty() {
         let rows = explained.answers.iter().map(|line| {
             [line.name.clone(), line.ttl.to_string(), line.record_type.clone(), line.data.clone()]

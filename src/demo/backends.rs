@@ -76,7 +76,8 @@ impl Backends {
         cluster: &ClusterId,
         records: &BTreeMap<Key, Body>,
     ) {
-        let backends = records.iter().flat_map(|(key, body)| backends_of(region, cluster, key, body));
+        let backends =
+            records.iter().flat_map(|(key, body)| backends_of(region, cluster, key, body));
         self.wanted.insert(cluster.clone(), backends.collect());
         self.reconcile().await;
     }
@@ -106,7 +107,8 @@ impl Backends {
 
     fn called(&self, name: &str) -> Result<Vec<Backend>, String> {
         let all = || self.wanted.values().flatten();
-        let called: Vec<Backend> = all().filter(|backend| backend.is_called(name)).cloned().collect();
+        let called: Vec<Backend> =
+            all().filter(|backend| backend.is_called(name)).cloned().collect();
         if called.is_empty() {
             let names: BTreeSet<String> = all().map(Backend::full_name).collect();
             let names = names.into_iter().take(40).collect::<Vec<_>>().join(", ");

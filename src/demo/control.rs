@@ -75,7 +75,10 @@ pub(crate) struct Order {
 }
 
 /// Takes orders from connections, for ever.
-pub(crate) async fn serve(listener: TcpListener, orders: mpsc::Sender<Order>) -> anyhow::Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    orders: mpsc::Sender<Order>,
+) -> anyhow::Result<()> {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;

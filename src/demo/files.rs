@@ -70,14 +70,16 @@ impl Prepared {
         let mut regions = BTreeMap::new();
         for (region, clusters) in &layout.regions {
             let region_ports = &ports.regions[region];
-            let control_plane = authorities.control_plane(region, &region_ports.control_plane, ports)?;
+            let control_plane =
+                authorities.control_plane(region, &region_ports.control_plane, ports)?;
             write_config(dir, &format!("control-plane-{region}"), &control_plane)?;
             let mut prepared = BTreeMap::new();
             for (cluster, manifests) in clusters {
                 let id = ClusterId::of(region, cluster)?;
                 let ports = &region_ports.clusters[cluster];
                 let source = source(manifests, export_all)?;
-                let agent = authorities.agent(region, cluster, &ports.agent, &control_plane, source)?;
+                let agent =
+                    authorities.agent(region, cluster, &ports.agent, &control_plane, source)?;
                 write_config(dir, &format!("agent-{id}"), &agent)?;
                 let envoy = authorities.envoy(region, &id, ports, &control_plane)?;
                 prepared.insert(id, PreparedCluster { agent, envoy });
@@ -230,7 +232,12 @@ impl<'a> Authorities<'a> {
 impl Authorities<'_> {
     /// Both servers are of the region, so its bundle alone is what they are verified against: as a
     /// file with the self-signed certificate only, since an anchor has to stand by itself.
-    fn envoy_tls(&self, region: &RegionName, cluster: &ClusterId, dir: &Path) -> anyhow::Result<Tls> {
+    fn envoy_tls(
+        &self,
+        region: &RegionName,
+        cluster: &ClusterId,
+        dir: &Path,
+    ) -> anyhow::Result<Tls> {
         let bundle = self.regions[region].bundle();
         let anchor = dir.join("anchor.pem");
         write_whole(&anchor, bundle.anchor_pem().as_bytes())?;

@@ -27,7 +27,9 @@ impl Layout {
             }
         }
         if layout.regions.is_empty() {
-            bail!("no cluster to show: expected directories <region>/<cluster>/ with manifests in them");
+            bail!(
+                "no cluster to show: expected directories <region>/<cluster>/ with manifests in them"
+            );
         }
         Ok(layout)
     }

@@ -146,7 +146,9 @@ impl Parts {
                 };
                 format!("{count} backend(s) {name}")
             }
-            Target::ControlPlane => self.switch(*action, &Part::ControlPlane(self.region(name)?)).await?,
+            Target::ControlPlane => {
+                self.switch(*action, &Part::ControlPlane(self.region(name)?)).await?
+            }
             Target::Agent => self.switch(*action, &Part::Agent(self.cluster(name)?)).await?,
             Target::Region => self.switch_region(*action, &self.region(name)?).await?,
         };
@@ -187,7 +189,8 @@ impl Parts {
                     error!(%error, "backends do not follow their manifests any more");
                 }
             });
-            let first = desired.wait_for(|desired| desired.complete || !desired.problems.is_empty());
+            let first =
+                desired.wait_for(|desired| desired.complete || !desired.problems.is_empty());
             let first = Arc::clone(&*first.await?);
             self.backends.follow(&region, &cluster, &first.records).await;
             self.manifests.push((region, cluster, desired));
@@ -245,7 +248,11 @@ impl Parts {
 
     /// A region is its control plane, its agents, its backends and its Envoys; what of it is in
     /// the wanted state already stays as it is.
-    async fn switch_region(&mut self, action: Action, region: &RegionName) -> Result<String, String> {
+    async fn switch_region(
+        &mut self,
+        action: Action,
+        region: &RegionName,
+    ) -> Result<String, String> {
         if action == Action::Stop {
             for cluster in self.clusters(Some(region)) {
                 if let Some(envoy) = self.envoys.remove(&cluster) {
@@ -310,7 +317,11 @@ impl Parts {
             dns: region.control_plane.listen.dns.to_string(),
             grpc: region.control_plane.listen.grpc.to_string(),
             admin: region.control_plane.listen.admin.to_string(),
-            clusters: region.clusters.iter().map(|(id, cluster)| self.announced(id, cluster)).collect(),
+            clusters: region
+                .clusters
+                .iter()
+                .map(|(id, cluster)| self.announced(id, cluster))
+                .collect(),
         });
         Announcement { control: control.to_string(), regions: regions.collect() }
     }
@@ -403,7 +414,8 @@ fn reap(
 
 /// Fails with what is missing.
 async fn knows(admin: SocketAddr, owners: &BTreeSet<String>) -> anyhow::Result<()> {
-    let status: Status = serde_json::from_str(&http::get(&admin.to_string(), "/api/v1/status").await?)?;
+    let status: Status =
+        serde_json::from_str(&http::get(&admin.to_string(), "/api/v1/status").await?)?;
     if !status.ready {
         bail!("waiting for {}", status.pending.join(", "));
     }

@@ -46,7 +46,10 @@ fn overview(parts: &Parts, control: SocketAddr) -> String {
     for (name, region) in &parts.prepared().regions {
         text += &describe_region(name.as_str(), region, parts.has_envoy());
     }
-    text += &format!("  {} backends on 127.x addresses, as the EndpointSlices name them\n", parts.backends());
+    text += &format!(
+        "  {} backends on 127.x addresses, as the EndpointSlices name them\n",
+        parts.backends()
+    );
     if !parts.has_envoy() {
         text += &format!("  {HOW_TO_GET}\n");
     }
@@ -93,17 +96,27 @@ fn suggestions(parts: &Parts, control: SocketAddr) -> Vec<String> {
     lines.extend(by_envoy(parts, id.as_str(), cluster, control));
     let last = regions.next_back().map_or(first, |(last, _)| last);
     lines.push(format!("echo 'stop region {last}' | nc -N {} {}", control.ip(), control.port()));
-    lines.push(format!("edit a file in {} and ask again", cluster.agent.source.directory.display()));
+    lines
+        .push(format!("edit a file in {} and ask again", cluster.agent.source.directory.display()));
     lines
 }
 
-fn by_envoy(parts: &Parts, id: &str, cluster: &PreparedCluster, control: SocketAddr) -> Vec<String> {
+fn by_envoy(
+    parts: &Parts,
+    id: &str,
+    cluster: &PreparedCluster,
+    control: SocketAddr,
+) -> Vec<String> {
     if !parts.has_envoy() {
         return Vec::new();
     }
     let url = "http://checkout.shop.svc.clusterset.local:8080/";
     vec![
         format!("curl -x http://{} {url}", cluster.envoy.listener),
-        format!("echo 'stop backend {id}/checkout' | nc -N {} {}   and curl again", control.ip(), control.port()),
+        format!(
+            "echo 'stop backend {id}/checkout' | nc -N {} {}   and curl again",
+            control.ip(),
+            control.port()
+        ),
     ]
 }

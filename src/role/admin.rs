@@ -41,11 +41,7 @@ pub(crate) fn start(
     tasks.start("admin", serve(listener, Admin { visible }, stop.clone()));
 }
 
-async fn serve(
-    listener: TcpListener,
-    admin: Admin,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
@@ -74,7 +70,8 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     if status.ready {
         return "ok\n".into_response();
     }
-    let waiting: String = status.pending.iter().map(|what| format!("waiting for {what}\n")).collect();
+    let waiting: String =
+        status.pending.iter().map(|what| format!("waiting for {what}\n")).collect();
     (StatusCode::SERVICE_UNAVAILABLE, waiting).into_response()
 }
 

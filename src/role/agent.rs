@@ -96,14 +96,14 @@ impl Agent {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let addresses = self.addresses()?;
         info!(grpc = %addresses.grpc, dns = %addresses.dns, admin = %addresses.admin, "listening");
-        let Self { config, owner, state, identity, grpc, dns, admin, serving, publisher, stop } = self;
+        let Self { config, owner, state, identity, grpc, dns, admin, serving, publisher, stop } =
+            self;
         let mut tasks = Tasks::new(stop.clone());
         let mut options = Options::new(config.region.clone(), config.cluster_id()?);
         options.pod_cidrs.clone_from(&config.source.pod_cidrs);
         options.export_all = config.source.export_all;
         let (options, options_rx) = watch::channel(options);
-        let (source, desired) =
-            Source::open(config.source.directory.clone(), options_rx).await?;
+        let (source, desired) = Source::open(config.source.directory.clone(), options_rx).await?;
         let source_stop = stop.clone();
         tasks.start("source", async move {
             // The options do not change, but the source follows them for as long as it runs.
@@ -150,8 +150,12 @@ impl Agent {
         };
         let region = Identity::ControlPlane { region: config.region.clone() };
         let channel = grpc::dial(&config.control_plane, region.clone(), &held)?;
-        let publish =
-            client::publish(channel.clone(), publication, replicas.clone(), view.publishing.clone());
+        let publish = client::publish(
+            channel.clone(),
+            publication,
+            replicas.clone(),
+            view.publishing.clone(),
+        );
         tasks.start_endless("publish", publish);
         let subscribe = client::subscribe(channel, owner, writer, view.subscribed.clone());
         tasks.start_endless("subscribe", subscribe);
@@ -190,13 +194,8 @@ fn start_catalog(
     state: Arc<Mutex<StateDir>>,
 ) {
     let (gate_tx, gate_rx) = watch::channel(Gate::Closed);
-    let opening = gate(
-        view.owner.clone(),
-        replicas.clone(),
-        view.subscribed.subscribe(),
-        gate_tx,
-        state,
-    );
+    let opening =
+        gate(view.owner.clone(), replicas.clone(), view.subscribed.subscribe(), gate_tx, state);
     tasks.start_endless("gate", opening);
     tasks.start_fallible("catalog", build(replicas, gate_rx, publisher));
 }
@@ -284,7 +283,8 @@ impl View {
             pending.push("the first complete reading of the manifests".to_owned());
         }
         let region = &self.owner.region;
-        for (link, what) in [(&self.publishing, "publishing to"), (&self.subscribed, "the feed of")] {
+        for (link, what) in [(&self.publishing, "publishing to"), (&self.subscribed, "the feed of")]
+        {
             let link = link.borrow();
             if !link.synced {
                 let why = link.problem.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tombolo_federation::catalog::builder::Builder;
 use tombolo_federation::catalog::Publisher;
+use tombolo_federation::catalog::builder::Builder;
 use tombolo_federation::key::Key;
 use tombolo_federation::record::Record;
 use tombolo_federation::replica::{Change, Replica, Replicas};

@@ -131,11 +131,20 @@ impl Serving {
     }
 
     /// What DNS would answer, and why.
-    pub(crate) fn explain(&self, name: &str, record_type: &str) -> Result<serde_json::Value, String> {
+    pub(crate) fn explain(
+        &self,
+        name: &str,
+        record_type: &str,
+    ) -> Result<serde_json::Value, String> {
         let catalog = self.snapshots.current();
-        let explained =
-            tombolo_dns::explain::resolve(&self.zone, &self.view, catalog.as_deref(), name, record_type)
-                .map_err(|error| error.to_string())?;
+        let explained = tombolo_dns::explain::resolve(
+            &self.zone,
+            &self.view,
+            catalog.as_deref(),
+            name,
+            record_type,
+        )
+        .map_err(|error| error.to_string())?;
         serde_json::to_value(explained).map_err(|error| error.to_string())
     }
 

@@ -20,9 +20,9 @@ use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::names::{Owner, RegionName};
 use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
 use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
-use tombolo_federation::store::{Guard, Store};
 use tombolo_federation::store::election;
 use tombolo_federation::store::embedded::Embedded;
+use tombolo_federation::store::{Guard, Store};
 use tombolo_federation::sync::client::Link;
 use tombolo_federation::sync::mirror::{self, Leader, MirrorError};
 use tombolo_federation::sync::own::OwnRecords;
@@ -121,7 +121,8 @@ impl ControlPlane {
             wall_clock(),
             stop.clone(),
         );
-        let mut routes = Routes::new(api.into_service()).add_service(view.serving.ads.into_service());
+        let mut routes =
+            Routes::new(api.into_service()).add_service(view.serving.ads.into_service());
         if let Some(ca) = &ca {
             let authority = Authority::new(Arc::clone(ca), Clock::system());
             routes = routes.add_service(authority.into_service());
@@ -261,7 +262,8 @@ impl Visible for View {
             Some(_) => Vec::new(),
         };
         let links = self.links.iter();
-        let links = links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
+        let links =
+            links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
         Status {
             role: "control-plane".to_owned(),
             mesh: self.config.mesh.to_string(),

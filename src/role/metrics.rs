@@ -23,16 +23,41 @@ struct OfStatus(Status);
 impl Collector for OfStatus {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let status = &self.0;
-        gauge(&mut encoder, "ready", "1 once everything that readiness waits for is there", f64::from(u8::from(status.ready)))?;
+        gauge(
+            &mut encoder,
+            "ready",
+            "1 once everything that readiness waits for is there",
+            f64::from(u8::from(status.ready)),
+        )?;
         if let Some(leader) = status.leader {
-            gauge(&mut encoder, "leader", "1 while this process leads its region", f64::from(u8::from(leader)))?;
+            gauge(
+                &mut encoder,
+                "leader",
+                "1 while this process leads its region",
+                f64::from(u8::from(leader)),
+            )?;
         }
         if let Some(catalog) = &status.catalog {
-            gauge(&mut encoder, "catalog_generation", "Counts the catalogs built by this process", to_f64(catalog.generation))?;
+            gauge(
+                &mut encoder,
+                "catalog_generation",
+                "Counts the catalogs built by this process",
+                to_f64(catalog.generation),
+            )?;
             gauge(&mut encoder, "catalog_services", "Merged services", to_f64(catalog.services))?;
-            gauge(&mut encoder, "catalog_endpoints", "Endpoints of merged services", to_f64(catalog.endpoints))?;
+            gauge(
+                &mut encoder,
+                "catalog_endpoints",
+                "Endpoints of merged services",
+                to_f64(catalog.endpoints),
+            )?;
         }
-        gauge(&mut encoder, "proxies", "Proxies connected to this process", to_f64(status.proxies))?;
+        gauge(
+            &mut encoder,
+            "proxies",
+            "Proxies connected to this process",
+            to_f64(status.proxies),
+        )?;
         self.by_source(&mut encoder)?;
         self.by_link(&mut encoder)
     }
@@ -43,12 +68,24 @@ impl OfStatus {
         type Value = fn(&SourceStatus) -> Option<f64>;
         let metrics: [(&str, &str, Value); 4] = [
             ("source_records", "Records held of an owner", |s| Some(to_f64(s.records))),
-            ("source_quarantined", "Records of an owner that cannot be read; their last good version is in use", |s| Some(to_f64(s.quarantined))),
-            ("source_stale", "1 while nothing new is heard of an owner; what it said is still served", |s| Some(f64::from(u8::from(s.stale)))),
+            (
+                "source_quarantined",
+                "Records of an owner that cannot be read; their last good version is in use",
+                |s| Some(to_f64(s.quarantined)),
+            ),
+            (
+                "source_stale",
+                "1 while nothing new is heard of an owner; what it said is still served",
+                |s| Some(f64::from(u8::from(s.stale))),
+            ),
             ("source_age_seconds", "Time since an owner's last beacon", |s| s.age_seconds),
         ];
         for (name, help, value) in metrics {
-            let values = self.0.sources.iter().filter_map(|s| Some(([("owner", s.owner.as_str())], value(s)?)));
+            let values = self
+                .0
+                .sources
+                .iter()
+                .filter_map(|s| Some(([("owner", s.owner.as_str())], value(s)?)));
             family(encoder, name, help, values)?;
         }
         Ok(())
@@ -56,12 +93,18 @@ impl OfStatus {
 
     fn by_link(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let links = self.0.links.iter();
-        let synced = links.map(|link| ([("link", link.name.as_str())], f64::from(u8::from(link.synced))));
+        let synced =
+            links.map(|link| ([("link", link.name.as_str())], f64::from(u8::from(link.synced))));
         family(encoder, "link_synced", "1 while a stream to a region is up and in step", synced)
     }
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> Result<(), std::fmt::Error> {
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: f64,
+) -> Result<(), std::fmt::Error> {
     let gauge = ConstGauge::new(value);
     let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
     gauge.encode(metric)
@@ -73,7 +116,8 @@ fn family<'a>(
     help: &str,
     values: impl Iterator<Item = ([(&'static str, &'a str); 1], f64)>,
 ) -> Result<(), std::fmt::Error> {
-    let mut metric = encoder.encode_descriptor(name, help, None, ConstGauge::new(0.0).metric_type())?;
+    let mut metric =
+        encoder.encode_descriptor(name, help, None, ConstGauge::new(0.0).metric_type())?;
     for (labels, value) in values {
         ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tombolo_federation::catalog::{Catalog, Service};
 use tombolo_federation::key::Kind;
 use tombolo_federation::names::Owner;
@@ -13,7 +14,6 @@ use tombolo_federation::record::ServiceType;
 use tombolo_federation::replica::{Holding, Replica};
 use tombolo_federation::sync::STALE_AFTER;
 use tombolo_federation::sync::client::Link;
-use tokio::time::Instant;
 
 /// `/api/v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
@@ -170,7 +170,11 @@ impl ServiceStatus {
             .to_owned(),
             ports: service.ports.iter().map(port).collect(),
             clusters: exports.map(|export| ClusterEndpoints::of(service, export)).collect(),
-            conflicts: service.conflicts.iter().map(|c| format!("{}: {}", c.reason, c.message)).collect(),
+            conflicts: service
+                .conflicts
+                .iter()
+                .map(|c| format!("{}: {}", c.reason, c.message))
+                .collect(),
         }
     }
 }
@@ -191,7 +195,10 @@ impl ClusterEndpoints {
         Self {
             cluster: export.cluster.to_string(),
             region: export.region.to_string(),
-            ready: endpoints.iter().filter(|endpoint| endpoint.ready && !endpoint.terminating).count(),
+            ready: endpoints
+                .iter()
+                .filter(|endpoint| endpoint.ready && !endpoint.terminating)
+                .count(),
             endpoints,
         }
     }
@@ -206,7 +213,11 @@ impl LinkStatus {
 
 /// How the sources of a replica are. `own` is this process's own source, which needs no beacon to
 /// be known to be there.
-pub(crate) fn sources(replica: &Replica, own: Option<&Owner>, started: Instant) -> Vec<SourceStatus> {
+pub(crate) fn sources(
+    replica: &Replica,
+    own: Option<&Owner>,
+    started: Instant,
+) -> Vec<SourceStatus> {
     let status = |(owner, holding): (&Owner, &Holding)| {
         let heard = holding.beacon_changed();
         let silence = heard.unwrap_or(started).elapsed();
@@ -224,5 +235,6 @@ pub(crate) fn sources(replica: &Replica, own: Option<&Owner>, started: Instant) 
 
 /// Whether an owner said that what it is there to say was said.
 pub(crate) fn is_complete(holding: &Holding) -> bool {
-    holding.complete().contains_key(&Kind::Endpoints) || holding.complete().contains_key(&Kind::Region)
+    holding.complete().contains_key(&Kind::Endpoints)
+        || holding.complete().contains_key(&Kind::Region)
 }
