@@ -118,10 +118,9 @@ impl Key {
     #[must_use]
     pub fn of_owner(owner: Owner, kind: Kind) -> Self {
         let name = match &owner.cluster {
-            Some(cluster) => cluster.as_str(),
-            None => owner.region.as_str(),
+            Some(cluster) => cluster.into(),
+            None => (&owner.region).into(),
         };
-        let name = name.parse().expect("a label is a subdomain");
         Self { owner, kind, namespace: None, name, part: None }
     }
 
@@ -133,14 +132,14 @@ impl Key {
         service: &ServiceKey,
         part: Option<ObjectName>,
     ) -> Self {
-        let name = service.name.as_str().parse().expect("a label is a subdomain");
-        Self { owner, kind, namespace: Some(service.namespace.clone()), name, part }
+        let namespace = Some(service.namespace.clone());
+        Self { owner, kind, namespace, name: (&service.name).into(), part }
     }
 
     /// The key of a namespace's record.
     #[must_use]
     pub fn of_namespace(owner: Owner, namespace: &NamespaceName) -> Self {
-        let name = namespace.as_str().parse().expect("a label is a subdomain");
+        let name = namespace.into();
         Self { owner, kind: Kind::Namespace, namespace: None, name, part: None }
     }
 

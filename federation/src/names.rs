@@ -106,6 +106,19 @@ name!(
     MeshDomain, "mesh domain", is_dns_subdomain, SUBDOMAIN
 );
 
+macro_rules! is_object_name_too {
+    ($($type:ident),*) => {$(
+        impl From<&$type> for ObjectName {
+            /// A label is a subdomain.
+            fn from(name: &$type) -> Self {
+                Self(Arc::clone(&name.0))
+            }
+        }
+    )*};
+}
+
+is_object_name_too!(RegionName, ClusterId, NamespaceName, ServiceName);
+
 impl ClusterId {
     /// The id of the cluster `name` in `region`.
     ///

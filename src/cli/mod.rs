@@ -101,7 +101,7 @@ pub(crate) struct DemoArgs {
     /// The Envoy to start, one per cluster; `envoy` on the search path by default.
     #[arg(long, value_name = "PATH")]
     pub(crate) envoy: Option<PathBuf>,
-    /// Export every Service, for manifests without ServiceExports.
+    /// Export every Service, for manifests that hold no `ServiceExport`.
     #[arg(long)]
     pub(crate) export_all: bool,
 }
@@ -117,7 +117,7 @@ pub(crate) struct RoleArgs {
 /// Of a verb that asks a running process.
 #[derive(Debug, Args)]
 pub(crate) struct AskArgs {
-    /// Admin address of a control plane or an agent, HOST:PORT; TOMBOLO_ADMIN, or the demo's first
+    /// Admin address of a control plane or an agent, HOST:PORT; `$TOMBOLO_ADMIN`, or the demo's first
     /// region (127.0.0.1:7102) by default.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) admin: Option<String>,

@@ -79,11 +79,11 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let prepared = Prepared::write(&state_dir, &mesh, &layout, &ports, options.export_all)?;
     progress.done("certificates and configuration");
 
-    let mut parts = Parts::new(prepared, envoy);
-    let outcome = supervise(&mut parts, control, &progress, &state_dir).await;
-    progress.stopping();
+    let mut mesh_parts = Parts::new(prepared, envoy);
+    let outcome = supervise(&mut mesh_parts, control, &progress, &state_dir).await;
+    show::stopping();
     files::remove_announcement(&state_dir)?;
-    parts.stop_all().await;
+    mesh_parts.stop_all().await;
     outcome
 }
 

@@ -159,9 +159,9 @@ impl Parts {
     /// by itself, which is then told. Cancel safe.
     pub(crate) async fn follow(&mut self) {
         let Self { manifests, roles, running, .. } = self;
-        let changes = manifests.iter_mut().map(|(_, _, desired)| Box::pin(desired.changed()));
+        let edits = manifests.iter_mut().map(|(_, _, desired)| Box::pin(desired.changed()));
         let changed = tokio::select! {
-            (_, index, _) = select_all(changes) => Some(index),
+            (_, index, _) = select_all(edits) => Some(index),
             Some(ended) = roles.join_next() => {
                 reap(running, ended);
                 None

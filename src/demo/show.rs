@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 
 use tokio::time::Instant;
 
+use super::control::USAGE;
 use super::envoy::HOW_TO_GET;
-use super::files::{PreparedCluster, PreparedRegion};
+use super::files::PreparedRegion;
 use super::parts::Parts;
+use crate::config::Listen;
 
 /// Says what is done while the demo starts, on stderr, so that stdout has only what follows.
 pub(crate) struct Progress {
@@ -29,10 +31,11 @@ impl Progress {
         self.done("ready");
         say(&overview(parts, control));
     }
+}
 
-    pub(crate) fn stopping(&self) {
-        say("stopping");
-    }
+/// The demo is ending.
+pub(crate) fn stopping() {
+    say("stopping");
 }
 
 /// Nobody may be reading any more: then there is nobody to tell.
@@ -42,81 +45,70 @@ fn say(text: &str) {
 
 /// What runs where, and what to try.
 fn overview(parts: &Parts, control: SocketAddr) -> String {
-    let mut text = String::from("\nWhat runs where\n");
+    let mut lines = vec![String::new(), "What runs where".to_owned()];
     for (name, region) in &parts.prepared().regions {
-        text += &describe_region(name.as_str(), region, parts.has_envoy());
+        lines.extend(describe_region(name.as_str(), region, parts.has_envoy()));
     }
-    text += &format!(
-        "  {} backends on 127.x addresses, as the EndpointSlices name them\n",
-        parts.backends()
-    );
+    let backends = parts.backends();
+    lines
+        .push(format!("  {backends} backends on 127.x addresses, as the EndpointSlices name them"));
     if !parts.has_envoy() {
-        text += &format!("  {HOW_TO_GET}\n");
+        lines.push(format!("  {HOW_TO_GET}"));
     }
-    text += "\nThings to try\n";
-    for line in suggestions(parts, control) {
-        text += &format!("  {line}\n");
-    }
-    text += "\nVerbs here and on the control address: stop|start backend|agent|control-plane|region NAME. Ctrl-C ends.";
-    text
+    lines.extend([String::new(), "Things to try".to_owned()]);
+    lines.extend(suggestions(parts, control).into_iter().map(|line| format!("  {line}")));
+    lines.extend([String::new(), format!("Verbs here and on {control}: {USAGE}. Ctrl-C ends.")]);
+    lines.join("\n")
 }
 
-fn describe_region(name: &str, region: &PreparedRegion, envoy: bool) -> String {
-    let listen = &region.control_plane.listen;
-    let mut text = format!(
-        "  region {name:<14} control plane  grpc {}  dns {}  admin {}\n",
-        listen.grpc, listen.dns, listen.admin
-    );
+fn describe_region(name: &str, region: &PreparedRegion, envoy: bool) -> Vec<String> {
+    let listen = |listen: &Listen| {
+        let Listen { grpc, dns, admin } = listen;
+        format!("grpc {grpc}  dns {dns}  admin {admin}")
+    };
+    let control_plane = listen(&region.control_plane.listen);
+    let mut lines = vec![format!("  region {name:<16} {control_plane}")];
     for (id, cluster) in &region.clusters {
-        let listen = &cluster.agent.listen;
-        text += &format!(
-            "    {id:<19} agent          grpc {}  dns {}  admin {}",
-            listen.grpc, listen.dns, listen.admin
-        );
-        if envoy {
-            text += &format!("  envoy {}", cluster.envoy.listener);
-        }
-        text += "\n";
+        let agent = listen(&cluster.agent.listen);
+        let envoy =
+            if envoy { format!("  envoy {}", cluster.envoy.listener) } else { String::new() };
+        lines.push(format!("    agent {id:<17}{agent}{envoy}"));
     }
-    text
+    lines
 }
 
 /// Only what works with what runs.
 fn suggestions(parts: &Parts, control: SocketAddr) -> Vec<String> {
-    let mut regions = parts.prepared().regions.iter();
-    let Some((first, region)) = regions.next() else { return Vec::new() };
-    let Some((id, cluster)) = region.clusters.iter().next() else { return Vec::new() };
-    let dns = cluster.agent.listen.dns;
-    let admin = region.control_plane.listen.admin;
+    let regions = &parts.prepared().regions;
+    let Some((near, far)) = regions.keys().next_back().zip(regions.keys().next()) else {
+        return Vec::new();
+    };
+    let Some((id, cluster)) = regions[near].clusters.iter().next() else { return Vec::new() };
+    let Listen { dns, admin, .. } = &cluster.agent.listen;
+    let this = program();
     let mut lines = vec![
         format!("dig @{} -p {} checkout.shop.svc.clusterset.local +short", dns.ip(), dns.port()),
-        format!("tombolo services --admin {admin}"),
-        format!("tombolo dns catalog.shop --admin {}", cluster.agent.listen.admin),
+        format!("{this} services --admin {admin}"),
+        format!("{this} dns catalog.shop --admin {admin}"),
     ];
-    lines.extend(by_envoy(parts, id.as_str(), cluster, control));
-    let last = regions.next_back().map_or(first, |(last, _)| last);
-    lines.push(format!("echo 'stop region {last}' | nc -N {} {}", control.ip(), control.port()));
-    lines
-        .push(format!("edit a file in {} and ask again", cluster.agent.source.directory.display()));
+    if parts.has_envoy() {
+        let url = "http://checkout.shop.svc.clusterset.local:8080/";
+        lines.push(format!("curl -x http://{} {url}", cluster.envoy.listener));
+        lines.push(format!("stop backend {id}/checkout       (type it here, and curl again)"));
+    }
+    lines.push(format!(
+        "stop region {far}        (and ask again; `start region {far}` brings it back)"
+    ));
+    let directory = cluster.agent.source.directory.display();
+    lines.push(format!("edit a file in {directory} and ask the other region"));
+    lines.push(format!("echo 'stop agent {id}' | nc -N {} {}", control.ip(), control.port()));
     lines
 }
 
-fn by_envoy(
-    parts: &Parts,
-    id: &str,
-    cluster: &PreparedCluster,
-    control: SocketAddr,
-) -> Vec<String> {
-    if !parts.has_envoy() {
-        return Vec::new();
-    }
-    let url = "http://checkout.shop.svc.clusterset.local:8080/";
-    vec![
-        format!("curl -x http://{} {url}", cluster.envoy.listener),
-        format!(
-            "echo 'stop backend {id}/checkout' | nc -N {} {}   and curl again",
-            control.ip(),
-            control.port()
-        ),
-    ]
+/// How this program was called, as far as that can be typed again.
+fn program() -> String {
+    std::env::args()
+        .next()
+        .filter(|name| !name.contains(' '))
+        .unwrap_or_else(|| "tombolo".to_owned())
 }

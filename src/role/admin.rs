@@ -71,7 +71,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
         return "ok\n".into_response();
     }
     let waiting: String =
-        status.pending.iter().map(|what| format!("waiting for {what}\n")).collect();
+        status.pending.iter().fold(String::new(), |text, what| text + "waiting for " + what + "\n");
     (StatusCode::SERVICE_UNAVAILABLE, waiting).into_response()
 }
 

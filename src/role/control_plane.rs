@@ -27,7 +27,7 @@ use tombolo_federation::sync::client::Link;
 use tombolo_federation::sync::mirror::{self, Leader, MirrorError};
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_federation::sync::service::FederationApi;
-use tombolo_federation::sync::{facts, follower};
+use tombolo_federation::sync::{compactor, facts, follower};
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -211,6 +211,11 @@ impl Spokesman {
         let own = OwnRecords::new(Owner::region(config.region.clone()), self.epoch.clone());
         let mut parts = JoinSet::new();
         parts.spawn(mirror::speak_for_region(leader.clone(), own, self.view.region()));
+        let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
+        parts.spawn(async move {
+            compacting.await;
+            MirrorError::Stopping
+        });
         for peer in &config.peers {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
             let channel = grpc::dial(&peer.address, expected, &self.held)?;

@@ -170,7 +170,7 @@ fn export(export: wire::Export) -> Result<Export, RecordError> {
         session_affinity_timeout: export.session_affinity_timeout_seconds,
         internal_traffic_policy: export.internal_traffic_policy,
         traffic_distribution: export.traffic_distribution,
-        ip_families: each("ip_families", export.ip_families, family)?,
+        ip_families: each("ip_families", export.ip_families, |text| family(&text))?,
         created,
         precedence: timestamp("precedence_ms", export.precedence_ms)?,
         exported_labels: export.exported_labels,
@@ -199,8 +199,8 @@ fn timestamp(name: &str, ms: i64) -> Result<Timestamp, RecordError> {
     Timestamp::from_millisecond(ms).map_err(|_| field(name, format!("has {ms}, not a time")))
 }
 
-fn family(text: String) -> Result<IpFamily, RecordError> {
-    match text.as_str() {
+fn family(text: &str) -> Result<IpFamily, RecordError> {
+    match text {
         "IPv4" => Ok(IpFamily::V4),
         "IPv6" => Ok(IpFamily::V6),
         _ => Err(field("family", format!("has {text:?}, neither IPv4 nor IPv6"))),

@@ -89,7 +89,7 @@ fn sealed_records_open_to_themselves() {
 #[test]
 fn the_bytes_of_an_envelope_are_golden() {
     let value = sample("cluster").seal().value;
-    let hex: String = value.iter().map(|b| format!("{b:02x}")).collect();
+    let hex = value.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     assert_eq!(
         hex,
         "080110011a130a090a056c65617365100310071a023432200522160a017512037670631a0a31302e302e302e302f384001"

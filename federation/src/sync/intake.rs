@@ -210,9 +210,11 @@ impl Intake {
         };
         let current = collected.ends.iter().filter(|(kind, epoch)| !older(kind, epoch));
         let vouched: BTreeSet<Kind> = current.clone().map(|(kind, _)| *kind).collect();
-        let gone = holding.into_iter().flat_map(|holding| holding.records()).filter(|(key, _)| {
-            !collected.same && vouched.contains(&key.kind) && !collected.items.contains_key(key)
-        });
+        let gone = holding.into_iter().flat_map(super::super::replica::Holding::records).filter(
+            |(key, _)| {
+                !collected.same && vouched.contains(&key.kind) && !collected.items.contains_key(key)
+            },
+        );
         let gone = gone.map(|(key, _)| (key.clone(), None));
         let complete = current.map(|(kind, epoch)| (collected.owner.clone(), *kind, epoch.clone()));
         let complete = complete.collect();

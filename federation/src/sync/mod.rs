@@ -4,8 +4,8 @@
 //! with store, clock and network passed in: [`publisher`] (an agent says what its cluster holds),
 //! [`session`] (a control plane takes it), [`feed`] (a control plane sends on what it holds) and
 //! [`intake`] (an agent or a peer takes that). Around them, what moves bytes: [`follower`] (store
-//! to replica), [`service`] (the gRPC server), [`client`] (streams with reconnects) and [`mirror`]
-//! (peer to store).
+//! to replica), [`service`] (the gRPC server), [`client`] (streams with reconnects), [`mirror`]
+//! (peer to store) and [`compactor`].
 //!
 //! Promises: absence is not deletion (a record goes by its owner's tombstone, or by absence under
 //! an end marker that is not older than the one held); silence deletes nothing; nothing is
@@ -14,6 +14,7 @@
 //! mean together (`catalog`).
 
 pub mod client;
+pub mod compactor;
 pub mod facts;
 pub mod feed;
 pub mod follower;
@@ -37,9 +38,9 @@ pub const BEACON_INTERVAL: Duration = Duration::from_secs(5);
 /// An owner whose beacon has not changed for so long is stale: six beacons missed.
 pub const STALE_AFTER: Duration = Duration::from_secs(30);
 /// How often a feed sends digests to compare.
-pub const DIGEST_INTERVAL: Duration = Duration::from_secs(60);
+pub const DIGEST_INTERVAL: Duration = Duration::from_mins(1);
 /// A publisher with an epoch of another id takes over only after so much silence.
-pub const TAKEOVER_SILENCE: Duration = Duration::from_secs(60);
+pub const TAKEOVER_SILENCE: Duration = Duration::from_mins(1);
 /// Largest message of the federation API, in bytes, before and after decompression.
 pub const MAX_MESSAGE: usize = 4 << 20;
 /// Messages are filled up to about here, in bytes.

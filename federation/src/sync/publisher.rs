@@ -98,7 +98,7 @@ impl Publisher {
         let message = response.message.ok_or(PublishError::Unexpected("an empty message"))?;
         match (message, &mut self.phase) {
             (Response::Refused(refused), _) => Err(PublishError::Refused(refused.reason)),
-            (Response::Accepted(accepted), Phase::Greeted) => self.accepted(&accepted),
+            (Response::Accepted(accepted), Phase::Greeted) => self.accepted(accepted),
             (Response::Want(want), Phase::Declared(view, wanted)) => {
                 wanted.extend(want.keys.iter().filter_map(|key| key.parse().ok()));
                 if !want.last {
@@ -120,7 +120,7 @@ impl Publisher {
         let changes = changes.unwrap_or_else(|| replica.differences(sent));
         let completed =
             |change: &Change| matches!(change, Change::Complete(of, _) if *of == self.owner);
-        let completed = changes.iter().any(completed);
+        let newly_complete = changes.iter().any(completed);
         let own = changes.into_iter().filter_map(|change| match change {
             Change::Record(key) if key.owner == self.owner => Some(key),
             Change::Record(_) | Change::Complete(..) => None,
@@ -132,11 +132,11 @@ impl Publisher {
             })
             .collect();
         self.phase = Phase::Flowing(Arc::clone(replica));
-        let mut send = self.changes(values);
-        if completed {
-            send.push(self.complete(replica));
+        let mut requests = self.changes(values);
+        if newly_complete {
+            requests.push(self.complete(replica));
         }
-        send
+        requests
     }
 
     /// Declares the full state, once the region took the stream and what it said of the join has
@@ -154,7 +154,7 @@ impl Publisher {
         send
     }
 
-    fn accepted(&mut self, accepted: &wire::Accepted) -> Result<Step, PublishError> {
+    fn accepted(&mut self, accepted: wire::Accepted) -> Result<Step, PublishError> {
         let joined = Timestamp::from_millisecond(accepted.joined_ms)
             .map_err(|_| PublishError::Unexpected("a join time that is no time"))?;
         self.phase = Phase::Accepted;
@@ -234,8 +234,11 @@ fn request(message: Request) -> wire::PublishRequest {
 /// At least one message.
 fn declaration(owner: &Owner, replica: &Replica) -> Vec<wire::PublishRequest> {
     const ENTRIES: usize = 1000;
-    let records: BTreeMap<_, _> =
-        replica.holding(owner).into_iter().flat_map(|holding| holding.records()).collect();
+    let records: BTreeMap<_, _> = replica
+        .holding(owner)
+        .into_iter()
+        .flat_map(super::super::replica::Holding::records)
+        .collect();
     let entries: Vec<wire::KeyHash> = records
         .into_iter()
         .filter_map(|(key, entry)| {

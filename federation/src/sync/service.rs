@@ -70,7 +70,7 @@ impl FederationApi {
     /// before this process started.
     fn silent_for(&self, owner: &Owner) -> Duration {
         let replica = self.replicas.clone().current();
-        let heard = replica.holding(owner).and_then(|holding| holding.beacon_changed());
+        let heard = replica.holding(owner).and_then(super::super::replica::Holding::beacon_changed);
         heard.unwrap_or(self.started).max(self.started).elapsed()
     }
 

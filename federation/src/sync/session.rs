@@ -219,7 +219,7 @@ impl Session {
                     ops.push(Op::delete(tombstone.key));
                 }
                 Ok(_) => {
-                    refused.push(refusal(tombstone.key, "stands twice in one batch".to_owned()))
+                    refused.push(refusal(tombstone.key, "stands twice in one batch".to_owned()));
                 }
                 Err(reason) => refused.push(refusal(tombstone.key, reason)),
             }

@@ -315,7 +315,7 @@ async fn a_record_that_may_not_be_written_is_refused_by_itself() {
     let good = seal(namespace("good"));
     let foreign = (good.0.replace("r-a", "r-b"), good.1.clone());
     let damaged = (good.0.replace("good", "damaged"), Bytes::from_static(b"\xff"));
-    let early = seal(export(now() - Duration::from_secs(3600)));
+    let early = seal(export(now() - Duration::from_hours(1)));
     let far = seal(slice("169.254.169.254"));
     let region = ("/tombolo/v1/r/_/region/_/r".to_owned(), good.1.clone());
     let puts = vec![good, foreign, damaged, early, far, region];

@@ -103,7 +103,7 @@ mod tests {
 
     fn check(directory: bool, cidrs: &[&str], address: &str, why: &str) {
         let pod_cidrs = cidrs.iter().map(|net| net.parse().unwrap()).collect();
-        let cluster = Cluster { directory, pod_cidrs, ..Cluster::default() };
+        let cluster = Cluster { pod_cidrs, directory, ..Cluster::default() };
         let outcome = admit_address(&cluster, address.parse().unwrap());
         match outcome {
             Ok(()) => assert_eq!(why, "", "{address} was admitted"),
