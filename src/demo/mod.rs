@@ -29,7 +29,7 @@ use self::show::Progress;
 /// The mesh that the demo makes.
 const MESH: &str = "demo.tombolo.example";
 /// After so long without being ready something is wrong enough to give up.
-const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_mins(1);
 /// Orders that wait for the one being carried out.
 const ORDERS: usize = 16;
 

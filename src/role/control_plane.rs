@@ -161,7 +161,7 @@ fn start_catalog(
             gate.send_replace(Gate::Open);
         }
         // The catalog follows the gate for as long as it stands.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     });
     tasks.start_fallible("catalog", build(replicas.clone(), gate_rx, publisher));
 }

@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use super::admin::Visible;
 use super::status::{SourceStatus, Status};
 
-/// All metrics in the OpenMetrics text format.
+/// All metrics in the `OpenMetrics` text format.
 pub(crate) fn encode(visible: &dyn Visible) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     let mut of_status = prometheus_client::registry::Registry::with_prefix("tombolo");
