@@ -25,6 +25,7 @@ use self::files::Prepared;
 use self::layout::{Layout, Ports};
 use self::parts::Parts;
 use self::show::Progress;
+use crate::role::admin::CannotListen;
 
 /// The mesh that the demo makes.
 const MESH: &str = "demo.tombolo.example";
@@ -40,6 +41,19 @@ pub(crate) enum PortChoice {
     Fixed,
     /// Free ones, written to demo.json.
     Auto,
+}
+
+impl PortChoice {
+    fn advise(self, error: anyhow::Error) -> anyhow::Error {
+        let in_use = error.downcast_ref::<CannotListen>().is_some()
+            || error.downcast_ref::<tombolo_dns::server::ServeError>().is_some();
+        match self {
+            Self::Fixed if in_use => {
+                error.context("a port of the demo is taken; --ports auto takes free ones")
+            }
+            Self::Fixed | Self::Auto => error,
+        }
+    }
 }
 
 /// What the command line said.
@@ -75,12 +89,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         PortChoice::Fixed => Ports::fixed(&layout)?,
         PortChoice::Auto => Ports::free(&layout)?,
     };
-    let control = crate::role::admin::bind("the demo's control", ports.control).await?;
+    let control = crate::role::admin::bind("the demo's control", ports.control).await;
+    let control = control.map_err(|error| options.ports.advise(error.into()))?;
     let prepared = Prepared::write(&state_dir, &mesh, &layout, &ports, options.export_all)?;
     progress.done("certificates and configuration");
 
     let mut mesh_parts = Parts::new(prepared, envoy);
     let outcome = supervise(&mut mesh_parts, control, &progress, &state_dir).await;
+    let outcome = outcome.map_err(|error| options.ports.advise(error));
     show::stopping();
     files::remove_announcement(&state_dir)?;
     mesh_parts.stop_all().await;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_federation::manifests::{Desired, Options, Source};
-use tombolo_federation::names::{ClusterId, Owner, RegionName};
+use tombolo_federation::names::{ClusterId, Owner, RegionName, ServiceKey};
+use tombolo_federation::record::Body;
 use tracing::error;
 
 use super::backends::Backends;
@@ -90,6 +91,28 @@ impl Parts {
 
     pub(crate) fn backends(&self) -> usize {
         self.backends.running()
+    }
+
+    /// What a cluster's manifests say now.
+    pub(crate) fn desired(&self, cluster: &ClusterId) -> Option<Arc<Desired>> {
+        let found = self.manifests.iter().find(|(_, id, _)| id == cluster);
+        found.map(|(_, _, desired)| Arc::clone(&desired.borrow()))
+    }
+
+    /// The service that most clusters export, with its first port: what to try first.
+    pub(crate) fn popular_service(&self) -> Option<(ServiceKey, u16)> {
+        let mut exports: BTreeMap<ServiceKey, (usize, u16)> = BTreeMap::new();
+        for (_, _, desired) in &self.manifests {
+            for (key, body) in &desired.borrow().records {
+                if let (Body::Export(export), Some(service)) = (body, key.service())
+                    && let Some(port) = export.ports.first()
+                {
+                    exports.entry(service).or_insert((0, port.port)).0 += 1;
+                }
+            }
+        }
+        let popular = exports.into_iter().max_by_key(|(_, (count, _))| *count);
+        popular.map(|(service, (_, port))| (service, port))
     }
 
     /// Starts everything and waits until each part knows all the others.
@@ -192,6 +215,7 @@ impl Parts {
             let first =
                 desired.wait_for(|desired| desired.complete || !desired.problems.is_empty());
             let first = Arc::clone(&*first.await?);
+            refuse_unread(&config.source.directory, &first)?;
             self.backends.follow(&region, &cluster, &first.records).await;
             self.manifests.push((region, cluster, desired));
         }
@@ -388,6 +412,19 @@ impl Parts {
             format!("no cluster is called {name}; there are {}", names.join(", "))
         })
     }
+}
+
+/// A cluster of which nothing could be read would keep everybody waiting.
+fn refuse_unread(directory: &Path, desired: &Desired) -> anyhow::Result<()> {
+    if desired.complete {
+        return Ok(());
+    }
+    let problems: Vec<String> = desired.problems.iter().take(5).map(ToString::to_string).collect();
+    bail!(
+        "no manifest could be read in {}: {}",
+        directory.display(),
+        if problems.is_empty() { "it holds none".to_owned() } else { problems.join("; ") }
+    )
 }
 
 /// Takes note of a role that ended; one that was not told to is told to the person.

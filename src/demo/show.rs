@@ -4,12 +4,13 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 
 use tokio::time::Instant;
+use tombolo_federation::names::ClusterId;
 
 use super::control::USAGE;
 use super::envoy::HOW_TO_GET;
 use super::files::PreparedRegion;
 use super::parts::Parts;
-use crate::config::Listen;
+use crate::config::{CLUSTERSET_ZONE, Listen};
 
 /// Says what is done while the demo starts, on stderr, so that stdout has only what follows.
 pub(crate) struct Progress {
@@ -47,7 +48,7 @@ fn say(text: &str) {
 fn overview(parts: &Parts, control: SocketAddr) -> String {
     let mut lines = vec![String::new(), "What runs where".to_owned()];
     for (name, region) in &parts.prepared().regions {
-        lines.extend(describe_region(name.as_str(), region, parts.has_envoy()));
+        lines.extend(describe_region(parts, name.as_str(), region));
     }
     let backends = parts.backends();
     lines
@@ -61,7 +62,7 @@ fn overview(parts: &Parts, control: SocketAddr) -> String {
     lines.join("\n")
 }
 
-fn describe_region(name: &str, region: &PreparedRegion, envoy: bool) -> Vec<String> {
+fn describe_region(parts: &Parts, name: &str, region: &PreparedRegion) -> Vec<String> {
     let listen = |listen: &Listen| {
         let Listen { grpc, dns, admin } = listen;
         format!("grpc {grpc}  dns {dns}  admin {admin}")
@@ -73,8 +74,26 @@ fn describe_region(name: &str, region: &PreparedRegion, envoy: bool) -> Vec<Stri
         let envoy =
             if envoy { format!("  envoy {}", cluster.envoy.listener) } else { String::new() };
         lines.push(format!("    agent {id:<17}{agent}{envoy}"));
+        lines.extend(unread(parts, id).map(|what| format!("      not read there: {what}")));
     }
     lines
+}
+
+/// What a cluster's directory holds that is no part of a mesh.
+fn unread(parts: &Parts, cluster: &ClusterId) -> Option<String> {
+    let desired = parts.desired(cluster)?;
+    let counts = &desired.counts;
+    let kinds = counts.other_kinds.iter().map(|(kind, count)| format!("{count} {kind}"));
+    let others = [
+        (counts.templates, "templates"),
+        (counts.not_kubernetes, "documents that are not Kubernetes objects"),
+        (counts.fqdn_slices, "EndpointSlices of host names"),
+        (desired.problems.len() + desired.more_problems, "problems, see `tombolo status`"),
+    ];
+    let others = others.iter().filter(|(count, _)| *count > 0);
+    let others = others.map(|(count, what)| format!("{count} {what}"));
+    let all: Vec<String> = kinds.chain(others).collect();
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 /// Only what works with what runs.
@@ -84,17 +103,27 @@ fn suggestions(parts: &Parts, control: SocketAddr) -> Vec<String> {
         return Vec::new();
     };
     let Some((id, cluster)) = regions[near].clusters.iter().next() else { return Vec::new() };
+    let Some((service, port)) = parts.popular_service() else {
+        return vec![
+            "export a service: these manifests hold no ServiceExport (see --export-all)".to_owned(),
+        ];
+    };
+    let name = format!("{}.{}.svc.{CLUSTERSET_ZONE}", service.name, service.namespace);
     let Listen { dns, admin, .. } = &cluster.agent.listen;
     let this = program();
     let mut lines = vec![
-        format!("dig @{} -p {} checkout.shop.svc.clusterset.local +short", dns.ip(), dns.port()),
+        format!("dig @{} -p {} {name} +short", dns.ip(), dns.port()),
         format!("{this} services --admin {admin}"),
-        format!("{this} dns catalog.shop --admin {admin}"),
+        format!("{this} dns {}.{} --admin {admin}", service.name, service.namespace),
     ];
     if parts.has_envoy() {
-        let url = "http://checkout.shop.svc.clusterset.local:8080/";
-        lines.push(format!("curl -x http://{} {url}", cluster.envoy.listener));
-        lines.push(format!("stop backend {id}/checkout       (type it here, and curl again)"));
+        lines.push(format!("curl -x http://{} http://{name}:{port}/", cluster.envoy.listener));
+    }
+    if parts.backends() > 0 {
+        lines.push(format!(
+            "stop backend {id}/{}        (type it here, and ask again)",
+            service.name
+        ));
     }
     lines.push(format!(
         "stop region {far}        (and ask again; `start region {far}` brings it back)"

@@ -56,13 +56,22 @@ async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) -> 
     Ok(())
 }
 
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot listen on {address} for {what}: stop what uses the port, or give {what} another one"
+)]
+pub(crate) struct CannotListen {
+    address: SocketAddr,
+    what: String,
+    #[source]
+    source: std::io::Error,
+}
+
 /// Binds, saying what to do when it cannot.
-pub(crate) async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        anyhow::anyhow!(
-            "cannot listen on {address} for {what}: {error}; stop what uses the port, or give {what} another one"
-        )
-    })
+pub(crate) async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, CannotListen> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| CannotListen { address, what: what.to_owned(), source })
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {

@@ -33,11 +33,17 @@ impl Own {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let beacon_key = Key::of_owner(self.records.owner().clone(), Kind::Beacon);
         let mut nonce = 0;
+        self.reconcile();
         loop {
-            self.reconcile();
             tokio::select! {
-                changed = self.desired.changed() => if changed.is_err() { return Ok(()) },
-                changed = self.joined.changed() => if changed.is_err() { return Ok(()) },
+                changed = self.desired.changed() => match changed {
+                    Ok(()) => self.reconcile(),
+                    Err(_) => return Ok(()),
+                },
+                changed = self.joined.changed() => match changed {
+                    Ok(()) => self.reconcile(),
+                    Err(_) => return Ok(()),
+                },
                 _ = beat.tick() => {
                     nonce += 1;
                     let body = Arc::new(Body::Beacon(Beacon { nonce }));
