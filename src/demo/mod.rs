@@ -4,12 +4,15 @@
 //! writes to its state directory; regions share nothing but the network. What it adds is what a
 //! real mesh gets from elsewhere: certificates, applications, Envoys, and somebody who pulls plugs.
 
+pub(crate) mod announce;
 pub(crate) mod backends;
 pub(crate) mod control;
 pub(crate) mod envoy;
 pub(crate) mod files;
 pub(crate) mod layout;
 pub(crate) mod parts;
+pub(crate) mod pki;
+pub(crate) mod readiness;
 pub(crate) mod show;
 
 use std::path::PathBuf;
@@ -21,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tombolo_federation::names::MeshDomain;
 
+use self::announce::Announcement;
 use self::files::Prepared;
 use self::layout::{Layout, Ports};
 use self::parts::Parts;
@@ -83,7 +87,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     };
     std::fs::create_dir_all(&state_dir).with_context(|| state_dir.display().to_string())?;
     let _lock = files::lock(&state_dir)?;
-    files::remove_announcement(&state_dir)?;
+    announce::remove(&state_dir)?;
     let envoy = envoy::find(options.envoy.as_deref(), &crate::config::search_path())?;
     let ports = match options.ports {
         PortChoice::Fixed => Ports::fixed(&layout)?,
@@ -98,7 +102,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let outcome = supervise(&mut mesh_parts, control, &progress, &state_dir).await;
     let outcome = outcome.map_err(|error| options.ports.advise(error));
     show::stopping();
-    files::remove_announcement(&state_dir)?;
+    announce::remove(&state_dir)?;
     mesh_parts.stop_all().await;
     outcome
 }
@@ -118,7 +122,7 @@ async fn supervise(
         started = parts.start_all(progress, deadline) => started?,
         () = signals.recv() => return Ok(()),
     }
-    files::announce(state_dir, &parts.announcement(control_address))?;
+    announce::write(state_dir, &Announcement::of(parts, control_address))?;
     progress.ready(parts, control_address);
     talkers.spawn(control::serve(control, orders_tx.clone()));
     talkers.spawn(control::read_stdin(orders_tx));

@@ -21,12 +21,11 @@ use tracing::error;
 use super::backends::Backends;
 use super::control::{Action, Target, Verb};
 use super::envoy::Envoy;
-use super::files::{AnnouncedCluster, AnnouncedRegion, Announcement, Prepared, PreparedCluster};
+use super::files::{Prepared, PreparedCluster};
+use super::readiness::knows;
 use super::show::Progress;
-use crate::cli::http;
 use crate::role::agent::Agent;
 use crate::role::control_plane::ControlPlane;
-use crate::role::status::Status;
 
 /// How often readiness is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -334,35 +333,6 @@ impl Parts {
         Ok(())
     }
 
-    /// What scripts are told.
-    pub(crate) fn announcement(&self, control: SocketAddr) -> Announcement {
-        let regions = self.prepared.regions.iter().map(|(name, region)| AnnouncedRegion {
-            name: name.to_string(),
-            dns: region.control_plane.listen.dns.to_string(),
-            grpc: region.control_plane.listen.grpc.to_string(),
-            admin: region.control_plane.listen.admin.to_string(),
-            clusters: region
-                .clusters
-                .iter()
-                .map(|(id, cluster)| self.announced(id, cluster))
-                .collect(),
-        });
-        Announcement { control: control.to_string(), regions: regions.collect() }
-    }
-
-    fn announced(&self, id: &ClusterId, cluster: &PreparedCluster) -> AnnouncedCluster {
-        let envoy = |address: SocketAddr| self.has_envoy().then(|| address.to_string());
-        AnnouncedCluster {
-            name: cluster.agent.cluster.to_string(),
-            id: id.to_string(),
-            dns: cluster.agent.listen.dns.to_string(),
-            grpc: cluster.agent.listen.grpc.to_string(),
-            admin: cluster.agent.listen.admin.to_string(),
-            envoy: envoy(cluster.envoy.listener),
-            envoy_admin: envoy(cluster.envoy.admin),
-        }
-    }
-
     fn admin(&self, part: &Part) -> anyhow::Result<SocketAddr> {
         Ok(match part {
             Part::ControlPlane(region) => self.prepared.regions[region].control_plane.listen.admin,
@@ -447,20 +417,4 @@ fn reap(
         }
         Err(join) => error!(%join, "a role panicked"),
     }
-}
-
-/// Fails with what is missing.
-async fn knows(admin: SocketAddr, owners: &BTreeSet<String>) -> anyhow::Result<()> {
-    let status: Status =
-        serde_json::from_str(&http::get(&admin.to_string(), "/api/v1/status").await?)?;
-    if !status.ready {
-        bail!("waiting for {}", status.pending.join(", "));
-    }
-    let complete = status.sources.iter().filter(|source| source.complete);
-    let complete: BTreeSet<String> = complete.map(|source| source.owner.clone()).collect();
-    let missing: Vec<&str> = owners.difference(&complete).map(String::as_str).collect();
-    if !missing.is_empty() {
-        bail!("waiting for all of {}", missing.join(", "));
-    }
-    Ok(())
 }

@@ -68,12 +68,15 @@ fn describe_region(parts: &Parts, name: &str, region: &PreparedRegion) -> Vec<St
         format!("grpc {grpc}  dns {dns}  admin {admin}")
     };
     let control_plane = listen(&region.control_plane.listen);
-    let mut lines = vec![format!("  region {name:<16} {control_plane}")];
+    let mut lines = vec![format!("  region {name:<22}{control_plane}")];
     for (id, cluster) in &region.clusters {
         let agent = listen(&cluster.agent.listen);
-        let envoy =
-            if envoy { format!("  envoy {}", cluster.envoy.listener) } else { String::new() };
-        lines.push(format!("    agent {id:<17}{agent}{envoy}"));
+        let envoy = if parts.has_envoy() {
+            format!("  envoy {}", cluster.envoy.listener)
+        } else {
+            String::new()
+        };
+        lines.push(format!("    agent {id:<21}{agent}{envoy}"));
         lines.extend(unread(parts, id).map(|what| format!("      not read there: {what}")));
     }
     lines

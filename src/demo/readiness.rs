@@ -1,0 +1,25 @@
+//! Whether a process knows all that it should.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use anyhow::bail;
+
+use crate::cli::http;
+use crate::role::status::Status;
+
+/// Fails with what is missing.
+pub(super) async fn knows(admin: SocketAddr, owners: &BTreeSet<String>) -> anyhow::Result<()> {
+    let status: Status =
+        serde_json::from_str(&http::get(&admin.to_string(), "/api/v1/status").await?)?;
+    if !status.ready {
+        bail!("waiting for {}", status.pending.join(", "));
+    }
+    let complete = status.sources.iter().filter(|source| source.complete);
+    let complete: BTreeSet<String> = complete.map(|source| source.owner.clone()).collect();
+    let missing: Vec<&str> = owners.difference(&complete).map(String::as_str).collect();
+    if !missing.is_empty() {
+        bail!("waiting for all of {}", missing.join(", "));
+    }
+    Ok(())
+}
