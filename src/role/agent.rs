@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
@@ -15,7 +14,6 @@ use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_ca::renew::Issuer;
 use tombolo_ca::tls::Connector;
-use tombolo_dns::server::Bound as BoundDns;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::key::Kind;
 use tombolo_federation::manifests::{Desired, Options, Source};
@@ -31,11 +29,11 @@ use tracing::{error, info};
 
 use super::admin::{self, Visible};
 use super::catalog::{Gate, build};
-use super::common::{OwnIdentity, Serving};
+use super::common::{OwnIdentity, Serving, Sockets};
+use super::grpc;
 use super::own::Own;
 use super::status::{self, LinkStatus, Status};
 use super::tasks::Tasks;
-use super::{Addresses, grpc};
 use crate::config::AgentConfig;
 use crate::state_dir::StateDir;
 
@@ -49,9 +47,7 @@ pub(crate) struct Agent {
     owner: Owner,
     state: StateDir,
     identity: OwnIdentity,
-    grpc: TcpListener,
-    dns: BoundDns,
-    admin: TcpListener,
+    sockets: Sockets,
     serving: Serving,
     publisher: Publisher,
     stop: CancellationToken,
@@ -66,8 +62,6 @@ impl Agent {
         let identity = OwnIdentity::load(&config.identity, &config.mesh)?;
         let region = config.region.clone();
         identity.expect(&Identity::Agent { region: region.clone(), cluster: cluster.clone() })?;
-        let grpc = admin::bind("gRPC", config.listen.grpc).await?;
-        let admin = admin::bind("the admin API", config.listen.admin).await?;
         let (publisher, snapshots) = catalog::channel();
         let locality = ClientLocality {
             region: region.clone(),
@@ -76,28 +70,16 @@ impl Agent {
             network: config.network.as_str().into(),
         };
         let server = format!("agent/{cluster}");
-        let bound =
-            Serving::bind(snapshots, locality, server, config.listen.dns, stop.clone()).await?;
-        let (serving, dns) = bound;
+        let bound = Sockets::bind(&config.listen, snapshots, locality, server, stop.clone());
+        let (sockets, serving) = bound.await?;
         let owner = Owner::cluster(region, cluster);
-        Ok(Self { config, owner, state, identity, grpc, dns, admin, serving, publisher, stop })
-    }
-
-    /// The real addresses.
-    pub(crate) fn addresses(&self) -> anyhow::Result<Addresses> {
-        Ok(Addresses {
-            grpc: self.grpc.local_addr()?,
-            dns: self.dns.local_addr(),
-            admin: self.admin.local_addr()?,
-        })
+        Ok(Self { config, owner, state, identity, sockets, serving, publisher, stop })
     }
 
     /// Runs until stopped or until the first task fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let addresses = self.addresses()?;
-        info!(grpc = %addresses.grpc, dns = %addresses.dns, admin = %addresses.admin, "listening");
-        let Self { config, owner, state, identity, grpc, dns, admin, serving, publisher, stop } =
-            self;
+        self.sockets.announce()?;
+        let Self { config, owner, state, identity, sockets, serving, publisher, stop } = self;
         let mut tasks = Tasks::new(stop.clone());
         let mut options = Options::new(config.region.clone(), config.cluster_id()?);
         options.pod_cidrs.clone_from(&config.source.pod_cidrs);
@@ -125,9 +107,9 @@ impl Agent {
             mesh: config.mesh.to_string(),
         });
         let routes = Routes::new(view.serving.ads.into_service());
-        tasks.start("grpc", grpc::serve(grpc, held.clone(), routes, stop.clone()));
-        view.serving.start(&mut tasks, dns, &stop);
-        admin::start(&mut tasks, admin, Arc::<View>::clone(&view), &stop);
+        tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
+        view.serving.start(&mut tasks, sockets.dns, &stop);
+        admin::start(&mut tasks, sockets.admin, Arc::<View>::clone(&view), &stop);
 
         let known = state.joined_ms().and_then(|ms| Timestamp::from_millisecond(ms).ok());
         let (joined, joined_rx) = watch::channel(known);

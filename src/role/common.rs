@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
@@ -19,10 +20,12 @@ use tombolo_dns::{View, Zone};
 use tombolo_federation::catalog::Snapshots;
 use tombolo_federation::names::MeshDomain;
 use tombolo_proxy::{AdsConfig, AdsServer, ClientLocality};
+use tracing::info;
 
+use super::admin;
 use super::status::CatalogStatus;
 use super::tasks::Tasks;
-use crate::config::CLUSTERSET_ZONE;
+use crate::config::{CLUSTERSET_ZONE, Listen};
 
 /// How often files with keys and bundles are looked at.
 const LOOK_AT_FILES: Duration = Duration::from_secs(5);
@@ -80,6 +83,36 @@ impl OwnIdentity {
     }
 }
 
+/// A role's sockets.
+pub(crate) struct Sockets {
+    pub(crate) grpc: TcpListener,
+    pub(crate) dns: BoundDns,
+    pub(crate) admin: TcpListener,
+}
+
+impl Sockets {
+    /// Binds all, so that a port in use is told before anything runs.
+    pub(crate) async fn bind(
+        listen: &Listen,
+        snapshots: Snapshots,
+        locality: ClientLocality,
+        server: String,
+        stop: CancellationToken,
+    ) -> anyhow::Result<(Self, Serving)> {
+        let grpc = admin::bind("gRPC", listen.grpc).await?;
+        let admin = admin::bind("the admin API", listen.admin).await?;
+        let (serving, dns) = Serving::bind(snapshots, locality, server, listen.dns, stop).await?;
+        Ok((Self { grpc, dns, admin }, serving))
+    }
+
+    /// Logs where they really are.
+    pub(crate) fn announce(&self) -> anyhow::Result<()> {
+        let (grpc, admin) = (self.grpc.local_addr()?, self.admin.local_addr()?);
+        info!(%grpc, dns = %self.dns.local_addr(), %admin, "listening");
+        Ok(())
+    }
+}
+
 /// What a role serves from its catalog.
 pub(crate) struct Serving {
     pub(crate) snapshots: Snapshots,
@@ -92,7 +125,7 @@ pub(crate) struct Serving {
 
 impl Serving {
     /// Binds DNS; proxies are served on the role's gRPC port.
-    pub(crate) async fn bind(
+    async fn bind(
         snapshots: Snapshots,
         locality: ClientLocality,
         server: String,

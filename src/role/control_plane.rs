@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +14,6 @@ use tombolo_ca::material::Held;
 use tombolo_ca::region::RegionCa;
 use tombolo_ca::renew::Issuer;
 use tombolo_ca::service::Authority;
-use tombolo_dns::server::Bound as BoundDns;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::names::{Owner, RegionName};
 use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
@@ -34,10 +32,10 @@ use tracing::{info, warn};
 
 use super::admin::{self, Visible};
 use super::catalog::{Gate, build};
-use super::common::{OwnIdentity, Serving};
+use super::common::{OwnIdentity, Serving, Sockets};
 use super::status::{self, LinkStatus, Status};
 use super::tasks::Tasks;
-use super::{Addresses, grpc, wall_clock};
+use super::{grpc, wall_clock};
 use crate::config::{ControlPlaneConfig, Peer};
 use crate::state_dir::StateDir;
 
@@ -50,9 +48,7 @@ pub(crate) struct ControlPlane {
     state: StateDir,
     identity: OwnIdentity,
     ca: Option<Arc<RegionCa>>,
-    grpc: TcpListener,
-    dns: BoundDns,
-    admin: TcpListener,
+    sockets: Sockets,
     serving: Serving,
     publisher: Publisher,
     stop: CancellationToken,
@@ -71,8 +67,6 @@ impl ControlPlane {
         let ca_dir = config.identity.join("ca");
         let ca = ca_dir.is_dir().then(|| RegionCa::load(&ca_dir, &config.region, &config.mesh));
         let ca = ca.transpose().context("the region's CA cannot be used")?.map(Arc::new);
-        let grpc = admin::bind("gRPC", config.listen.grpc).await?;
-        let admin = admin::bind("the admin API", config.listen.admin).await?;
         let (publisher, snapshots) = catalog::channel();
         let locality = ClientLocality {
             region: config.region.clone(),
@@ -81,25 +75,14 @@ impl ControlPlane {
             network: config.network.as_str().into(),
         };
         let server = format!("control-plane/{}", config.region);
-        let bound =
-            Serving::bind(snapshots, locality, server, config.listen.dns, stop.clone()).await?;
-        let (serving, dns) = bound;
-        Ok(Self { config, state, identity, ca, grpc, dns, admin, serving, publisher, stop })
-    }
-
-    /// The real addresses.
-    pub(crate) fn addresses(&self) -> anyhow::Result<Addresses> {
-        Ok(Addresses {
-            grpc: self.grpc.local_addr()?,
-            dns: self.dns.local_addr(),
-            admin: self.admin.local_addr()?,
-        })
+        let bound = Sockets::bind(&config.listen, snapshots, locality, server, stop.clone());
+        let (sockets, serving) = bound.await?;
+        Ok(Self { config, state, identity, ca, sockets, serving, publisher, stop })
     }
 
     /// Runs until stopped or until the first task fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let addresses = self.addresses()?;
-        info!(grpc = %addresses.grpc, dns = %addresses.dns, admin = %addresses.admin, "listening");
+        self.sockets.announce()?;
         let embedded = Arc::new(Embedded::open(self.state.file("store.redb")).await?);
         let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
         let outcome = self.run_on(store).await;
@@ -108,7 +91,7 @@ impl ControlPlane {
     }
 
     async fn run_on(self, store: Arc<dyn Store>) -> anyhow::Result<()> {
-        let Self { config, state, identity, ca, grpc, dns, admin, serving, publisher, stop } = self;
+        let Self { config, state, identity, ca, sockets, serving, publisher, stop } = self;
         let (writer, replicas) = replica::channel();
         let held = identity.held();
         let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving));
@@ -127,9 +110,9 @@ impl ControlPlane {
             let authority = Authority::new(Arc::clone(ca), Clock::system());
             routes = routes.add_service(authority.into_service());
         }
-        tasks.start("grpc", grpc::serve(grpc, held.clone(), routes, stop.clone()));
-        view.serving.start(&mut tasks, dns, &stop);
-        admin::start(&mut tasks, admin, Arc::<View>::clone(&view), &stop);
+        tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
+        view.serving.start(&mut tasks, sockets.dns, &stop);
+        admin::start(&mut tasks, sockets.admin, Arc::<View>::clone(&view), &stop);
         start_catalog(&mut tasks, &store, writer, &replicas, publisher);
         let region = Spokesman { epoch: state.epoch(), store, replicas, held, view };
         tasks.start("leader", region.run(stop.clone()));

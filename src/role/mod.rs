@@ -15,18 +15,9 @@ pub(crate) mod own;
 pub(crate) mod status;
 pub(crate) mod tasks;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-
-/// Where a bound role listens.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Addresses {
-    pub(crate) grpc: SocketAddr,
-    pub(crate) dns: SocketAddr,
-    pub(crate) admin: SocketAddr,
-}
 
 /// The clock of a real process.
 pub(crate) fn wall_clock() -> tombolo_federation::sync::service::WallClock {

@@ -101,16 +101,9 @@ fn words(status: &Status) -> String {
         }
         _ => "the region ended the call",
     };
-    let mut text = format!("{code}: {}", status.message());
-    let mut source = std::error::Error::source(status);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+    // The status itself repeats its code and metadata; its cause, if any, is news.
+    let cause = std::error::Error::source(status).map(|cause| format!(": {}", super::chain(cause)));
+    format!("{code}: {}{}", status.message(), cause.unwrap_or_default())
 }
 
 /// Publishes the owner's records in the replica, for ever.
