@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::demo::PortChoice;
+use crate::demo::{EXAMPLES, PortChoice};
 
 /// Keeps services of Kubernetes clusters in several regions in step, answers their names, and
 /// steers Envoy between zones and regions.
@@ -90,7 +90,7 @@ Examples:
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Manifests: a directory laid out as <region>/<cluster>/, or REGION/CLUSTER=PATH; repeatable.
-    #[arg(long, default_value = "examples/demo", value_name = "DIR")]
+    #[arg(long, default_value = EXAMPLES, value_name = "DIR")]
     pub(crate) dir: Vec<String>,
     /// Keep state here, and write demo.json when everything is ready; temporary by default.
     #[arg(long, value_name = "DIR")]

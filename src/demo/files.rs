@@ -55,7 +55,7 @@ impl Prepared {
         mesh: &MeshDomain,
         layout: &Layout,
         ports: &Ports,
-        export_all: bool,
+        reading: Reading,
     ) -> anyhow::Result<Self> {
         let authorities = Authorities::open(dir, mesh, layout)?;
         let mut regions = BTreeMap::new();
@@ -68,7 +68,7 @@ impl Prepared {
             for (cluster, manifests) in clusters {
                 let id = ClusterId::of(region, cluster)?;
                 let ports = &region_ports.clusters[cluster];
-                let source = source(manifests, export_all)?;
+                let source = reading.source(manifests)?;
                 let agent =
                     authorities.agent(region, cluster, &ports.agent, &control_plane, source)?;
                 write_config(dir, &format!("agent-{id}"), &agent)?;
@@ -81,12 +81,20 @@ impl Prepared {
     }
 }
 
-/// The demo exports loopback addresses only when they are its own examples'.
-fn source(manifests: &Path, export_all: bool) -> anyhow::Result<Source> {
-    let directory = std::path::absolute(manifests)?;
-    // Anybody's manifests name anybody's addresses: a directory of the examples declares its own.
-    let pod_cidrs = if export_all { Vec::new() } else { vec![LOOPBACK.parse()?] };
-    Ok(Source { directory, export_all, pod_cidrs })
+/// How a cluster's directory is read. The examples declare where their addresses come from;
+/// anybody's manifests name anybody's addresses.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reading {
+    pub(crate) export_all: bool,
+    pub(crate) examples: bool,
+}
+
+impl Reading {
+    fn source(self, manifests: &Path) -> anyhow::Result<Source> {
+        let directory = std::path::absolute(manifests)?;
+        let pod_cidrs = if self.examples { vec![LOOPBACK.parse()?] } else { Vec::new() };
+        Ok(Source { directory, export_all: self.export_all, pod_cidrs })
+    }
 }
 
 fn write_config(dir: &Path, name: &str, config: &impl Serialize) -> anyhow::Result<()> {

@@ -25,12 +25,14 @@ use tokio::time::Instant;
 use tombolo_federation::names::MeshDomain;
 
 use self::announce::Announcement;
-use self::files::Prepared;
+use self::files::{Prepared, Reading};
 use self::layout::{Layout, Ports};
 use self::parts::Parts;
 use self::show::Progress;
 use crate::role::admin::CannotListen;
 
+/// The manifests that come with the project.
+pub(crate) const EXAMPLES: &str = "examples/demo";
 /// The mesh that the demo makes.
 const MESH: &str = "demo.tombolo.example";
 /// After so long without being ready something is wrong enough to give up.
@@ -75,6 +77,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let progress = Progress::start();
     let layout = Layout::from_arguments(&options.dirs)?;
     let mesh: MeshDomain = MESH.parse()?;
+    let examples = options.dirs == [EXAMPLES];
+    let reading = Reading { export_all: options.export_all, examples };
     // Removed when the demo ends, if nobody named one to keep.
     let temporary = match &options.state_dir {
         None => Some(files::Temporary::make()?),
@@ -95,7 +99,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     };
     let control = crate::role::admin::bind("the demo's control", ports.control).await;
     let control = control.map_err(|error| options.ports.advise(error.into()))?;
-    let prepared = Prepared::write(&state_dir, &mesh, &layout, &ports, options.export_all)?;
+    let prepared = Prepared::write(&state_dir, &mesh, &layout, &ports, reading)?;
     progress.done("certificates and configuration");
 
     let mut mesh_parts = Parts::new(prepared, envoy);
