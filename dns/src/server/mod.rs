@@ -1,17 +1,21 @@
 //! DNS over UDP and TCP on one port.
 //!
-//! Owns the sockets, what a client may cost, and how messages are read and written. Promises: a message that is a response, or too short to be one of
-//! anything, gets no reply, so that two servers never talk to each other for ever (RFC 1035;
-//! RUSTSEC-2023-0041); every other gets exactly one; a client that drips, never reads or never
-//! ends costs one of a bounded number of connections for a bounded time.
+//! Owns the sockets, what a client may cost, and how messages are read and written. Promises: a
+//! message that is a response, or too short to be one of anything, gets no reply, whatever else is
+//! wrong with it (RFC 1035; RUSTSEC-2023-0041); every other gets exactly one; a client that drips,
+//! never reads or never ends costs one of a bounded number of connections for a bounded time. The
+//! price of that bound: idle clients can hold all of them, and others then wait for up to the idle
+//! time.
 //!
-//! Turned down: the socket loops of hickory-server 0.26; only hickory-proto reads and writes
-//! messages here. Those loops reply to a malformed response (FORMERR), accept TCP connections
-//! without a limit and retry at once when accepting fails, so that any pod could take descriptors
-//! and a core from everything else in the process; may leave OPT out of truncated answers; and log
-//! two lines at INFO per query. With a pure function from bytes to bytes, what is left of a server
-//! is shorter than working around that, and the fast path of the design needs that function to be
-//! compared with.
+//! Turned down: the socket loops of hickory-server; only hickory-proto reads and writes messages
+//! here. Measured on 0.26.3: it replies to malformed responses (12 bytes with QR=1 and QDCOUNT=1
+//! get a FORMERR); it accepts connections without a limit (2000 of 2000 idle ones held, 39 to
+//! 172 KiB each once they send or never read) and ends none that stays busy; with no descriptor
+//! left it retries accepting 54,000 times a second and takes a core from everything else in the
+//! process. Nuisances beside that: OPT is missing from truncated answers when fewer than 11 bytes
+//! are left, and there are two lines at INFO per query. None of it can be configured. With a pure
+//! function from bytes to bytes, what is left of a server is shorter than working around it, the
+//! rate is the same, and the fast path of the design needs that function to be compared with.
 
 mod metrics;
 mod respond;
