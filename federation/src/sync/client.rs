@@ -3,7 +3,7 @@
 //! Both reconnect with jittered backoff, and give up on nothing: what was received stays in use.
 //! A stream that lives long enough to have been useful resets the backoff.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ pub struct Link {
     /// Why the last attempt ended, if it did.
     pub problem: Option<String>,
     /// Records that the region did not take: key and reason.
-    pub refused: std::collections::BTreeMap<String, String>,
+    pub refused: BTreeMap<String, String>,
 }
 
 /// Why a stream ended.
@@ -207,20 +207,28 @@ async fn answer(
     for refused in &step.refused {
         warn!(key = refused.key, reason = refused.reason, "the region refused a record");
     }
-    if step.complete || !step.refused.is_empty() {
-        link.send_modify(|link| {
-            if step.complete {
-                *link = Link {
-                    synced: true,
-                    problem: None,
-                    refused: std::mem::take(&mut link.refused),
-                };
-            }
-            link.refused
-                .extend(step.refused.drain(..).map(|refused| (refused.key, refused.reason)));
-        });
-    }
+    let refused = step.refused.into_iter().map(|refused| (refused.key, refused.reason));
+    note(link, step.complete, &step.settled, refused.collect());
     Ok(step.send)
+}
+
+/// Takes the region's word on records into the link's state.
+fn note(
+    link: &watch::Sender<Link>,
+    complete: bool,
+    settled: &[String],
+    refused: BTreeMap<String, String>,
+) {
+    link.send_if_modified(|link| {
+        let before = link.clone();
+        if complete {
+            link.synced = true;
+            link.problem = None;
+        }
+        link.refused.retain(|key, _| !settled.contains(key));
+        link.refused.extend(refused);
+        *link != before
+    });
 }
 
 /// Keeps the replica equal to what the region holds, for ever, but for the owner's own records.

@@ -26,6 +26,8 @@ pub mod service;
 pub mod session;
 
 #[cfg(test)]
+mod service_tests;
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;

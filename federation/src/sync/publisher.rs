@@ -27,7 +27,9 @@ pub struct Step {
     pub send: Vec<wire::PublishRequest>,
     /// The region took the stream, and recorded the cluster's join at this time.
     pub joined: Option<Timestamp>,
-    /// Records that the region did not take, with its reasons.
+    /// Keys of the records that an acknowledged batch had: the region's word on them is new.
+    pub settled: Vec<String>,
+    /// Those of them that the region did not take, with its reasons.
     pub refused: Vec<wire::RefusedRecord>,
     /// All that was declared is committed.
     pub complete: bool,
@@ -52,6 +54,8 @@ pub struct Publisher {
     epoch: Epoch,
     phase: Phase,
     batch: u64,
+    /// What each batch without an acknowledgement has.
+    in_flight: BTreeMap<u64, Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -71,7 +75,7 @@ impl Publisher {
     /// A publisher for `owner`'s records.
     #[must_use]
     pub fn new(owner: Owner, uid: String, epoch: Epoch) -> Self {
-        Self { owner, uid, epoch, phase: Phase::Greeted, batch: 0 }
+        Self { owner, uid, epoch, phase: Phase::Greeted, batch: 0, in_flight: BTreeMap::new() }
     }
 
     /// The first message of the stream.
@@ -181,7 +185,8 @@ impl Publisher {
     }
 
     fn acknowledged(&mut self, ack: wire::Ack, replica: &Arc<Replica>) -> Step {
-        let mut step = Step { refused: ack.refused, ..Step::default() };
+        let settled = self.in_flight.remove(&ack.batch).unwrap_or_default();
+        let mut step = Step { settled, refused: ack.refused, ..Step::default() };
         if let Phase::Completing(view, batch) = &self.phase
             && *batch == ack.batch
         {
@@ -223,6 +228,9 @@ impl Publisher {
 
     fn numbered(&mut self, changes: wire::Changes) -> wire::PublishRequest {
         self.batch += 1;
+        let puts = changes.puts.iter().map(|put| &put.key);
+        let keys = puts.chain(changes.tombstones.iter().map(|tombstone| &tombstone.key));
+        self.in_flight.insert(self.batch, keys.cloned().collect());
         request(Request::Changes(wire::Changes { batch: self.batch, ..changes }))
     }
 }

@@ -24,7 +24,7 @@ use crate::proto::federation as wire;
 use crate::proto::federation::federation_server::{Federation, FederationServer};
 use crate::proto::federation::publish_request::Message as PublishMessage;
 use crate::proto::federation::publish_response::Message as PublishAnswer;
-use crate::replica::Replicas;
+use crate::replica::{Replica, Replicas};
 use crate::store::Store;
 
 /// Wall time, passed in.
@@ -32,6 +32,8 @@ pub type WallClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// An agent that has not said what it wants after so long is cut off.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// A subscriber is kept waiting for the store for so long, then told to try elsewhere.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the server works on.
 #[derive(Clone)]
@@ -72,6 +74,20 @@ impl FederationApi {
         let replica = self.replicas.clone().current();
         let heard = replica.holding(owner).and_then(super::super::replica::Holding::beacon_changed);
         heard.unwrap_or(self.started).max(self.started).elapsed()
+    }
+
+    /// The replica, once the store was read: before that it is empty, and `synced` would vouch for
+    /// nothing.
+    async fn read(&self, replicas: &mut Replicas) -> Result<Arc<Replica>, Status> {
+        let read = tokio::select! {
+            () = self.stop.cancelled() => return Err(stopping()),
+            read = replicas.wait_for(|replica| replica.position > 0) => read,
+            () = tokio::time::sleep(READ_DEADLINE) => {
+                return Err(Status::unavailable("this control plane has not read its store yet"));
+            }
+        };
+        read.ok_or_else(stopping)?;
+        Ok(replicas.current())
     }
 
     async fn open_session(
@@ -157,7 +173,8 @@ impl Federation for FederationApi {
         });
         let held: BTreeMap<Owner, Vec<u8>> = held.collect();
         let mut replicas = self.replicas.clone();
-        let (feed, messages) = Feed::open(interest, &held, replicas.current());
+        let replica = self.read(&mut replicas).await?;
+        let (feed, messages) = Feed::open(interest, &held, replica);
         info!(%caller, "subscribed");
         let mut digests =
             tokio::time::interval_at(Instant::now() + DIGEST_INTERVAL, DIGEST_INTERVAL);

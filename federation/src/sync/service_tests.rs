@@ -1,0 +1,341 @@
+//! The federation API over real connections (without TLS, which is the wiring's).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Code, Request};
+
+use super::Caller;
+use super::client::{self, Link, Publication};
+use super::mirror::{Leader, MirrorError, mirror};
+use super::own::{OwnRecords, with_join};
+use super::service::FederationApi;
+use super::{facts, follower};
+use crate::key::{Key, Kind};
+use crate::names::Owner;
+use crate::proto::federation as wire;
+use crate::proto::federation::federation_client::FederationClient;
+use crate::proto::federation::subscribe_response::Message;
+use crate::record::{Body, Cluster, Epoch, Namespace};
+use crate::replica::{self, Batch, ReplicaWriter, Replicas};
+use crate::store::embedded::Embedded;
+use crate::store::{self, Commit, Guard, Op, Store, Txn};
+
+/// Ten times and more what any of this takes.
+const LONG: Duration = Duration::from_secs(20);
+
+fn agent_of(cluster: &str) -> Caller {
+    Caller::Agent { region: "r".parse().unwrap(), cluster: cluster.parse().unwrap() }
+}
+
+/// A region's server on a free port, to which every caller is `caller`.
+struct Region {
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+    port: u16,
+}
+
+impl Region {
+    async fn start(
+        port: u16,
+        store: &Arc<dyn Store>,
+        replicas: &Replicas,
+        caller: Option<Caller>,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let stop = CancellationToken::new();
+        let clock = Arc::new(|| Timestamp::from_second(1_800_000_000).unwrap());
+        let api = FederationApi::new(
+            "r".parse().unwrap(),
+            Arc::clone(store),
+            replicas.clone(),
+            clock,
+            stop.clone(),
+        );
+        let service =
+            InterceptedService::new(api.into_service(), move |mut request: Request<()>| {
+                caller.clone().map(|caller| request.extensions_mut().insert(caller));
+                Ok(request)
+            });
+        let server = Server::builder().add_service(service);
+        let ended = stop.clone().cancelled_owned();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let incoming = TcpListenerStream::new(listener);
+            server.serve_with_incoming_shutdown(incoming, ended).await.unwrap();
+        });
+        Self { tasks, stop, port }
+    }
+
+    fn channel(&self) -> Channel {
+        let uri = format!("http://127.0.0.1:{}", self.port);
+        Endpoint::try_from(uri).unwrap().connect_lazy()
+    }
+
+    async fn stop(mut self) {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+async fn store() -> Arc<dyn Store> {
+    Arc::new(Embedded::in_memory().await.unwrap())
+}
+
+#[tokio::test]
+async fn nothing_is_vouched_for_before_the_store_was_read() {
+    let (writer, replicas) = replica::channel();
+    let region = Region::start(0, &store().await, &replicas, Some(agent_of("r-a"))).await;
+    let mut client = FederationClient::new(region.channel());
+    let request = wire::SubscribeRequest { scope: wire::Scope::Mesh.into(), held: Vec::new() };
+    let subscribe = async { client.subscribe(request).await.unwrap().into_inner() };
+    let read = async {
+        // Time for a server that does not wait to show it.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let owner: Owner = "r/_".parse().unwrap();
+        let complete = vec![(owner, Kind::Region, Epoch { id: "e".into(), count: 1 })];
+        let batch = Batch { position: Some(7), complete, ..Batch::default() };
+        writer.apply(batch, Instant::now());
+    };
+    let (mut messages, ()) = timeout(LONG, async { tokio::join!(subscribe, read) }).await.unwrap();
+    let first = timeout(LONG, messages.message()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(first.message, Some(Message::Start(_))), "{first:?}");
+    drop(messages);
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn who_may_not_call_is_refused() {
+    let check = async |caller: Option<Caller>, scope: wire::Scope, code: Code| {
+        let (writer, replicas) = replica::channel();
+        writer.apply(Batch { position: Some(1), ..Batch::default() }, Instant::now());
+        let region = Region::start(0, &store().await, &replicas, caller).await;
+        let request = wire::SubscribeRequest { scope: scope.into(), held: Vec::new() };
+        let mut client = FederationClient::new(region.channel());
+        let outcome = timeout(LONG, client.subscribe(request)).await.unwrap();
+        assert_eq!(outcome.map(drop).unwrap_err().code(), code);
+        region.stop().await;
+    };
+    let peer = Caller::ControlPlane { region: "s".parse().unwrap() };
+    let foreign = Caller::Agent { region: "s".parse().unwrap(), cluster: "s-a".parse().unwrap() };
+    check(None, wire::Scope::Mesh, Code::Unauthenticated).await;
+    check(Some(foreign), wire::Scope::Mesh, Code::PermissionDenied).await;
+    check(Some(agent_of("r-a")), wire::Scope::Region, Code::PermissionDenied).await;
+    check(Some(peer.clone()), wire::Scope::Mesh, Code::PermissionDenied).await;
+    check(Some(peer), wire::Scope::Unspecified, Code::InvalidArgument).await;
+}
+
+/// An agent that says `namespaces`, joined to the region by real streams.
+struct Agent {
+    own: OwnRecords,
+    writer: Arc<ReplicaWriter>,
+    replicas: Replicas,
+    joined: watch::Receiver<Option<Timestamp>>,
+    respected: watch::Sender<Option<Timestamp>>,
+    published: watch::Receiver<Link>,
+    subscribed: watch::Receiver<Link>,
+    _tasks: JoinSet<()>,
+}
+
+impl Agent {
+    fn start(cluster: &str, channel: &Channel) -> Self {
+        let owner = Owner::cluster("r".parse().unwrap(), cluster.parse().unwrap());
+        let epoch = Epoch { id: cluster.to_owned(), count: 1 };
+        let (writer, replicas) = replica::channel();
+        let writer = Arc::new(writer);
+        let (joined_tx, joined) = watch::channel(None);
+        let (respected, respected_rx) = watch::channel(None);
+        let (publishing, published) = watch::channel(Link::default());
+        let (subscribing, subscribed) = watch::channel(Link::default());
+        let publication = Publication {
+            owner: owner.clone(),
+            uid: format!("uid of {cluster}"),
+            epoch: epoch.clone(),
+            joined: joined_tx,
+            respected: respected_rx,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(client::publish(channel.clone(), publication, replicas.clone(), publishing));
+        tasks.spawn(client::subscribe(
+            channel.clone(),
+            owner.clone(),
+            Arc::clone(&writer),
+            subscribing,
+        ));
+        let own = OwnRecords::new(owner, epoch);
+        let _tasks = tasks;
+        Self { own, writer, replicas, joined, respected, published, subscribed, _tasks }
+    }
+
+    fn says(&mut self, namespaces: &[&str]) {
+        let owner = self.own.owner().clone();
+        let key = Key::of_owner(owner.clone(), Kind::Cluster);
+        let cluster = Cluster { uid: "u".into(), directory: true, ..Cluster::default() };
+        let mut bodies = BTreeMap::from([(key, Arc::new(Body::Cluster(cluster)))]);
+        for namespace in namespaces {
+            let key = Key::of_namespace(owner.clone(), &namespace.parse().unwrap());
+            bodies.insert(key, Arc::new(Body::Namespace(Namespace::default())));
+        }
+        let joined = *self.joined.borrow();
+        let mut batch = self.own.reconcile(&with_join(&bodies, joined));
+        batch.complete = self.own.complete(&super::CLUSTER_KINDS);
+        self.writer.apply(batch, Instant::now());
+    }
+
+    /// Answers the region's word on the join as the wiring does.
+    async fn respect_join(&mut self) {
+        timeout(LONG, self.joined.wait_for(Option::is_some)).await.unwrap().unwrap();
+        let joined = *self.joined.borrow();
+        self.respected.send_replace(joined);
+    }
+
+    async fn sees(&mut self, wanted: &str, there: bool) {
+        let key: Key = wanted.parse().unwrap();
+        let seen = self.replicas.wait_for(|replica| replica.get(&key).is_some() == there);
+        timeout(LONG, seen).await.expect("in time").unwrap();
+    }
+
+    async fn is_in_step(&mut self) {
+        for link in [&mut self.published, &mut self.subscribed] {
+            timeout(LONG, link.wait_for(|link| link.synced)).await.expect("in time").unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_agents_see_each_other_through_the_region_also_after_it_was_away() {
+    let store = store().await;
+    let (writer, replicas) = replica::channel();
+    let mut following = JoinSet::new();
+    let follow = follower::follow(Arc::clone(&store), Arc::new(writer));
+    following.spawn(async move { follow.await.unwrap() });
+    // Every caller of one server is one agent here, so each agent has its own.
+    let first = Region::start(0, &store, &replicas, Some(agent_of("r-a"))).await;
+    let second = Region::start(0, &store, &replicas, Some(agent_of("r-b"))).await;
+    let mut a = Agent::start("r-a", &first.channel());
+    let mut b = Agent::start("r-b", &second.channel());
+    a.says(&["one"]);
+    b.says(&[]);
+    a.respect_join().await;
+    b.respect_join().await;
+    a.is_in_step().await;
+    b.is_in_step().await;
+    b.sees("/tombolo/v1/r/r-a/namespace/_/one", true).await;
+
+    a.says(&["two"]);
+    b.sees("/tombolo/v1/r/r-a/namespace/_/two", true).await;
+    b.sees("/tombolo/v1/r/r-a/namespace/_/one", false).await;
+
+    let port = first.port;
+    first.stop().await;
+    timeout(LONG, a.published.wait_for(|link| !link.synced)).await.unwrap().unwrap();
+    a.says(&["three"]);
+    let first = Region::start(port, &store, &replicas, Some(agent_of("r-a"))).await;
+    a.is_in_step().await;
+    b.sees("/tombolo/v1/r/r-a/namespace/_/three", true).await;
+    b.sees("/tombolo/v1/r/r-a/namespace/_/two", false).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+/// What a region holds of the cluster r-a, put there as its own store would have it.
+async fn region_with_a_cluster(namespaces: &[&str]) -> (Arc<dyn Store>, Replicas, JoinSet<()>) {
+    let store = store().await;
+    write_cluster(&store, 1, namespaces).await;
+    let (writer, replicas) = replica::channel();
+    let mut following = JoinSet::new();
+    let follow = follower::follow(Arc::clone(&store), Arc::new(writer));
+    following.spawn(async move { follow.await.unwrap() });
+    (store, replicas, following)
+}
+
+async fn write_cluster(store: &Arc<dyn Store>, count: u64, namespaces: &[&str]) {
+    let owner = Owner::cluster("r".parse().unwrap(), "r-a".parse().unwrap());
+    let mut own = OwnRecords::new(owner.clone(), Epoch { id: "e".into(), count });
+    let bodies = namespaces.iter().map(|name| {
+        let key = Key::of_namespace(owner.clone(), &name.parse().unwrap());
+        (key, Arc::new(Body::Namespace(Namespace::default())))
+    });
+    let batch = own.reconcile(&bodies.collect());
+    let (held, _) = store::list(&**store, &Key::owner_prefix(&owner)).await.unwrap();
+    let mut ops: Vec<Op> = held.into_iter().map(|entry| Op::delete(entry.key)).collect();
+    for (key, value) in batch.items {
+        ops.retain(|op| op.key() != key.to_string());
+        ops.push(Op::put(key.to_string(), value.unwrap()));
+    }
+    let complete = own.complete(&super::CLUSTER_KINDS).into_iter();
+    ops.extend(complete.map(|(owner, kind, epoch)| facts::complete_op(&owner, kind, &epoch)));
+    store.commit(Txn { guards: Vec::new(), ops }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_leader_mirrors_what_its_peer_owns_and_stops_when_it_leads_no_more() {
+    let (theirs, their_replicas, _following) = region_with_a_cluster(&["one", "two"]).await;
+    let caller = Caller::ControlPlane { region: "s".parse().unwrap() };
+    let peer = Region::start(0, &theirs, &their_replicas, Some(caller)).await;
+
+    let ours = store().await;
+    let key = facts::election_key();
+    let led =
+        ours.commit(Txn { guards: Vec::new(), ops: vec![Op::put(&key, "me")] }).await.unwrap();
+    let Commit::Done(led) = led else { panic!("{led:?}") };
+    let (writer, mut replicas) = replica::channel();
+    let mut tasks = JoinSet::new();
+    let follow = follower::follow(Arc::clone(&ours), Arc::new(writer));
+    tasks.spawn(async move { follow.await.unwrap() });
+    let leader = Leader {
+        store: Arc::clone(&ours),
+        fence: Guard::CreateRevision(key.clone(), led),
+        replicas: replicas.clone(),
+    };
+    let (link, mut linked) = watch::channel(Link::default());
+    let mut mirroring = JoinSet::new();
+    mirroring.spawn(mirror(leader, "r".parse().unwrap(), peer.channel(), link));
+    timeout(LONG, linked.wait_for(|link| link.synced)).await.unwrap().unwrap();
+
+    let digests = |replica: &replica::Replica| {
+        replica.holding(&"r/r-a".parse().unwrap()).map(replica::Holding::digest)
+    };
+    let truth = digests(&their_replicas.clone().current()).unwrap();
+    let same = replicas.wait_for(|replica| digests(replica) == Some(truth));
+    timeout(LONG, same).await.expect("the same bytes are here").unwrap();
+
+    // A delete and a change, then the peer is away, and comes back with less.
+    write_cluster(&theirs, 2, &["two", "three"]).await;
+    let three: Key = "/tombolo/v1/r/r-a/namespace/_/three".parse().unwrap();
+    let seen = replicas.wait_for(|replica| replica.get(&three).is_some());
+    timeout(LONG, seen).await.expect("the change is here").unwrap();
+    let port = peer.port;
+    peer.stop().await;
+    timeout(LONG, linked.wait_for(|link| !link.synced)).await.unwrap().unwrap();
+    write_cluster(&theirs, 3, &["three"]).await;
+    let caller = Caller::ControlPlane { region: "s".parse().unwrap() };
+    let peer = Region::start(port, &theirs, &their_replicas, Some(caller)).await;
+    let two: Key = "/tombolo/v1/r/r-a/namespace/_/two".parse().unwrap();
+    let gone = replicas.wait_for(|replica| replica.get(&two).is_none());
+    timeout(LONG, gone).await.expect("what went while it was away is gone").unwrap();
+    assert!(replicas.current().get(&three).is_some());
+    let resume = store::read(&*ours, "/tombolo/local/v1/resume/r").await.unwrap();
+    assert!(resume.is_some(), "the peer's position is committed with its data");
+
+    // Another leads: whatever comes in now commits nothing.
+    let ops = vec![Op::delete(&key)];
+    ours.commit(Txn { guards: Vec::new(), ops }).await.unwrap();
+    write_cluster(&theirs, 4, &["three", "four"]).await;
+    let ended = timeout(LONG, mirroring.join_next()).await.expect("in time").unwrap().unwrap();
+    assert!(matches!(ended, MirrorError::NotLeader), "{ended:?}");
+    let four = store::read(&*ours, "/tombolo/v1/r/r-a/namespace/_/four").await.unwrap();
+    assert_eq!(four, None);
+    peer.stop().await;
+}
