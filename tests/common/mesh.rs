@@ -38,8 +38,26 @@ impl Mesh {
 
     /// Kills it with signal 9 and starts it again on the same state.
     pub(crate) fn kill_and_restart(self) -> anyhow::Result<Self> {
+        self.killed_between(|_| Ok(()))
+    }
+
+    /// The same, with something done before the start.
+    pub(crate) fn killed_between(
+        self,
+        act: impl FnOnce(&Manifests) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let Self { demo, manifests, envoy, scratch } = self;
         demo.kill()?;
+        act(&manifests)?;
+        let demo = start(&scratch, &manifests, envoy.as_deref())?;
+        Ok(Self { demo, manifests, envoy, scratch })
+    }
+
+    /// Ends it and starts another on the same manifests that knows nothing of it.
+    pub(crate) fn restart_without_state(self) -> anyhow::Result<Self> {
+        let Self { demo, manifests, envoy, scratch } = self;
+        demo.interrupt()?;
+        std::fs::remove_dir_all(scratch.path().join("state"))?;
         let demo = start(&scratch, &manifests, envoy.as_deref())?;
         Ok(Self { demo, manifests, envoy, scratch })
     }
