@@ -9,6 +9,7 @@
 pub(crate) mod ask;
 pub(crate) mod manifests;
 pub(crate) mod mesh;
+pub(crate) mod processes;
 
 use std::path::Path;
 use std::process::Command;
