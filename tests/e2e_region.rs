@@ -11,7 +11,7 @@ use common::{EU, SOON, US, ask, run};
 use tombolo_testbed::{http, wait_for};
 
 /// A source is stale after 30 s of silence.
-const STALE: Duration = Duration::from_secs(60);
+const STALE: Duration = Duration::from_mins(1);
 
 /// Everything that us-west1's processes serve, by process.
 fn served(mesh: &Mesh) -> anyhow::Result<Vec<serde_json::Value>> {

@@ -37,7 +37,8 @@ pub(crate) fn same<T: PartialEq + std::fmt::Debug>(got: &T, expected: &T) -> any
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub(crate) struct Backend {
     pub(crate) service: String,
-    pub(crate) backend: String,
+    #[serde(rename = "backend")]
+    pub(crate) pod: String,
     pub(crate) cluster: String,
     pub(crate) region: String,
     pub(crate) zone: String,
