@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tombolo_federation::names::{ClusterId, ClusterName, RegionName};
@@ -99,6 +101,8 @@ fn directories(path: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {
 pub(crate) struct Ports {
     pub(crate) control: SocketAddr,
     pub(crate) regions: BTreeMap<RegionName, RegionPorts>,
+    /// Keep other demos off this one's ports, also off those of parts that are stopped.
+    _claims: Arc<[TcpListener]>,
 }
 
 /// Of one region.
@@ -121,7 +125,15 @@ pub(crate) struct ClusterPorts {
 impl Ports {
     /// Fixed ones: region R (from 1) has 7R00 gRPC, 7R01 DNS, 7R02 admin; its cluster C (from 1)
     /// the same at 7RC0, and Envoy at 7RC3 and 7RC4; the demo itself is controlled at 7000.
+    ///
+    /// Fails with what to do when one is in use.
     pub(crate) fn fixed(layout: &Layout) -> anyhow::Result<Self> {
+        let ports = Self::fixed_numbers(layout)?;
+        ports.refuse_taken()?;
+        Ok(ports)
+    }
+
+    fn fixed_numbers(layout: &Layout) -> anyhow::Result<Self> {
         let too_many = "fixed ports are for up to 9 regions of up to 9 clusters: use --ports auto";
         let mut regions = BTreeMap::new();
         for (r, (region, clusters)) in (1_u16..).zip(&layout.regions) {
@@ -135,28 +147,43 @@ impl Ports {
             let clusters = (1_u16..).zip(clusters.keys()).map(cluster).collect();
             regions.insert(region.clone(), RegionPorts { control_plane: listen(base), clusters });
         }
-        Ok(Self { control: loopback(7000), regions })
+        Ok(Self { control: loopback(7000), regions, _claims: Arc::from([]) })
     }
 
-    /// Free ones, as the system gives them. They are all held until all are known, so that none
-    /// is given twice; between that and their use another process could take one.
-    pub(crate) fn free(layout: &Layout) -> anyhow::Result<Self> {
-        let mut held = Vec::new();
-        let mut next = || -> anyhow::Result<SocketAddr> {
-            // DNS wants one number for both transports.
-            for _ in 0..100 {
-                let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-                let address = tcp.local_addr()?;
-                if let Ok(udp) = UdpSocket::bind(address) {
-                    held.push((tcp, udp));
-                    return Ok(address);
-                }
+    /// All of them, in no order.
+    fn all(&self) -> Vec<SocketAddr> {
+        let mut all = vec![self.control];
+        for region in self.regions.values() {
+            let agents = region.clusters.values().map(|cluster| &cluster.agent);
+            for listen in agents.chain([&region.control_plane]) {
+                all.extend([listen.grpc, listen.dns, listen.admin]);
             }
-            bail!("no port is free for both TCP and UDP on 127.0.0.1")
-        };
+            all.extend(region.clusters.values().flat_map(|c| [c.envoy, c.envoy_admin]));
+        }
+        all
+    }
+
+    /// Told here for all of them, since only the demo knows that it can have others.
+    fn refuse_taken(&self) -> anyhow::Result<()> {
+        for address in self.all() {
+            if let Err(error) = bind_both(address) {
+                bail!(
+                    "cannot listen on {address}: {error}; stop what uses the port (another demo?), or take free ports with --ports auto"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Free ones, out of blocks that this demo claims for as long as it lives: a part that is
+    /// stopped finds its ports free when it is started again. Below those that the system gives
+    /// to whoever asks for any port, which would be taken in between sooner or later.
+    pub(crate) fn free(layout: &Layout) -> anyhow::Result<Self> {
+        let mut free = FreePorts::default();
         let mut listen = || -> anyhow::Result<Listen> {
-            Ok(Listen { grpc: next()?, dns: next()?, admin: next()? })
+            Ok(Listen { grpc: free.next()?, dns: free.next()?, admin: free.next()? })
         };
+        let control = listen()?.admin;
         let mut regions = BTreeMap::new();
         for (region, names) in &layout.regions {
             let control_plane = listen()?;
@@ -168,8 +195,54 @@ impl Ports {
             }
             regions.insert(region.clone(), RegionPorts { control_plane, clusters });
         }
-        Ok(Self { control: listen()?.admin, regions })
+        Ok(Self { control, regions, _claims: free.claims.into() })
     }
+}
+
+/// Ports of claimed blocks, one by one.
+#[derive(Default)]
+struct FreePorts {
+    claims: Vec<TcpListener>,
+    rest: Range<u16>,
+}
+
+impl FreePorts {
+    /// The blocks, and how large one is.
+    const BLOCKS: Range<u16> = 10_000..32_000;
+    const BLOCK: u16 = 100;
+
+    fn next(&mut self) -> anyhow::Result<SocketAddr> {
+        loop {
+            for port in self.rest.by_ref() {
+                if bind_both(loopback(port)).is_ok() {
+                    return Ok(loopback(port));
+                }
+            }
+            self.claim()?;
+        }
+    }
+
+    /// The first port of a block is its claim. Demos that start at once look from different
+    /// places on.
+    fn claim(&mut self) -> anyhow::Result<()> {
+        let blocks: Vec<u16> = Self::BLOCKS.step_by(Self::BLOCK.into()).collect();
+        let start = usize::try_from(std::process::id())? % blocks.len();
+        for first in blocks[start..].iter().chain(&blocks[..start]) {
+            if let Ok(claim) = TcpListener::bind(loopback(*first)) {
+                self.claims.push(claim);
+                self.rest = first + 1..first + Self::BLOCK;
+                return Ok(());
+            }
+        }
+        bail!("no block of {} ports is free on 127.0.0.1", Self::BLOCK)
+    }
+}
+
+/// Whether a port can be had for TCP and UDP: DNS wants one number for both.
+fn bind_both(address: SocketAddr) -> std::io::Result<()> {
+    let _tcp = TcpListener::bind(address)?;
+    UdpSocket::bind(address)?;
+    Ok(())
 }
 
 fn listen(base: u16) -> Listen {
@@ -222,19 +295,15 @@ mod tests {
         let named: Vec<String> =
             ["r/a", "r/b", "s/a"].iter().map(|name| format!("{name}={root}")).collect();
         let layout = Layout::from_arguments(&named).unwrap();
-        for ports in [Ports::fixed(&layout).unwrap(), Ports::free(&layout).unwrap()] {
-            let mut all = vec![ports.control];
-            for region in ports.regions.values() {
-                let agents = region.clusters.values().map(|cluster| &cluster.agent);
-                for listen in agents.chain([&region.control_plane]) {
-                    all.extend([listen.grpc, listen.dns, listen.admin]);
-                }
-                all.extend(region.clusters.values().flat_map(|c| [c.envoy, c.envoy_admin]));
-            }
+        for ports in [Ports::fixed_numbers(&layout).unwrap(), Ports::free(&layout).unwrap()] {
+            let all = ports.all();
             let distinct: std::collections::BTreeSet<_> = all.iter().collect();
             assert_eq!(distinct.len(), all.len());
         }
-        let fixed = Ports::fixed(&layout).unwrap();
+        let (one, other) = (Ports::free(&layout).unwrap(), Ports::free(&layout).unwrap());
+        let one = one.all();
+        assert!(other.all().iter().all(|port| !one.contains(port)), "nothing held them yet");
+        let fixed = Ports::fixed_numbers(&layout).unwrap();
         let r = &fixed.regions[&"r".parse().unwrap()];
         assert_eq!(r.clusters[&"b".parse().unwrap()].agent.dns.port(), 7121);
     }

@@ -44,13 +44,22 @@ pub struct Region {
 
 /// A cluster's agent and Envoy.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Cluster {
     /// The name within the region.
     pub name: String,
+    /// The name within the mesh.
+    pub id: String,
     /// DNS of the agent, UDP and TCP.
     pub dns: SocketAddr,
+    /// gRPC of the agent, over TLS.
+    pub grpc: SocketAddr,
+    /// Admin HTTP of the agent.
+    pub admin: SocketAddr,
     /// The client-side Envoy, if there is one.
     pub envoy: Option<SocketAddr>,
+    /// That Envoy's own admin page.
+    pub envoy_admin: Option<SocketAddr>,
 }
 
 /// A running demo. Stopped when dropped; [`Demo::interrupt`] stops it and looks how that went.
@@ -141,7 +150,7 @@ impl Demo {
         control(self.layout.control, verb).with_context(|| format!("control verb {verb:?}"))
     }
 
-    /// Ctrl-C: it must end with success and take `demo.json` with it.
+    /// Ctrl-C: it must end with success, take `demo.json` with it, and never have panicked.
     ///
     /// # Errors
     ///
@@ -152,16 +161,24 @@ impl Demo {
         let status = self.process.wait(CARRIED_OUT)?;
         ensure!(status.success(), "the demo ended on Ctrl-C with {status}");
         ensure!(!self.file.exists(), "the demo left {} behind", self.file.display());
-        Ok(())
+        self.never_panicked()
     }
 
-    /// `kill -9`: whatever it started must end by itself.
+    /// `kill -9`: whatever it started must end by itself, and it must not have panicked before.
     ///
     /// # Errors
     ///
-    /// When it has ended before.
+    /// When it has ended before, or panicked.
     pub fn kill(mut self) -> anyhow::Result<()> {
-        self.process.kill()
+        self.process.kill()?;
+        self.never_panicked()
+    }
+
+    fn never_panicked(&self) -> anyhow::Result<()> {
+        let log = self.process.stderr()?;
+        let panics: Vec<&str> = log.lines().filter(|line| line.contains("panicked")).collect();
+        ensure!(panics.is_empty(), "the demo panicked: {panics:?}");
+        Ok(())
     }
 }
 
@@ -207,8 +224,11 @@ mod tests {
 
     const LAYOUT: &str = r#"{"regions": [{"name": "us-west1", "dns": "127.0.0.1:5353",
         "grpc": "127.0.0.1:7443", "admin": "127.0.0.1:7080", "clusters": [
-            {"name": "a", "dns": "127.0.0.1:5354", "envoy": null},
-            {"name": "b", "dns": "127.0.0.1:5355", "envoy": "127.0.0.1:10000"}]}],
+            {"name": "a", "id": "us-west1-a", "dns": "127.0.0.1:5354", "grpc": "127.0.0.1:7444",
+             "admin": "127.0.0.1:7081", "envoy": null, "envoyAdmin": null},
+            {"name": "b", "id": "us-west1-b", "dns": "127.0.0.1:5355", "grpc": "127.0.0.1:7445",
+             "admin": "127.0.0.1:7082", "envoy": "127.0.0.1:10000",
+             "envoyAdmin": "127.0.0.1:10001"}]}],
         "control": "127.0.0.1:7000"}"#;
 
     /// A stand-in for the binary: `body` runs with the state directory in `$state`. Another
@@ -255,7 +275,9 @@ mod tests {
     #[test]
     fn an_unclean_end_is_an_error() {
         let scratch = Scratch::new("demo").unwrap();
-        for (trap, expected) in [("exit 4", "exit status: 4"), ("exit 0", "left")] {
+        let panicked = "rm $state/demo.json; echo thread main panicked at x >&2; exit 0";
+        let ends = [("exit 4", "exit status: 4"), ("exit 0", "left"), (panicked, "panicked at x")];
+        for (trap, expected) in ends {
             let binary = fake(&scratch, &serving(trap));
             let demo = Demo::start(&binary, scratch.path(), None, &[]).unwrap();
             let error = demo.interrupt().unwrap_err().to_string();

@@ -1,0 +1,191 @@
+//! The same mesh as separate processes, with configuration files and certificates as files.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::manifests::{Manifests, service};
+use common::mesh::{Mesh, agreed_digest};
+use common::processes::Apart;
+use common::{EU, SOON, US, ask, run};
+use tombolo_testbed::{Process, Scratch, wait_for};
+
+/// Dialling again is put off for at most 5 s; the rest as ever.
+const REJOINED: Duration = Duration::from_secs(20);
+
+type Processes = BTreeMap<String, Process>;
+
+fn start_all(apart: &Apart<'_>) -> anyhow::Result<Processes> {
+    let names = Apart::names().into_iter();
+    let processes: Processes =
+        names.map(|name| Ok((name.clone(), apart.start(&name)?))).collect::<anyhow::Result<_>>()?;
+    for admin in apart.admins() {
+        wait_for(format!("{admin} knows all clusters"), REJOINED, || {
+            let digest = ask::digest(admin)?;
+            anyhow::ensure!(ask::exporters(admin, "cart")?.len() == 4, "{digest}");
+            Ok(())
+        })?;
+    }
+    Ok(processes)
+}
+
+/// SIGTERM to all: each ends with success and never panicked.
+fn end_all(mut processes: Processes) -> anyhow::Result<()> {
+    for (name, process) in &mut processes {
+        let status = process.terminate(Duration::from_secs(10))?;
+        assert!(status.success(), "{name}: {status}");
+        assert!(!process.stderr()?.contains("panicked"), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn separate_processes_reach_the_digest_that_the_demo_has_for_the_same_directories()
+-> anyhow::Result<()> {
+    let mesh = Mesh::start("apart-digest")?;
+    let of_the_demo = mesh.agreed_digest()?;
+    let apart = Apart::write(mesh.dir(), &mesh.manifests)?;
+    let processes = start_all(&apart)?;
+    assert_eq!(agreed_digest(&apart.admins())?, of_the_demo);
+
+    // And go on doing so: both follow the same files.
+    let address = mesh.manifests.eu(1, 95);
+    mesh.manifests.write("europe-west4/alpha/search.yaml", &service("search", &address))?;
+    wait_for("both show the edit", SOON, || {
+        let (demo, apart) = (mesh.agreed_digest()?, agreed_digest(&apart.admins())?);
+        anyhow::ensure!(demo == apart && demo != of_the_demo, "{demo} and {apart}");
+        Ok(())
+    })?;
+    end_all(processes)?;
+    mesh.end()
+}
+
+#[test]
+fn a_killed_control_plane_leaves_its_agents_answering_and_they_join_it_again() -> anyhow::Result<()>
+{
+    let scratch = Scratch::new("apart-kill")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let mut processes = start_all(&apart)?;
+    let digest = agreed_digest(&apart.admins())?;
+    let (agent, remote) = (apart.listens("us-west1-alpha"), apart.listens("europe-west4-alpha"));
+
+    processes.remove(US).expect("it was started").kill()?;
+    assert_eq!(ask::addresses(agent.dns, "catalog")?.len(), 4);
+    assert_eq!(ask::addresses(agent.dns, "payments")?.len(), 2);
+    assert_eq!(ask::digest(agent.admin)?, digest);
+    // The other region withdraws nothing of the one whose control plane is gone.
+    assert_eq!(ask::addresses(remote.dns, "payments")?.len(), 2);
+    assert_eq!(ask::digest(remote.admin)?, digest);
+    // The cluster's own pods are seen without it.
+    let address = manifests.us(1, 96);
+    manifests.write("us-west1/alpha/search.yaml", &service("search", &address))?;
+    wait_for("the agent shows its own", SOON, || {
+        ask::same(&ask::addresses(agent.dns, "search")?, &vec![address.clone()])
+    })?;
+
+    processes.insert(US.to_owned(), apart.start(US)?);
+    for name in Apart::names() {
+        wait_for(format!("{name} has what was said meanwhile"), REJOINED, || {
+            ask::same(&ask::addresses(apart.listens(&name).dns, "search")?, &vec![address.clone()])
+        })?;
+    }
+    agreed_digest(&apart.admins())?;
+    end_all(processes)
+}
+
+#[test]
+fn a_killed_region_comes_back_from_its_store_alone() -> anyhow::Result<()> {
+    let scratch = Scratch::new("apart-store")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let mut processes = start_all(&apart)?;
+    let digest = agreed_digest(&apart.admins())?;
+    for (_, mut process) in std::mem::take(&mut processes) {
+        process.kill()?;
+    }
+    // Nobody to ask: neither an agent nor the other region.
+    processes.insert(EU.to_owned(), apart.start(EU)?);
+    let region = apart.listens(EU);
+    wait_for("its state is back", SOON, || ask::same(&ask::digest(region.admin)?, &digest))?;
+    assert_eq!(ask::addresses(region.dns, "payments")?.len(), 2);
+    end_all(processes)
+}
+
+#[test]
+fn without_the_peer_nothing_is_withdrawn_and_edits_follow_when_it_is_back() -> anyhow::Result<()> {
+    let scratch = Scratch::new("apart-peer")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let mut processes = start_all(&apart)?;
+    let us: Vec<_> =
+        ["us-west1", "us-west1-alpha", "us-west1-beta"].map(|n| apart.listens(n)).into();
+    let before = ask::services(us[0].admin)?;
+
+    let mut peer = processes.remove(EU).expect("it was started");
+    assert!(peer.terminate(Duration::from_secs(10))?.success());
+    wait_for("the link is seen to be down", SOON, || {
+        ask::same(&ask::status(us[0].admin)?["links"][0]["synced"], &false.into())
+    })?;
+    manifests.drop_last_document("europe-west4/alpha/catalog.yaml", "ServiceExport")?;
+    for listens in &us {
+        assert_eq!(ask::services(listens.admin)?, before);
+        assert_eq!(ask::addresses(listens.dns, "catalog")?.len(), 4);
+    }
+    processes.insert(EU.to_owned(), apart.start(EU)?);
+    for listens in &us {
+        wait_for("the edit has arrived", REJOINED, || {
+            ask::same(&ask::addresses(listens.dns, "catalog")?.len(), &2)
+        })?;
+    }
+    end_all(processes)
+}
+
+#[test]
+fn a_process_with_the_certificate_of_another_is_refused_at_its_start() -> anyhow::Result<()> {
+    let scratch = Scratch::new("apart-certificate")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let mut config = apart.agent_config(US, "alpha");
+    for (whose, said) in [("us-west1-beta", "us-west1-beta"), (US, "control plane"), (EU, EU)] {
+        config["identity"] = apart.path(whose).into();
+        let file = apart.write_config("wrong", &config)?;
+        run(&["agent", "--config", &file])?.assert_refused(&[
+            "certificate in",
+            whose,
+            said,
+            "us-west1-alpha",
+        ]);
+    }
+    // Nor is one of another mesh, whoever it is for.
+    config["identity"] = apart.path("us-west1-alpha").into();
+    config["mesh"] = "another.example".into();
+    let file = apart.write_config("wrong", &config)?;
+    run(&["agent", "--config", &file])?.assert_refused(&["another.example"]);
+    Ok(())
+}
+
+#[test]
+fn an_authority_is_never_made_over_another() -> anyhow::Result<()> {
+    let scratch = Scratch::new("apart-authority")?;
+    let root = scratch.path().join("root").display().to_string();
+    let init = ["ca", "init", "--mesh", "a.example", "--root", &root];
+    assert_eq!(run(&init)?.code, 0);
+    run(&init)?.assert_refused(&[&root, "exists already", "name another directory"]);
+    let out = scratch.path().join("us").display().to_string();
+    run(&[
+        "ca",
+        "region",
+        "--mesh",
+        "b.example",
+        "--root",
+        &root,
+        "--region",
+        "us",
+        "--out",
+        &out,
+    ])?
+    .assert_refused(&["a.example", "b.example"]);
+    Ok(())
+}
