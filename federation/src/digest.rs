@@ -1,6 +1,6 @@
 //! Order-independent digests of sets of entries.
 //!
-//! A [`Digest`] is the sum, modulo 2^256 in four lanes of 64 bits, of the SHA-256 of each entry:
+//! A [`Digest`] is the sum, in four lanes of 64 bits that each wrap, of the SHA-256 of each entry:
 //! adding and removing one entry costs one hash, whatever the size of the set, and the order of
 //! events leaves no trace. It finds accidents (a missed delete, a lost update), it is no proof
 //! against an owner who picks its own entries to collide: that owner could as well lie outright.

@@ -54,6 +54,9 @@ impl Layout {
             )
         })?;
         for (region, path) in regions {
+            for holder in [root, &path] {
+                refuse_manifests(root, holder)?;
+            }
             let region: RegionName =
                 region.parse().with_context(|| format!("directory {}", path.display()))?;
             for (cluster, path) in directories(&path)? {
@@ -81,6 +84,28 @@ impl Layout {
         self.regions.entry(region).or_default().insert(cluster, path.to_owned());
         Ok(())
     }
+}
+
+/// Somebody who names the manifests of one cluster is told how to.
+fn refuse_manifests(root: &Path, holder: &Path) -> anyhow::Result<()> {
+    let is_manifest = |path: &Path| {
+        path.extension().is_some_and(|extension| {
+            ["yaml", "yml", "json"].iter().any(|known| extension == *known)
+        })
+    };
+    for entry in std::fs::read_dir(holder).with_context(|| holder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_file() && is_manifest(&path) {
+            bail!(
+                "--dir {}: expected <region>/<cluster>/*.yaml below it, but {} is no cluster's; for the manifests \
+                 of one cluster name it, as in --dir my-region/my-cluster={}",
+                root.display(),
+                path.display(),
+                holder.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Subdirectories with their names, hidden ones apart.
@@ -281,6 +306,15 @@ mod tests {
         };
         check(&[root.to_owned()], "no cluster to show");
         check(&["/nowhere/at/all".to_owned()], "cannot be read");
+        for above in ["chart/templates", "chart"] {
+            std::fs::create_dir_all(dir.path().join("tree/chart/templates")).unwrap();
+            let tree = dir.path().join("tree");
+            let file = tree.join(above).parent().unwrap().join("values.yaml");
+            std::fs::write(&file, "").unwrap();
+            check(&[tree.display().to_string()], "for the manifests of one cluster name it");
+            std::fs::remove_file(file).unwrap();
+        }
+        std::fs::remove_dir_all(dir.path().join("tree")).unwrap();
         check(&[format!("x={root}")], "expected REGION/CLUSTER=PATH");
         check(&[format!("X/y={root}")], "region name");
         // us + 1-a and us-1 + a are one id.

@@ -174,8 +174,7 @@ impl Agent {
             subscribing,
         ));
         let own = OwnRecords::new(owner, epoch);
-        let _tasks = tasks;
-        Self { own, writer, replicas, joined, respected, published, subscribed, _tasks }
+        Self { own, writer, replicas, joined, respected, published, subscribed, _tasks: tasks }
     }
 
     fn says(&mut self, namespaces: &[&str]) {
