@@ -131,6 +131,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 /// One of each message of the federation API and of the local facts, every field set.
 fn messages() -> Vec<(&'static str, Vec<u8>)> {
     use crate::proto::federation::{
