@@ -14,24 +14,44 @@ use sha2::{Digest as _, Sha256};
 pub struct Digest([u64; 4]);
 
 impl Digest {
+    /// The digest of the set of one entry.
+    #[must_use]
+    pub fn of(key: &[u8], value: &[u8]) -> Self {
+        Self(lanes(key, value))
+    }
+
     /// Takes an entry into the set.
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
-        for (lane, part) in self.0.iter_mut().zip(lanes(key, value)) {
-            *lane = lane.wrapping_add(part);
-        }
+        *self += Self::of(key, value);
     }
 
     /// Takes an entry out of the set.
     pub fn remove(&mut self, key: &[u8], value: &[u8]) {
-        for (lane, part) in self.0.iter_mut().zip(lanes(key, value)) {
-            *lane = lane.wrapping_sub(part);
-        }
+        *self -= Self::of(key, value);
     }
 
     /// As it goes over the wire: 32 bytes.
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
         self.0.iter().flat_map(|lane| lane.to_be_bytes()).collect()
+    }
+}
+
+impl std::ops::AddAssign for Digest {
+    /// The digest of both sets, if they are disjoint.
+    fn add_assign(&mut self, other: Self) {
+        for (lane, part) in self.0.iter_mut().zip(other.0) {
+            *lane = lane.wrapping_add(part);
+        }
+    }
+}
+
+impl std::ops::SubAssign for Digest {
+    /// The digest of the set without the other, if that is in it.
+    fn sub_assign(&mut self, other: Self) {
+        for (lane, part) in self.0.iter_mut().zip(other.0) {
+            *lane = lane.wrapping_sub(part);
+        }
     }
 }
 

@@ -33,10 +33,11 @@ pub(crate) async fn build(
     let mut builder = Builder::new();
     let mut seen: Option<Arc<Replica>> = None;
     loop {
+        // The gate first: if it is open, what is read after it has everything.
+        let open = *gate.borrow_and_update();
         let replica = replicas.current();
         builder.apply(changed(&replica, seen.as_deref()));
         seen = Some(replica);
-        let open = *gate.borrow_and_update();
         builder.set_complete(open == Gate::Open);
         if open != Gate::Closed
             && let Some(catalog) = builder.snapshot()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
@@ -114,7 +114,9 @@ impl ControlPlane {
         view.serving.start(&mut tasks, sockets.dns, &stop);
         admin::start(&mut tasks, sockets.admin, Arc::<View>::clone(&view), &stop);
         start_catalog(&mut tasks, &store, writer, &replicas, publisher);
-        let region = Spokesman { epoch: state.epoch(), store, replicas, held, view };
+        let own = OwnRecords::new(Owner::region(view.config.region.clone()), state.epoch());
+        let own = Arc::new(Mutex::new(own));
+        let region = Spokesman { epoch: state.epoch(), own, store, replicas, held, view };
         tasks.start("leader", region.run(stop.clone()));
         if let Some(ca) = ca {
             identity.renew(&mut tasks, Issuer::Local(ca), &stop);
@@ -152,6 +154,8 @@ fn start_catalog(
 /// Speaks for the region and mirrors its peers, whenever this process leads.
 struct Spokesman {
     epoch: Epoch,
+    /// One for all terms: a new one would begin its sequence anew in the same epoch.
+    own: Arc<Mutex<OwnRecords>>,
     store: Arc<dyn Store>,
     replicas: Replicas,
     held: Held,
@@ -191,7 +195,7 @@ impl Spokesman {
         let leader =
             Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
         let config = &self.view.config;
-        let own = OwnRecords::new(Owner::region(config.region.clone()), self.epoch.clone());
+        let own = Arc::clone(&self.own);
         let mut parts = JoinSet::new();
         parts.spawn(mirror::speak_for_region(leader.clone(), own, self.view.region()));
         let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());

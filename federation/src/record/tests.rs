@@ -151,6 +151,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 cluster: "r-a".into(),
                 uid: "u".into(),
                 epoch: epoch(),
+                reads_level: 1,
             })),
         ),
         (
@@ -202,8 +203,12 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "subscribe",
-            api::SubscribeRequest { scope: api::Scope::Region.into(), held: vec![digest()] }
-                .encode_to_vec(),
+            api::SubscribeRequest {
+                scope: api::Scope::Region.into(),
+                held: vec![digest()],
+                reads_level: 1,
+            }
+            .encode_to_vec(),
         ),
         (
             "feed-start",

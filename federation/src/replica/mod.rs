@@ -57,6 +57,8 @@ pub struct Entry {
     pub record: Option<Arc<Record>>,
     /// Why the bytes are quarantined, if they are.
     pub problem: Option<Arc<RecordError>>,
+    /// Of this entry alone; zero for a beacon.
+    digest: Digest,
 }
 
 /// What happens together.
@@ -202,53 +204,55 @@ impl Holding {
     }
 
     /// Returns whether anything is different now.
-    fn set(&mut self, key: &Key, value: Option<Bytes>, now: Instant) -> bool {
+    fn set(&mut self, key: &Key, value: Option<Entry>, now: Instant) -> bool {
         let held = self.records.get(key).cloned();
-        let Some(value) = value else {
+        let Some(mut entry) = value else {
             let Some(held) = held else { return false };
-            self.forget(key, &held);
+            self.forget(&held);
             self.records.remove_mut(key);
             return true;
         };
-        if held.as_ref().is_some_and(|held| held.value == value) {
+        if held.as_ref().is_some_and(|held| held.value == entry.value) {
             return false;
         }
-        let entry = Entry::open(key, value, held.as_ref());
         if let Some(held) = &held {
             if entry.goes_back_before(held) {
                 return false;
             }
-            self.forget(key, held);
+            if entry.problem.is_some() {
+                entry.record.clone_from(&held.record);
+            }
+            self.forget(held);
             if key.kind == Kind::Beacon {
                 self.beacon_changed = Some(now);
             }
         }
-        if key.kind != Kind::Beacon {
-            self.digest.add(key.to_string().as_bytes(), &entry.value);
-        }
+        self.digest += entry.digest;
         self.quarantined += usize::from(entry.problem.is_some());
         self.records.insert_mut(key.clone(), entry);
         true
     }
 
-    fn forget(&mut self, key: &Key, held: &Entry) {
-        if key.kind != Kind::Beacon {
-            self.digest.remove(key.to_string().as_bytes(), &held.value);
-        }
+    fn forget(&mut self, held: &Entry) {
+        self.digest -= held.digest;
         self.quarantined -= usize::from(held.problem.is_some());
     }
 }
 
 impl Entry {
-    fn open(key: &Key, value: Bytes, held: Option<&Self>) -> Self {
+    /// All that costs: decoding and hashing.
+    fn open(key: &Key, value: Bytes) -> Self {
+        let digest = match key.kind {
+            Kind::Beacon => Digest::default(),
+            _ => Digest::of(key.to_string().as_bytes(), &value),
+        };
         match Record::open(key, &value) {
-            Ok(record) => Self { value, record: Some(Arc::new(record)), problem: None },
+            Ok(record) => Self { value, record: Some(Arc::new(record)), problem: None, digest },
             // Kinds that are only passed on are not in quarantine for it.
-            Err(RecordError::NotRead(_)) => Self { value, record: None, problem: None },
+            Err(RecordError::NotRead(_)) => Self { value, record: None, problem: None, digest },
             Err(error) => {
                 tracing::warn!(%key, %error, "record quarantined, its last good version stays in use");
-                let record = held.and_then(|held| held.record.clone());
-                Self { value, record, problem: Some(Arc::new(error)) }
+                Self { value, record: None, problem: Some(Arc::new(error)), digest }
             }
         }
     }
@@ -291,9 +295,16 @@ pub fn channel() -> (ReplicaWriter, Replicas) {
 impl ReplicaWriter {
     /// Applies all of `batch` at once. Readers are woken only if something is different.
     pub fn apply(&self, batch: Batch, now: Instant) {
+        // Before the lock, which keeps readers waiting.
+        let open = |(key, value): (Key, Option<Bytes>)| {
+            let entry = value.map(|value| Entry::open(&key, value));
+            (key, entry)
+        };
+        let items: Vec<(Key, Option<Entry>)> = batch.items.into_iter().map(open).collect();
         self.tx.send_if_modified(|current| {
             let mut next = (**current).clone();
-            let changes = next.apply(batch, now);
+            next.position = batch.position.unwrap_or(next.position);
+            let changes = next.apply(items, batch.complete, now);
             let moved = next.position != current.position || !changes.is_empty();
             if !changes.is_empty() {
                 next.version += 1;
@@ -320,19 +331,23 @@ impl ReplicaWriter {
 }
 
 impl Replica {
-    fn apply(&mut self, batch: Batch, now: Instant) -> Vec<Change> {
-        self.position = batch.position.unwrap_or(self.position);
+    fn apply(
+        &mut self,
+        items: Vec<(Key, Option<Entry>)>,
+        complete: Vec<(Owner, Kind, Epoch)>,
+        now: Instant,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut working: BTreeMap<Owner, Holding> = BTreeMap::new();
-        for (key, value) in batch.items {
+        for (key, entry) in items {
             let holding = working
                 .entry(key.owner.clone())
                 .or_insert_with(|| self.holding(&key.owner).cloned().unwrap_or_else(Holding::new));
-            if holding.set(&key, value, now) {
+            if holding.set(&key, entry, now) {
                 changes.push(Change::Record(key));
             }
         }
-        for (owner, kind, epoch) in batch.complete {
+        for (owner, kind, epoch) in complete {
             let holding = working
                 .entry(owner.clone())
                 .or_insert_with(|| self.holding(&owner).cloned().unwrap_or_else(Holding::new));
@@ -352,6 +367,12 @@ impl Replicas {
     /// The newest view, which this reader has then seen.
     pub fn current(&mut self) -> Arc<Replica> {
         Arc::clone(&self.rx.borrow_and_update())
+    }
+
+    /// The newest view, without having seen it: `next` still gives it.
+    #[must_use]
+    pub fn peek(&self) -> Arc<Replica> {
+        Arc::clone(&self.rx.borrow())
     }
 
     /// Waits until there is a view that this reader has not seen, and gives it. `None` once nobody

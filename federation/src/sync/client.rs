@@ -190,16 +190,16 @@ async fn answer(
     publisher: &mut Publisher,
     response: wire::PublishResponse,
     publication: &Publication,
-    replicas: &mut Replicas,
+    replicas: &Replicas,
     link: &watch::Sender<Link>,
 ) -> Result<Vec<wire::PublishRequest>, StreamError> {
-    let mut step = publisher.receive(response, &replicas.current())?;
+    let mut step = publisher.receive(response, &replicas.peek())?;
     if let Some(joined) = step.joined {
         publication.joined.send_replace(Some(joined));
         let mut respected = publication.respected.clone();
         let heard = respected.wait_for(|respected| *respected == Some(joined)).await;
         heard.map_err(|_| StreamError::Stopping)?;
-        step.send.extend(publisher.declare(&replicas.current()));
+        step.send.extend(publisher.declare(&replicas.peek()));
     }
     if step.complete {
         info!(owner = %publication.owner, "published: the region holds all of this cluster");

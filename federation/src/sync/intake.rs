@@ -12,8 +12,9 @@ use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
-use crate::record::{Epoch, MAX_VALUE};
+use crate::record::{Epoch, READS_LEVEL};
 use crate::replica::{Batch, Replica};
+use crate::store::MAX_TXN_BYTES;
 
 /// What the subscriber takes from the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +87,8 @@ impl Intake {
             Accept::MeshBut(_) => wire::Scope::Mesh,
             Accept::Region(_) => wire::Scope::Region,
         };
-        wire::SubscribeRequest { scope: scope.into(), held: owners.map(digest).collect() }
+        let held = owners.map(digest).collect();
+        wire::SubscribeRequest { scope: scope.into(), held, reads_level: READS_LEVEL }
     }
 
     /// Items that the other side may not send, or that are no records.
@@ -106,7 +108,8 @@ impl Intake {
     ) -> Result<Step, IntakeError> {
         let unexpected = |what: &str| Err(IntakeError::Unexpected(what.to_owned()));
         match response.message {
-            None => unexpected("an empty message"),
+            // Of a newer version: what this one needs, a newer one still sends.
+            None => Ok(Step::default()),
             Some(Message::Start(_) | Message::Synced(_)) if self.synced => {
                 unexpected("an owner from the start after all were sent")
             }
@@ -173,7 +176,8 @@ impl Intake {
         let key: Key = item.key.parse().ok()?;
         let in_turn =
             self.collecting.as_ref().is_none_or(|collecting| collecting.owner == key.owner);
-        let fits = item.value.as_ref().is_none_or(|value| value.len() <= MAX_VALUE);
+        let size = |value: &Bytes| item.key.len() + value.len();
+        let fits = item.value.as_ref().is_none_or(|value| size(value) <= MAX_TXN_BYTES);
         (self.accepts(&key.owner) && in_turn && fits).then_some((key, item.value))
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tracing::{info, warn};
@@ -70,7 +70,7 @@ impl Leader {
         let mut parts = store::split(ops)?;
         if let Some(last) = last {
             match parts.last_mut() {
-                Some(part) if part.ops.len() < store::MAX_OPS => part.ops.push(last),
+                Some(part) if has_room(part, &last) => part.ops.push(last),
                 _ => parts.push(Txn { guards: Vec::new(), ops: vec![last] }),
             }
         }
@@ -90,6 +90,11 @@ impl Leader {
         let caught_up = self.replicas.wait_for(|replica| replica.position >= revision).await;
         caught_up.map(drop).ok_or(MirrorError::Stopping)
     }
+}
+
+fn has_room(part: &Txn, op: &Op) -> bool {
+    let bytes: usize = part.ops.iter().map(Op::bytes).sum();
+    part.ops.len() < store::MAX_OPS && bytes + op.bytes() <= store::MAX_TXN_BYTES
 }
 
 /// Mirrors `peer` for as long as the leadership holds.
@@ -182,7 +187,15 @@ fn report(link: &watch::Sender<Link>, peer: &RegionName, error: &MirrorError) {
 ///
 /// # Errors
 /// Only when the leadership is lost, or the store is damaged.
-pub async fn speak_for_region(leader: Leader, mut own: OwnRecords, region: Region) -> MirrorError {
+pub async fn speak_for_region(
+    leader: Leader,
+    own: Arc<Mutex<OwnRecords>>,
+    region: Region,
+) -> MirrorError {
+    // Held for the term: the next one goes on with its sequence, so that nothing that it says is
+    // older than what this one said.
+    let mut own = own.lock().await;
+    own.forget();
     let key = Key::of_owner(own.owner().clone(), Kind::Region);
     let region = Arc::new(Body::Region(region));
     let beacon_key = Key::of_owner(own.owner().clone(), Kind::Beacon);
@@ -210,7 +223,7 @@ pub async fn speak_for_region(leader: Leader, mut own: OwnRecords, region: Regio
             Err(error) => {
                 warn!(error = chain(&error), "the region's own records could not be written");
                 // Say everything again: what of the batch was committed is not known.
-                own = own.anew();
+                own.forget();
                 first = true;
                 backoff.next().unwrap_or(Duration::from_secs(5))
             }

@@ -45,10 +45,9 @@ impl OwnRecords {
         Self { owner, epoch, sequence: 0, said: BTreeMap::new() }
     }
 
-    /// The same owner in the same epoch, for whom everything is still to be said.
-    #[must_use]
-    pub fn anew(self) -> Self {
-        Self { said: BTreeMap::new(), ..self }
+    /// Everything is to be said again. The sequence goes on: what was said counts as older.
+    pub fn forget(&mut self) {
+        self.said.clear();
     }
 
     /// Who the owner is.

@@ -17,7 +17,7 @@ use crate::proto::federation as wire;
 use crate::proto::federation::publish_request::Message as Request;
 use crate::proto::federation::publish_response::Message as Response;
 use crate::proto::records;
-use crate::record::{Epoch, body_hash_of_value};
+use crate::record::{Epoch, READS_LEVEL, body_hash_of_value};
 use crate::replica::{Change, Replica};
 
 /// What a publisher makes of a message.
@@ -87,6 +87,7 @@ impl Publisher {
             cluster,
             uid: self.uid.clone(),
             epoch: Some(epoch),
+            reads_level: READS_LEVEL,
         }))
     }
 
@@ -99,7 +100,8 @@ impl Publisher {
         response: wire::PublishResponse,
         replica: &Arc<Replica>,
     ) -> Result<Step, PublishError> {
-        let message = response.message.ok_or(PublishError::Unexpected("an empty message"))?;
+        // Of a newer version: what this one needs, a newer one still sends.
+        let Some(message) = response.message else { return Ok(Step::default()) };
         match (message, &mut self.phase) {
             (Response::Refused(refused), _) => Err(PublishError::Refused(refused.reason)),
             (Response::Accepted(accepted), Phase::Greeted) => self.accepted(accepted),

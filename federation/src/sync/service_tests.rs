@@ -17,7 +17,7 @@ use tonic::{Code, Request};
 
 use super::Caller;
 use super::client::{self, Link, Publication};
-use super::mirror::{Leader, MirrorError, mirror};
+use super::mirror::{Leader, MirrorError, mirror, speak_for_region};
 use super::own::{OwnRecords, with_join};
 use super::service::FederationApi;
 use super::{facts, follower};
@@ -98,7 +98,11 @@ async fn nothing_is_vouched_for_before_the_store_was_read() {
     let (writer, replicas) = replica::channel();
     let region = Region::start(0, &store().await, &replicas, Some(agent_of("r-a"))).await;
     let mut client = FederationClient::new(region.channel());
-    let request = wire::SubscribeRequest { scope: wire::Scope::Mesh.into(), held: Vec::new() };
+    let request = wire::SubscribeRequest {
+        scope: wire::Scope::Mesh.into(),
+        held: Vec::new(),
+        reads_level: 1,
+    };
     let subscribe = async { client.subscribe(request).await.unwrap().into_inner() };
     let read = async {
         // Time for a server that does not wait to show it.
@@ -121,7 +125,8 @@ async fn who_may_not_call_is_refused() {
         let (writer, replicas) = replica::channel();
         writer.apply(Batch { position: Some(1), ..Batch::default() }, Instant::now());
         let region = Region::start(0, &store().await, &replicas, caller).await;
-        let request = wire::SubscribeRequest { scope: scope.into(), held: Vec::new() };
+        let request =
+            wire::SubscribeRequest { scope: scope.into(), held: Vec::new(), reads_level: 1 };
         let mut client = FederationClient::new(region.channel());
         let outcome = timeout(LONG, client.subscribe(request)).await.unwrap();
         assert_eq!(outcome.map(drop).unwrap_err().code(), code);
@@ -337,4 +342,35 @@ async fn a_leader_mirrors_what_its_peer_owns_and_stops_when_it_leads_no_more() {
     let four = store::read(&*ours, "/tombolo/v1/r/r-a/namespace/_/four").await.unwrap();
     assert_eq!(four, None);
     peer.stop().await;
+}
+
+#[tokio::test]
+async fn a_leader_of_a_second_term_is_heard() {
+    let store = store().await;
+    let (writer, mut replicas) = replica::channel();
+    let mut tasks = JoinSet::new();
+    let follow = follower::follow(Arc::clone(&store), Arc::new(writer));
+    tasks.spawn(async move { follow.await.unwrap() });
+    let owner = Owner::region("r".parse().unwrap());
+    let own = OwnRecords::new(owner.clone(), Epoch { id: "e".into(), count: 1 });
+    let own = Arc::new(tokio::sync::Mutex::new(own));
+    let beacon = Key::of_owner(owner, Kind::Beacon);
+    let mut heard = 0;
+    for term in 0..3 {
+        let leader = Leader {
+            store: Arc::clone(&store),
+            fence: Guard::CreateRevision("/never".into(), 0),
+            replicas: replicas.clone(),
+        };
+        let mut leading = JoinSet::new();
+        leading.spawn(speak_for_region(leader, Arc::clone(&own), crate::record::Region::default()));
+        let sequence = |replica: &replica::Replica| {
+            replica.get(&beacon).and_then(|entry| Some(entry.record.as_ref()?.origin.sequence))
+        };
+        let later = replicas.wait_for(|replica| sequence(replica).is_some_and(|now| now > heard));
+        let seen =
+            timeout(LONG, later).await.unwrap_or_else(|_| panic!("term {term} is not heard"));
+        heard = sequence(&seen.unwrap()).unwrap();
+        leading.shutdown().await;
+    }
 }

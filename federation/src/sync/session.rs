@@ -154,7 +154,8 @@ impl Session {
             (Some(Request::Complete(complete)), Phase::Supplying | Phase::Flowing) => {
                 Ok(vec![self.complete(complete).await?])
             }
-            (None, _) => Err(SessionError::Protocol("an empty message")),
+            // Of a newer version: what this one needs, a newer one still sends.
+            (None, _) => Ok(Vec::new()),
             (Some(Request::Hello(_)), _) => Err(SessionError::Protocol("a second hello")),
             (Some(Request::State(_)), _) => Err(SessionError::Protocol("state after its end")),
             (Some(Request::Changes(_)), _) => Err(SessionError::Protocol("changes before state")),
@@ -168,8 +169,12 @@ impl Session {
     ) -> Result<Vec<wire::PublishResponse>, SessionError> {
         for entry in state.entries {
             let Ok(key) = entry.key.parse::<Key>() else { continue };
-            if key.owner == self.owner && self.declared.len() < MAX_KEYS {
+            if key.owner == self.owner {
                 self.declared.insert(key, entry.body_sha256);
+            }
+            // Leaving one out would make it look gone.
+            if self.declared.len() > MAX_KEYS {
+                return Err(SessionError::Refused(format!("more than {MAX_KEYS} records")));
             }
         }
         if !state.last {

@@ -118,7 +118,12 @@ async fn open(
     let region: RegionName = "r".parse().unwrap();
     let caller = Caller::Agent { region: region.clone(), cluster: "r-a".parse().unwrap() };
     let epoch = crate::proto::records::Epoch { id: epoch.id, count: epoch.count };
-    let hello = wire::PublishHello { cluster: "r-a".into(), uid: uid.into(), epoch: Some(epoch) };
+    let hello = wire::PublishHello {
+        cluster: "r-a".into(),
+        uid: uid.into(),
+        epoch: Some(epoch),
+        reads_level: 1,
+    };
     Session::open(Arc::clone(store), &region, &caller, hello, silent_for, now()).await
 }
 
@@ -260,7 +265,8 @@ async fn who_may_not_publish_is_told_why() {
     check("uid", epoch("new", 1), 60, "").await;
 
     let region: RegionName = "r".parse().unwrap();
-    let hello = wire::PublishHello { cluster: "r-b".into(), uid: "u".into(), epoch: None };
+    let hello =
+        wire::PublishHello { cluster: "r-b".into(), uid: "u".into(), epoch: None, reads_level: 1 };
     let callers = [
         Caller::Agent { region: region.clone(), cluster: "r-a".parse().unwrap() },
         Caller::ControlPlane { region: region.clone() },

@@ -8,6 +8,7 @@ use super::Session;
 use crate::key::Key;
 use crate::proto::federation as wire;
 use crate::record::{Body, Cluster, Endpoints, Export, Record};
+use crate::store::MAX_TXN_BYTES;
 use crate::sync::{CLUSTER_KINDS, chain};
 
 /// How far an agent's clock may be ahead of the region's (RELIABILITY promise 24).
@@ -17,6 +18,12 @@ impl Session {
     /// The key, if the record may be written under it.
     pub(super) fn admit(&mut self, put: &wire::Put, now: Timestamp) -> Result<Key, String> {
         let key = self.own_key(&put.key)?;
+        let size = put.key.len() + put.value.len();
+        if size > MAX_TXN_BYTES {
+            return Err(format!(
+                "has {size} bytes, more than the {MAX_TXN_BYTES} that a store takes"
+            ));
+        }
         let record = Record::open(&key, &put.value).map_err(|error| chain(&error))?;
         match record.body {
             Body::Export(export) => self.admit_export(&export, now)?,
@@ -72,6 +79,8 @@ fn admit_addresses(cluster: Option<&Cluster>, endpoints: &Endpoints) -> Result<(
 }
 
 fn admit_address(cluster: &Cluster, address: IpAddr) -> Result<(), String> {
+    // ::ffff:169.254.169.254 is as link-local as what it stands for.
+    let address = address.to_canonical();
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -121,6 +130,8 @@ mod tests {
         check(true, &["0.0.0.0/0"], "169.254.169.254", "link-local");
         check(true, &[], "0.0.0.0", "unspecified");
         check(true, &[], "fe80::1", "link-local");
+        check(true, &[], "::ffff:169.254.169.254", "link-local");
+        check(true, &[], "::ffff:0.0.0.0", "unspecified");
         check(true, &[], "224.0.0.1", "multicast");
         check(true, &[], "127.1.1.1", "");
         check(true, &["127.0.0.0/8"], "10.1.1.1", "in none");
