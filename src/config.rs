@@ -4,13 +4,15 @@
 //! configuration is logged at start. Durations and addresses are parsed here, so that a role gets
 //! values that make sense or does not start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tombolo_federation::names::{ClusterId, ClusterName, InvalidName, MeshDomain, RegionName};
 
 /// The zone of multi-cluster names, fixed by KEP-1645.
@@ -37,8 +39,46 @@ pub(crate) struct Listen {
     pub(crate) grpc: SocketAddr,
     /// DNS over UDP and TCP.
     pub(crate) dns: SocketAddr,
-    /// Plain HTTP for `/livez`, `/readyz`, `/metrics` and the API; keep it on loopback.
+    /// Plain HTTP for `/livez`, `/readyz` and `/metrics`; on a loopback address also the API.
     pub(crate) admin: SocketAddr,
+}
+
+/// `host:port` of something to dial. The host is looked up when it is dialled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Dial(String);
+
+impl From<SocketAddr> for Dial {
+    fn from(address: SocketAddr) -> Self {
+        Self(address.to_string())
+    }
+}
+
+impl FromStr for Dial {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let invalid = || format!("{text:?} is not HOST:PORT");
+        let authority: http::uri::Authority = text.parse().map_err(|_| invalid())?;
+        match authority.port_u16() {
+            Some(1..) if !authority.host().is_empty() && !text.contains('@') => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(invalid()),
+        }
+    }
+}
+
+impl fmt::Display for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Dial {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// `tombolo control-plane`.
@@ -55,7 +95,7 @@ pub(crate) struct ControlPlaneConfig {
     pub(crate) listen: Listen,
     /// What peers and agents dial, `host:port`; the listening address if empty.
     #[serde(default)]
-    pub(crate) addresses: Vec<String>,
+    pub(crate) addresses: Vec<Dial>,
     /// The network whose addresses the region's own DNS gives out.
     #[serde(default)]
     pub(crate) network: String,
@@ -72,7 +112,7 @@ pub(crate) struct ControlPlaneConfig {
 pub(crate) struct Peer {
     pub(crate) region: RegionName,
     /// `host:port` of its federation API.
-    pub(crate) address: String,
+    pub(crate) address: Dial,
 }
 
 /// `tombolo agent`.
@@ -89,7 +129,7 @@ pub(crate) struct AgentConfig {
     pub(crate) identity: PathBuf,
     pub(crate) listen: Listen,
     /// `host:port` of the region's federation API.
-    pub(crate) control_plane: String,
+    pub(crate) control_plane: Dial,
     /// Clusters with an equal network reach each other's pods directly.
     #[serde(default)]
     pub(crate) network: String,
@@ -112,6 +152,22 @@ pub(crate) struct Source {
     /// Ranges that endpoint addresses come from; empty accepts all but unspecified and link-local.
     #[serde(default)]
     pub(crate) pod_cidrs: Vec<IpNet>,
+}
+
+impl ControlPlaneConfig {
+    /// What no single field can show to be wrong.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let mut seen = BTreeSet::from([&self.region]);
+        for (index, peer) in self.peers.iter().enumerate() {
+            let region = &peer.region;
+            anyhow::ensure!(
+                region != &self.region,
+                "peers[{index}]: {region} is this region itself"
+            );
+            anyhow::ensure!(seen.insert(region), "peers[{index}]: {region} is a peer already");
+        }
+        Ok(())
+    }
 }
 
 impl AgentConfig {
@@ -192,5 +248,31 @@ source: {directory: /manifests}
         check("127.0.0.1:2", "127.0.0.1", "listen.dns");
         check("us-west1", "US", "region: \"US\" is not a region name");
         check("cluster: alpha", "", "missing field `cluster`");
+        check(
+            "controlPlane: 127.0.0.1:7443",
+            "controlPlane: nowhere",
+            "\"nowhere\" is not HOST:PORT",
+        );
+        check("127.0.0.1:7443", "host:0", "controlPlane: \"host:0\" is not HOST:PORT");
+    }
+
+    #[test]
+    fn a_region_has_each_other_region_for_a_peer_once() {
+        let check = |peers: &str, why: &str| {
+            let text = AGENT
+                .replace("cluster: alpha", &format!("peers: {peers}"))
+                .lines()
+                .filter(|line| !line.starts_with("controlPlane") && !line.starts_with("source"))
+                .collect::<Vec<_>>()
+                .join("\n");
+            let error =
+                parse::<ControlPlaneConfig>(&text).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        };
+        check("[{region: us-west1, address: 'h:1'}]", "peers[0]: us-west1 is this region itself");
+        check(
+            "[{region: eu, address: 'h:1'}, {region: eu, address: 'h:2'}]",
+            "peers[1]: eu is a peer",
+        );
     }
 }

@@ -50,9 +50,6 @@ struct Identity {
     /// What the region recorded as the cluster's join, Unix milliseconds.
     #[serde(default)]
     joined_ms: Option<i64>,
-    /// The region's feed was complete here before.
-    #[serde(default)]
-    feed_was_complete: bool,
 }
 
 /// An open state directory. Held, and locked, for the life of its process or role.
@@ -78,7 +75,6 @@ impl StateDir {
             id: new_id(),
             starts: 0,
             joined_ms: None,
-            feed_was_complete: false,
         });
         if identity.belongs_to != belongs_to {
             return Err(StateDirError::Foreign {
@@ -118,19 +114,6 @@ impl StateDir {
             return Ok(());
         }
         self.change(|identity| identity.joined_ms = Some(joined_ms))
-    }
-
-    /// Whether this process's feed has ever been complete.
-    pub(crate) fn feed_was_complete(&self) -> bool {
-        self.identity.feed_was_complete
-    }
-
-    /// Remembers that the feed was complete.
-    pub(crate) fn remember_complete_feed(&mut self) -> Result<(), StateDirError> {
-        if self.identity.feed_was_complete {
-            return Ok(());
-        }
-        self.change(|identity| identity.feed_was_complete = true)
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Identity)) -> Result<(), StateDirError> {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use http_body_util::Full;
@@ -65,6 +66,7 @@ pub(crate) struct Backends {
     wanted: BTreeMap<ClusterId, BTreeSet<Backend>>,
     stopped: BTreeSet<String>,
     running: BTreeMap<SocketAddr, (Backend, AbortHandle)>,
+    failed: BTreeMap<SocketAddr, ErrorKind>,
     servers: JoinSet<()>,
 }
 
@@ -95,6 +97,7 @@ impl Backends {
         let called = self.called(name)?;
         for backend in &called {
             self.stopped.remove(&backend.full_name());
+            self.failed.remove(&backend.address);
         }
         self.reconcile().await;
         Ok(called.len())
@@ -119,6 +122,12 @@ impl Backends {
         Ok(called)
     }
 
+    /// Addresses that are taken: as a rule by another demo, whose backends would answer for these.
+    pub(crate) fn taken(&self) -> Vec<SocketAddr> {
+        let taken = self.failed.iter().filter(|(_, kind)| **kind == ErrorKind::AddrInUse);
+        taken.map(|(address, _)| *address).collect()
+    }
+
     async fn reconcile(&mut self) {
         let mut wanted: BTreeMap<SocketAddr, Backend> = BTreeMap::new();
         for backend in self.wanted.values().flatten() {
@@ -127,6 +136,29 @@ impl Backends {
                 wanted.entry(backend.address).or_insert_with(|| backend.clone());
             }
         }
+        self.end_unwanted(&wanted).await;
+        self.failed.retain(|address, _| wanted.contains_key(address));
+        for (address, backend) in wanted {
+            // One that failed is tried again only when somebody says start.
+            if self.running.contains_key(&address) || self.failed.contains_key(&address) {
+                continue;
+            }
+            match TcpListener::bind(address).await {
+                Ok(listener) => {
+                    let server = self.servers.spawn(serve(listener, backend.answer().into()));
+                    self.running.insert(address, (backend, server));
+                }
+                Err(error) => {
+                    warn!(%address, backend = backend.full_name(), %error, "a backend cannot listen");
+                    self.failed.insert(address, error.kind());
+                }
+            }
+        }
+    }
+
+    /// Ends servers, and waits until their addresses are free.
+    async fn end_unwanted(&mut self, wanted: &BTreeMap<SocketAddr, Backend>) {
+        let before = self.running.len();
         self.running.retain(|address, (backend, server)| {
             let keep = wanted.get(address) == Some(backend);
             if !keep {
@@ -134,20 +166,9 @@ impl Backends {
             }
             keep
         });
-        while self.servers.try_join_next().is_some() {}
-        for (address, backend) in wanted {
-            if self.running.contains_key(&address) {
-                continue;
-            }
-            match listen(address).await {
-                Ok(listener) => {
-                    let server = self.servers.spawn(serve(listener, backend.answer().into()));
-                    self.running.insert(address, (backend, server));
-                }
-                Err(error) => {
-                    warn!(%address, backend = backend.full_name(), %error, "a backend cannot listen");
-                }
-            }
+        for _ in self.running.len()..before {
+            // Servers end by being aborted only.
+            self.servers.join_next().await;
         }
     }
 }
@@ -175,21 +196,6 @@ fn backends_of(region: &RegionName, cluster: &ClusterId, key: &Key, body: &Body)
             }
         })
         .collect()
-}
-
-/// The address of a server that was just aborted is free a moment later.
-async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let mut last = TcpListener::bind(address).await;
-    for _ in 0..20 {
-        match &last {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                last = TcpListener::bind(address).await;
-            }
-            _ => break,
-        }
-    }
-    last
 }
 
 /// Serves until aborted, which cuts all its connections too, as a killed pod would.

@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 const LINE_LIMIT: u64 = 1024;
 /// Before accepting is tried again after it failed, as it does without free descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
+/// A connection that says nothing for so long is ended.
+const IDLE: Duration = Duration::from_mins(5);
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 16;
 
@@ -150,10 +152,10 @@ async fn converse(
 ) -> std::io::Result<()> {
     loop {
         let mut line = Vec::new();
-        let length = (&mut read).take(LINE_LIMIT).read_until(b'\n', &mut line).await?;
-        if length == 0 {
-            return Ok(());
-        }
+        let mut limited = (&mut read).take(LINE_LIMIT);
+        let length = tokio::time::timeout(IDLE, limited.read_until(b'\n', &mut line)).await;
+        // At its end, or idle: others want its place.
+        let Ok(1..) = length.unwrap_or(Ok(0)) else { return Ok(()) };
         let line = String::from_utf8_lossy(&line).into_owned();
         let understood = line.parse::<Verb>().is_ok();
         let answer = obey(&line, orders).await;

@@ -7,7 +7,7 @@ use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use serde::Serialize;
 use tombolo_federation::names::{ClusterId, MeshDomain, RegionName};
 
@@ -103,29 +103,6 @@ fn write_config(dir: &Path, name: &str, config: &impl Serialize) -> anyhow::Resu
     // JSON is YAML, so a role reads it as its configuration file.
     write_whole(&configs.join(format!("{name}.yaml")), &serde_json::to_vec_pretty(config)?)?;
     Ok(())
-}
-
-/// A state directory that goes with the demo.
-pub(crate) struct Temporary(PathBuf);
-
-impl Temporary {
-    pub(crate) fn make() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("tombolo-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
-        Ok(Self(path))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "temporary files stay behind");
-        }
-    }
 }
 
 /// One demo per state directory.

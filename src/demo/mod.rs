@@ -80,15 +80,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let examples = options.dirs == [EXAMPLES];
     let reading = Reading { export_all: options.export_all, examples };
     // Removed when the demo ends, if nobody named one to keep.
-    let temporary = match &options.state_dir {
-        None => Some(files::Temporary::make()?),
-        Some(_) => None,
-    };
-    let state_dir = match (&options.state_dir, &temporary) {
-        (Some(dir), _) => dir.clone(),
-        (None, Some(temporary)) => temporary.path().to_owned(),
-        (None, None) => unreachable!("one of the two was just made"),
-    };
+    let temporary = tempfile::Builder::new().prefix("tombolo-demo-").tempdir()?;
+    let state_dir = options.state_dir.clone().unwrap_or_else(|| temporary.path().to_owned());
     std::fs::create_dir_all(&state_dir).with_context(|| state_dir.display().to_string())?;
     let _lock = files::lock(&state_dir)?;
     announce::remove(&state_dir)?;
@@ -102,44 +95,45 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let prepared = Prepared::write(&state_dir, &mesh, &layout, &ports, reading)?;
     progress.done("certificates and configuration");
 
+    let mut signals = crate::shutdown_signal()?;
     let mut mesh_parts = Parts::new(prepared, envoy);
-    let outcome = supervise(&mut mesh_parts, control, &progress, &state_dir).await;
-    let outcome = outcome.map_err(|error| options.ports.advise(error));
+    let supervised = supervise(&mut mesh_parts, control, &progress, &state_dir);
+    let outcome = tokio::select! {
+        ended = supervised => ended.map_err(|error| options.ports.advise(error)),
+        () = signals.recv() => Ok(()),
+    };
     show::stopping();
     announce::remove(&state_dir)?;
-    mesh_parts.stop_all().await;
-    outcome
+    tokio::select! {
+        () = mesh_parts.stop_all() => outcome,
+        () = signals.recv() => anyhow::bail!("told to stop twice: ending at once"),
+    }
 }
 
+/// Starts everything, then does as it is told, for ever. May be dropped at any time.
 async fn supervise(
     parts: &mut Parts,
     control: tokio::net::TcpListener,
     progress: &Progress,
     state_dir: &std::path::Path,
 ) -> anyhow::Result<()> {
-    let mut signals = crate::shutdown_signal()?;
     let control_address = control.local_addr()?;
     let (orders_tx, mut orders) = mpsc::channel(ORDERS);
     let mut talkers = JoinSet::new();
-    let deadline = Instant::now() + READY_DEADLINE;
-    tokio::select! {
-        started = parts.start_all(progress, deadline) => started?,
-        () = signals.recv() => return Ok(()),
-    }
+    parts.start_all(progress, Instant::now() + READY_DEADLINE).await?;
     announce::write(state_dir, &Announcement::of(parts, control_address))?;
     progress.ready(parts, control_address);
     talkers.spawn(control::serve(control, orders_tx.clone()));
     talkers.spawn(control::read_stdin(orders_tx));
     loop {
         tokio::select! {
-            () = signals.recv() => return Ok(()),
             Some(order) = orders.recv() => {
                 let done = parts.obey(&order.verb).await;
                 // Whoever asked may have hung up.
                 let _ = order.answer.send(done);
             }
             Some(ended) = talkers.join_next() => ended??,
-            () = parts.follow() => {}
+            index = parts.edited() => parts.follow(index).await,
         }
     }
 }

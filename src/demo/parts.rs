@@ -177,23 +177,32 @@ impl Parts {
         Ok(format!("{done} {what}"))
     }
 
-    /// Waits for a change of the manifests, which backends then follow, or for a role that ended
-    /// by itself, which is then told. Cancel safe.
-    pub(crate) async fn follow(&mut self) {
+    /// Waits for a cluster whose manifests changed: its place, for [`Parts::follow`]. A role that
+    /// ended by itself meanwhile is told. Cancel safe.
+    pub(crate) async fn edited(&mut self) -> usize {
         let Self { manifests, roles, running, .. } = self;
-        let edits = manifests.iter_mut().map(|(_, _, desired)| Box::pin(desired.changed()));
-        let changed = tokio::select! {
-            (_, index, _) = select_all(edits) => Some(index),
-            Some(ended) = roles.join_next() => {
-                reap(running, ended);
-                None
+        loop {
+            let edits = manifests.iter_mut().map(|(_, _, desired)| {
+                Box::pin(async move {
+                    if desired.changed().await.is_err() {
+                        // Not read any more, which was told: nothing changes.
+                        std::future::pending::<()>().await;
+                    }
+                    desired.mark_changed();
+                })
+            });
+            tokio::select! {
+                ((), index, _) = select_all(edits) => return index,
+                Some(ended) = roles.join_next() => reap(running, ended),
             }
-        };
-        if let Some(index) = changed {
-            let (region, cluster, desired) = &mut self.manifests[index];
-            let records = Arc::clone(&desired.borrow_and_update());
-            self.backends.follow(region, cluster, &records.records).await;
         }
+    }
+
+    /// Lets the backends of a cluster follow its manifests.
+    pub(crate) async fn follow(&mut self, index: usize) {
+        let Some((region, cluster, desired)) = self.manifests.get_mut(index) else { return };
+        let records = Arc::clone(&desired.borrow_and_update());
+        self.backends.follow(region, cluster, &records.records).await;
     }
 
     async fn read_manifests(&mut self) -> anyhow::Result<()> {
@@ -218,7 +227,7 @@ impl Parts {
             self.backends.follow(&region, &cluster, &first.records).await;
             self.manifests.push((region, cluster, desired));
         }
-        Ok(())
+        refuse_taken(&self.backends.taken())
     }
 
     async fn start(&mut self, part: &Part) -> anyhow::Result<()> {
@@ -253,7 +262,9 @@ impl Parts {
     }
 
     async fn switch(&mut self, action: Action, part: &Part) -> Result<String, String> {
-        match (action, self.running.get(part)) {
+        // One that ended by itself does not run, even if nobody took note yet.
+        let running = self.running.get(part).filter(|running| !running.ended.is_cancelled());
+        match (action, running) {
             (Action::Stop, None) => Err(format!("{part} is stopped already")),
             (Action::Start, Some(_)) => Err(format!("{part} is running already")),
             (Action::Start, None) => {
@@ -283,7 +294,9 @@ impl Parts {
                 }
             }
         }
-        let running = |parts: &Self, part: &Part| parts.running.contains_key(part);
+        let running = |parts: &Self, part: &Part| {
+            parts.running.get(part).is_some_and(|running| !running.ended.is_cancelled())
+        };
         for part in self.all_parts(Some(region)) {
             if running(self, &part) == (action == Action::Stop) {
                 self.switch(action, &part).await?;
@@ -382,6 +395,16 @@ impl Parts {
             format!("no cluster is called {name}; there are {}", names.join(", "))
         })
     }
+}
+
+/// Somebody else's servers would answer for these backends.
+fn refuse_taken(taken: &[SocketAddr]) -> anyhow::Result<()> {
+    let Some(first) = taken.first() else { return Ok(()) };
+    bail!(
+        "{} of the backends' addresses are taken, {first} for one: stop what listens there, as a rule \
+         another demo, or copy the manifests and give the endpoints other addresses of 127.0.0.0/8 (--dir)",
+        taken.len()
+    )
 }
 
 /// A cluster of which nothing could be read would keep everybody waiting.

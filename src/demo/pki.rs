@@ -73,7 +73,7 @@ impl<'a> Authorities<'a> {
         let others = || ports.regions.iter().filter(|(other, _)| *other != region);
         let peer = |(other, ports): (&RegionName, &RegionPorts)| Peer {
             region: other.clone(),
-            address: ports.control_plane.grpc.to_string(),
+            address: ports.control_plane.grpc.into(),
         };
         Ok(ControlPlaneConfig {
             mesh: self.mesh.clone(),
@@ -106,7 +106,7 @@ impl<'a> Authorities<'a> {
             state_dir: std::path::absolute(self.dir.join("state").join(&name))?,
             identity: self.issue(region, &name, &grant)?,
             listen: listen.clone(),
-            control_plane: control_plane.listen.grpc.to_string(),
+            control_plane: control_plane.listen.grpc.into(),
             network: NETWORK.to_owned(),
             zone: None,
             source,

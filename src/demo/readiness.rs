@@ -15,9 +15,12 @@ pub(super) async fn knows(admin: SocketAddr, owners: &BTreeSet<String>) -> anyho
     if !status.ready {
         bail!("waiting for {}", status.pending.join(", "));
     }
-    let complete = status.sources.iter().filter(|source| source.complete);
-    let complete: BTreeSet<String> = complete.map(|source| source.owner.clone()).collect();
-    let missing: Vec<&str> = owners.difference(&complete).map(String::as_str).collect();
+    // A cluster with a manifest that cannot be read does not vouch for all kinds, but has said what
+    // it can once its own record is there.
+    let has_spoken = |kinds: &[String]| kinds.iter().any(|kind| kind == "cluster");
+    let spoken = status.sources.iter().filter(|source| has_spoken(&source.complete_kinds));
+    let spoken: BTreeSet<String> = spoken.map(|source| source.owner.clone()).collect();
+    let missing: Vec<&str> = owners.difference(&spoken).map(String::as_str).collect();
     if !missing.is_empty() {
         bail!("waiting for all of {}", missing.join(", "));
     }

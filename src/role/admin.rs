@@ -42,16 +42,19 @@ pub(crate) fn start(
 }
 
 async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) -> anyhow::Result<()> {
-    let router = Router::new()
+    let probes = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(scrape))
+        .route("/metrics", get(scrape));
+    let api = Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/services", get(services))
         .route("/api/v1/dns", get(dns))
-        .route("/api/v1/proxies", get(proxies))
-        .with_state(admin);
-    let server = axum::serve(listener, router);
+        .route("/api/v1/proxies", get(proxies));
+    // Nobody is authenticated here, so what is more than a probe stays on this machine.
+    let local = listener.local_addr()?.ip().is_loopback();
+    let router = if local { probes.merge(api) } else { probes };
+    let server = axum::serve(listener, router.with_state(admin));
     server.with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
 }

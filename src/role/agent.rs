@@ -3,7 +3,7 @@
 //! Reads the cluster's own objects, serves them to the cluster at once, publishes them to the
 //! region, and serves what the region knows of the others. Never needs the region for its own.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -37,9 +37,8 @@ use super::tasks::Tasks;
 use crate::config::AgentConfig;
 use crate::state_dir::StateDir;
 
-/// How long an agent that never had its region's feed waits for it before it serves its own
-/// cluster alone.
-const ALONE_AFTER: Duration = Duration::from_secs(10);
+/// How long an agent waits for its region before it serves its own cluster alone.
+const ALONE_AFTER: Duration = Duration::from_secs(5);
 
 /// An agent whose sockets are bound; nothing runs yet.
 pub(crate) struct Agent {
@@ -142,8 +141,7 @@ impl Agent {
         let subscribe = client::subscribe(channel, owner, writer, view.subscribed.clone());
         tasks.start_endless("subscribe", subscribe);
 
-        let state = Arc::new(Mutex::new(state));
-        start_catalog(&mut tasks, &view, replicas, publisher, Arc::clone(&state));
+        start_catalog(&mut tasks, &view, replicas, publisher);
         tasks.start_endless("join", remember_join(joined_rx, state));
         let issuer = Issuer::Remote {
             endpoint: Box::new(Endpoint::try_from(format!("http://{}", config.control_plane))?),
@@ -168,30 +166,23 @@ fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
 }
 
 /// Serves once the own cluster was read and the region's feed is complete; see [`gate`].
-fn start_catalog(
-    tasks: &mut Tasks,
-    view: &Arc<View>,
-    replicas: Replicas,
-    publisher: Publisher,
-    state: Arc<Mutex<StateDir>>,
-) {
+fn start_catalog(tasks: &mut Tasks, view: &Arc<View>, replicas: Replicas, publisher: Publisher) {
     let (gate_tx, gate_rx) = watch::channel(Gate::Closed);
-    let opening =
-        gate(view.owner.clone(), replicas.clone(), view.subscribed.subscribe(), gate_tx, state);
+    let opening = gate(view.owner.clone(), replicas.clone(), view.subscribed.subscribe(), gate_tx);
     tasks.start_endless("gate", opening);
     tasks.start_fallible("catalog", build(replicas, gate_rx, publisher));
 }
 
-/// Opens the catalog. An agent whose feed was complete in an earlier run waits for it: its proxies
-/// hold what it served then, and would take a part for the whole (RELIABILITY promise 4, XDS X7).
-/// One that never had it waits 10 s, and then serves its own cluster, since a cluster must not need
-/// its region to see its own pods.
+/// Opens the catalog, once the own cluster was read and the region's feed is complete. While the
+/// region does not answer, the own cluster is served alone after 5 s, since a cluster must not need
+/// its region to see its own pods: then DNS answers what it finds, and SERVFAIL for the rest, and
+/// xDS goes on waiting, since proxies that hold more would take a part for the whole (RELIABILITY
+/// promise 4, XDS X7).
 async fn gate(
     owner: Owner,
     mut replicas: Replicas,
     mut subscribed: watch::Receiver<Link>,
     gate: watch::Sender<Gate>,
-    state: Arc<Mutex<StateDir>>,
 ) {
     let own = |replica: &replica::Replica| {
         let held = replica.holding(&owner).map(replica::Holding::complete);
@@ -200,45 +191,28 @@ async fn gate(
     if replicas.wait_for(own).await.is_none() {
         return;
     }
-    let was_complete = state.lock().is_ok_and(|state| state.feed_was_complete());
-    let alone = async {
-        if was_complete {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(ALONE_AFTER).await;
-    };
-    tokio::select! {
-        synced = wait_synced(&mut subscribed) => if !synced { return },
-        () = alone => {
-            info!("the region does not answer, serving this cluster alone");
-            gate.send_replace(Gate::Partial);
-            if !wait_synced(&mut subscribed).await {
-                return;
-            }
-        }
+    if tokio::time::timeout(ALONE_AFTER, wait_synced(&mut subscribed)).await.is_err() {
+        info!("the region does not answer, serving this cluster alone");
+        gate.send_replace(Gate::Partial);
+        wait_synced(&mut subscribed).await;
     }
     gate.send_replace(Gate::Open);
-    if let Ok(mut state) = state.lock()
-        && let Err(error) = state.remember_complete_feed()
-    {
-        error!(%error, "the state directory cannot be written");
-    }
     // The catalog follows the gate for as long as it stands.
     std::future::pending::<()>().await;
 }
 
-async fn wait_synced(subscribed: &mut watch::Receiver<Link>) -> bool {
-    subscribed.wait_for(|link| link.synced).await.is_ok()
+async fn wait_synced(subscribed: &mut watch::Receiver<Link>) {
+    if subscribed.wait_for(|link| link.synced).await.is_err() {
+        // Nobody subscribes any more: the agent is stopping.
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The join outlives a restart, so that precedence does not flap until the region says it again.
-async fn remember_join(
-    mut joined: watch::Receiver<Option<Timestamp>>,
-    state: Arc<Mutex<StateDir>>,
-) {
+async fn remember_join(mut joined: watch::Receiver<Option<Timestamp>>, mut state: StateDir) {
     while joined.changed().await.is_ok() {
         let known = *joined.borrow_and_update();
-        if let (Some(known), Ok(mut state)) = (known, state.lock())
+        if let Some(known) = known
             && let Err(error) = state.remember_join(known.as_millisecond())
         {
             error!(%error, "the state directory cannot be written");
@@ -281,11 +255,11 @@ impl Visible for View {
     fn status(&self) -> Status {
         let catalog = self.serving.catalog();
         let desired = Arc::clone(&self.desired.borrow());
-        let mut pending = self.pending();
         // Once it serves, it is ready: what the region does is no reason to take the cluster's own
-        // agent out of use.
-        let ready = catalog.as_ref().is_some_and(|catalog| catalog.complete);
-        if ready {
+        // agent out of use. What it still waits for is shown all the same.
+        let ready = catalog.is_some();
+        let mut pending = self.pending();
+        if catalog.as_ref().is_some_and(|catalog| catalog.complete) {
             pending.clear();
         }
         let replica = self.replicas.clone().current();

@@ -17,7 +17,7 @@ use tombolo_ca::service::Authority;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::names::{Owner, RegionName};
 use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
-use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
+use tombolo_federation::replica::{self, Replica, ReplicaWriter, Replicas};
 use tombolo_federation::store::election;
 use tombolo_federation::store::embedded::Embedded;
 use tombolo_federation::store::{Guard, Store};
@@ -41,6 +41,8 @@ use crate::state_dir::StateDir;
 
 /// A leader that gives no sign of life for so long is succeeded.
 const LEADER_TTL: Duration = Duration::from_secs(3);
+/// How long a control plane waits for its agents before what it has is taken for all.
+const AGENTS_COME_WITHIN: Duration = Duration::from_secs(10);
 
 /// A control plane whose sockets are bound; nothing runs yet.
 pub(crate) struct ControlPlane {
@@ -60,6 +62,7 @@ impl ControlPlane {
         config: ControlPlaneConfig,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
+        config.check()?;
         let belongs_to = format!("{}/{}", config.mesh, config.region);
         let state = StateDir::open(&config.state_dir, &belongs_to)?;
         let identity = OwnIdentity::load(&config.identity, &config.mesh)?;
@@ -113,7 +116,8 @@ impl ControlPlane {
         tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
         view.serving.start(&mut tasks, sockets.dns, &stop);
         admin::start(&mut tasks, sockets.admin, Arc::<View>::clone(&view), &stop);
-        start_catalog(&mut tasks, &store, writer, &replicas, publisher);
+        let region = view.config.region.clone();
+        start_catalog(&mut tasks, &store, writer, &replicas, publisher, region);
         let own = OwnRecords::new(Owner::region(view.config.region.clone()), state.epoch());
         let own = Arc::new(Mutex::new(own));
         let region = Spokesman { epoch: state.epoch(), own, store, replicas, held, view };
@@ -128,27 +132,43 @@ impl ControlPlane {
     }
 }
 
-/// Follows the store, and opens the catalog once it was read: what was complete when it was
-/// committed is complete when it is read back.
+/// Follows the store, and opens the catalog once what was read is whole; see [`gate`].
 fn start_catalog(
     tasks: &mut Tasks,
     store: &Arc<dyn Store>,
     writer: ReplicaWriter,
     replicas: &Replicas,
     publisher: Publisher,
+    region: RegionName,
 ) {
     let follow = follower::follow(Arc::clone(store), Arc::new(writer));
     tasks.start_fallible("store follower", async move { follow.await.map_err(Into::into) });
-    let (gate, gate_rx) = watch::channel(Gate::Closed);
-    let mut read = replicas.clone();
-    tasks.start_endless("store gate", async move {
-        if read.wait_for(|replica| replica.position > 0).await.is_some() {
-            gate.send_replace(Gate::Open);
-        }
-        // The catalog follows the gate for as long as it stands.
-        std::future::pending::<()>().await;
-    });
+    let (gate_tx, gate_rx) = watch::channel(Gate::Closed);
+    tasks.start_endless("gate", gate(region, replicas.clone(), gate_tx));
     tasks.start_fallible("catalog", build(replicas.clone(), gate_rx, publisher));
+}
+
+/// Opens the catalog once the store was read, a cluster of this region is complete, and so is every
+/// owner that is held: what was complete when it was committed is complete when it is read back. A
+/// store that is new, or was lost, has nothing to vouch for until its agents have come, which they
+/// are given 10 s for; until then what is not found is not known (RELIABILITY promise 4).
+async fn gate(region: RegionName, mut replicas: Replicas, gate: watch::Sender<Gate>) {
+    if replicas.wait_for(|replica| replica.position > 0).await.is_some() {
+        gate.send_replace(Gate::Partial);
+        let whole = replicas.wait_for(|replica| is_whole(&region, replica));
+        if tokio::time::timeout(AGENTS_COME_WITHIN, whole).await.is_err() {
+            info!("not all owners are complete, serving what there is");
+        }
+        gate.send_replace(Gate::Open);
+    }
+    // The catalog follows the gate for as long as it stands.
+    std::future::pending::<()>().await;
+}
+
+fn is_whole(region: &RegionName, replica: &Replica) -> bool {
+    let own = |owner: &Owner| owner.region == *region && owner.cluster.is_some();
+    replica.owners().any(|(owner, holding)| own(owner) && status::has_spoken(holding))
+        && replica.owners().all(|(_, holding)| status::has_spoken(holding))
 }
 
 /// Speaks for the region and mirrors its peers, whenever this process leads.
@@ -235,7 +255,7 @@ impl View {
     fn region(&self) -> Region {
         let addresses = match &self.config.addresses[..] {
             [] => vec![self.config.listen.grpc.to_string()],
-            addresses => addresses.to_vec(),
+            addresses => addresses.iter().map(ToString::to_string).collect(),
         };
         Region {
             addresses,
@@ -250,7 +270,8 @@ impl Visible for View {
     fn status(&self) -> Status {
         let catalog = self.serving.catalog();
         let pending = match &catalog {
-            None => vec!["the first complete reading of the store".to_owned()],
+            None => vec!["the first reading of the store".to_owned()],
+            Some(catalog) if !catalog.complete => vec!["this region's agents".to_owned()],
             Some(_) => Vec::new(),
         };
         let links = self.links.iter();

@@ -15,6 +15,8 @@ use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Status};
 
+use crate::config::Dial;
+
 /// A connection whose other end does not answer for 10 s + 5 s is given up.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_WITHIN: Duration = Duration::from_secs(5);
@@ -42,11 +44,10 @@ pub(crate) async fn serve(
 
 /// Dials `address` when first used, and again whenever the connection is lost; only the named
 /// identity is spoken to.
-pub(crate) fn dial(address: &str, expected: Identity, held: &Held) -> anyhow::Result<Channel> {
+pub(crate) fn dial(address: &Dial, expected: Identity, held: &Held) -> anyhow::Result<Channel> {
     let connector = Connector::new(held, expected, &Clock::system())?;
     // The scheme says nothing about the connection: the connector does the TLS.
-    let endpoint = Endpoint::try_from(format!("http://{address}"))
-        .map_err(|error| anyhow::anyhow!("{address:?} is not HOST:PORT: {error}"))?
+    let endpoint = Endpoint::try_from(format!("http://{address}"))?
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_WITHIN)
         .keep_alive_while_idle(true);

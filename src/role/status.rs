@@ -67,6 +67,9 @@ pub(crate) struct CatalogStatus {
 pub(crate) struct SourceStatus {
     pub(crate) owner: String,
     pub(crate) records: usize,
+    /// Kinds of records that the owner vouches for: what is not here of them is not there.
+    pub(crate) complete_kinds: Vec<String>,
+    /// All that the owner is there to say was said.
     pub(crate) complete: bool,
     /// Nothing new was heard for 30 s; what it said is still served.
     pub(crate) stale: bool,
@@ -224,6 +227,7 @@ pub(crate) fn sources(
         SourceStatus {
             owner: owner.to_string(),
             records: holding.len(),
+            complete_kinds: holding.complete().keys().map(ToString::to_string).collect(),
             complete: is_complete(holding),
             stale: own != Some(owner) && silence > STALE_AFTER,
             age_seconds: heard.map(|heard| (heard.elapsed().as_secs_f64() * 10.0).round() / 10.0),
@@ -231,6 +235,13 @@ pub(crate) fn sources(
         }
     };
     replica.owners().map(status).collect()
+}
+
+/// Whether an owner said all that it can: the marker of its own record comes last. One whose
+/// source has a gap does not vouch for all kinds, and waiting would not change that.
+pub(crate) fn has_spoken(holding: &Holding) -> bool {
+    holding.complete().contains_key(&Kind::Cluster)
+        || holding.complete().contains_key(&Kind::Region)
 }
 
 /// Whether an owner said that what it is there to say was said.

@@ -75,6 +75,8 @@ impl Tasks {
         });
         if joined.await.is_err() {
             warn!(late = self.set.len(), "tasks did not end in time and are cut off");
+            // Their sockets are free once they are gone.
+            self.set.shutdown().await;
         }
         first
     }
