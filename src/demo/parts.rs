@@ -46,6 +46,9 @@ impl fmt::Display for Part {
     }
 }
 
+/// A cluster and what its manifests say.
+type Manifests = (RegionName, ClusterId, watch::Receiver<Arc<Desired>>);
+
 /// A running role: told to stop by one token, known to have ended by the other.
 struct Running {
     stop: CancellationToken,
@@ -60,7 +63,7 @@ pub(crate) struct Parts {
     roles: JoinSet<(Part, anyhow::Result<()>)>,
     envoys: BTreeMap<ClusterId, Envoy>,
     backends: Backends,
-    manifests: Vec<(RegionName, ClusterId, watch::Receiver<Arc<Desired>>)>,
+    manifests: Vec<Manifests>,
     readers: JoinSet<()>,
     stop_readers: CancellationToken,
 }
@@ -177,23 +180,24 @@ impl Parts {
         Ok(format!("{done} {what}"))
     }
 
-    /// Waits for a change of the manifests, which backends then follow, or for a role that ended
-    /// by itself, which is then told. Cancel safe.
-    pub(crate) async fn follow(&mut self) {
+    /// Waits for a change of a cluster's manifests, which is then to be [followed](Self::follow), or
+    /// for a role that ended by itself, which is told here. Cancel safe.
+    pub(crate) async fn changed(&mut self) -> Option<usize> {
         let Self { manifests, roles, running, .. } = self;
-        let edits = manifests.iter_mut().map(|(_, _, desired)| Box::pin(desired.changed()));
-        let changed = tokio::select! {
-            (_, index, _) = select_all(edits) => Some(index),
+        tokio::select! {
+            index = edited(manifests) => Some(index),
             Some(ended) = roles.join_next() => {
                 reap(running, ended);
                 None
             }
-        };
-        if let Some(index) = changed {
-            let (region, cluster, desired) = &mut self.manifests[index];
-            let records = Arc::clone(&desired.borrow_and_update());
-            self.backends.follow(region, cluster, &records.records).await;
         }
+    }
+
+    /// Lets the backends follow the manifests that changed. Not cancel safe: a change is seen once.
+    pub(crate) async fn follow(&mut self, changed: usize) {
+        let (region, cluster, desired) = &mut self.manifests[changed];
+        let records = Arc::clone(&desired.borrow_and_update());
+        self.backends.follow(region, cluster, &records.records).await;
     }
 
     async fn read_manifests(&mut self) -> anyhow::Result<()> {
@@ -395,6 +399,22 @@ fn refuse_unread(directory: &Path, desired: &Desired) -> anyhow::Result<()> {
         directory.display(),
         if problems.is_empty() { "it holds none".to_owned() } else { problems.join("; ") }
     )
+}
+
+/// Waits for an edit of any of them; says which. Cancel safe.
+async fn edited(manifests: &mut Vec<Manifests>) -> usize {
+    loop {
+        if manifests.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        let edits = manifests.iter_mut().map(|(_, _, desired)| Box::pin(desired.changed()));
+        let (outcome, index, _) = select_all(edits).await;
+        if outcome.is_ok() {
+            return index;
+        }
+        // Its reader ended, and said why: nothing of it will change any more.
+        manifests.remove(index);
+    }
 }
 
 /// Takes note of a role that ended; one that was not told to is told to the person.
