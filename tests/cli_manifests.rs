@@ -3,11 +3,14 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
 
+use common::manifests::Manifests;
 use common::mesh::Mesh;
 use common::{EU, SOON, ask, run, tombolo};
 use tombolo_testbed::dns::Question;
-use tombolo_testbed::{Demo, Scratch, wait_for};
+use tombolo_testbed::{Demo, Layout, Process, Scratch, wait_for};
 
 const CATALOG: &str = "europe-west4/alpha/catalog.yaml";
 
@@ -100,17 +103,48 @@ fn broken_addresses_syntax_and_whole_files_take_nothing_with_them() -> anyhow::R
 }
 
 #[test]
-fn an_address_outside_of_what_the_cluster_declares_is_refused_alone() -> anyhow::Result<()> {
-    let mesh = Mesh::start("broken-cidr")?;
+fn an_address_that_no_cluster_may_use_is_refused_alone() -> anyhow::Result<()> {
+    let mesh = Mesh::start("broken-address")?;
     let first = mesh.manifests.eu(1, 31);
-    mesh.manifests.edit(CATALOG, &format!("[{first}]"), "[192.0.2.7]")?;
-    told(mesh.eu().admin, &["catalog.yaml", "192.0.2.7"])?;
-    wait_for("the others are there, it is not", SOON, || {
-        let pods = ask::addresses(mesh.us().dns, "catalog")?;
-        anyhow::ensure!(pods.len() == 3 && !pods.contains(&"192.0.2.7".to_owned()), "{pods:?}");
-        Ok(())
-    })?;
+    for refused in ["169.254.169.254", "0.0.0.0"] {
+        let before = mesh.manifests.read(CATALOG)?;
+        mesh.manifests.edit(CATALOG, &format!("[{first}]"), &format!("[{refused}]"))?;
+        told(mesh.eu().admin, &["catalog.yaml", refused])?;
+        wait_for("the others are there, it is not", SOON, || {
+            let pods = ask::addresses(mesh.us().dns, "catalog")?;
+            anyhow::ensure!(pods.len() == 3 && !pods.contains(&refused.to_owned()), "{pods:?}");
+            Ok(())
+        })?;
+        mesh.manifests.write(CATALOG, &before)?;
+        wait_for("mended", SOON, || ask::same(&ask::problems(mesh.eu().admin)?, &Vec::new()))?;
+    }
     mesh.end()
+}
+
+#[test]
+fn the_examples_are_what_it_shows_unasked_and_they_declare_loopback_alone() -> anyhow::Result<()> {
+    let scratch = Scratch::new("examples")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    std::fs::create_dir(scratch.path().join("examples"))?;
+    std::os::unix::fs::symlink(manifests.root(), scratch.path().join("examples/demo"))?;
+    let (state, first) = (scratch.path().join("state"), manifests.eu(1, 31));
+    manifests.edit(CATALOG, &format!("[{first}]"), "[192.0.2.7]")?;
+
+    let mut command = Command::new(tombolo());
+    command.args(["demo", "--ports", "auto", "--state-dir"]).arg(&state);
+    command.current_dir(scratch.path()).env("PATH", "");
+    let mut process = Process::start("demo", &mut command, scratch.path())?;
+    let layout: Layout = wait_for("it is ready", Duration::from_secs(30), || {
+        let text = std::fs::read_to_string(state.join("demo.json"))?;
+        anyhow::Ok(serde_json::from_str(&text)?)
+    })?;
+    let agent = &layout.regions[0].clusters[0];
+    assert_eq!((layout.regions.len(), agent.id.as_str()), (2, "europe-west4-alpha"));
+    told(agent.admin, &["catalog.yaml", "192.0.2.7"])?;
+    assert_eq!(ask::addresses(agent.dns, "catalog")?.len(), 3);
+    assert!(process.terminate(SOON)?.success());
+    assert!(!process.stderr()?.contains("panicked"));
+    Ok(())
 }
 
 /// A small set as projects publish them: no `ServiceExports`, much else.

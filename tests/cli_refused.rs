@@ -8,7 +8,7 @@ use std::path::Path;
 use common::manifests::{Manifests, service};
 use common::mesh::Mesh;
 use common::processes::Apart;
-use common::{Ended, SOON, US, run};
+use common::{Ended, SOON, US, run, run_in};
 use tombolo_testbed::{Scratch, wait_for};
 
 /// A demo that must not start.
@@ -43,6 +43,9 @@ fn directories_that_are_no_mesh() -> anyhow::Result<()> {
     let scratch = Scratch::new("refused-dirs")?;
     let state = scratch.path().join("s");
     let here = scratch.path().display().to_string();
+    // Unasked it shows the examples, which are where the sources are.
+    run_in(scratch.path(), &["demo", "--ports", "auto"])?
+        .assert_refused(&["examples/demo", "--dir REGION/CLUSTER=PATH"]);
     demo(&state, &["--dir", "/no/such/mesh"])?
         .assert_refused(&["/no/such/mesh", "REGION/CLUSTER=PATH"]);
     demo(&state, &["--dir", &format!("eu/a={here}/nothing")])?

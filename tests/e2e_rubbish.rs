@@ -82,7 +82,8 @@ fn connections_that_say_nothing_keep_no_one_out() -> anyhow::Result<()> {
     let mesh = Mesh::start("silent")?;
     let (region, agent) = (mesh.demo.region(US)?.clone(), mesh.us().clone());
     let mut held = Vec::new();
-    for server in [region.grpc, region.admin, region.dns, agent.grpc, agent.dns] {
+    let control = mesh.demo.layout().control;
+    for server in [region.grpc, region.admin, region.dns, agent.grpc, agent.dns, control] {
         for _ in 0..40 {
             held.push(TcpStream::connect(server)?);
         }

@@ -17,6 +17,11 @@ fn traffic_stays_in_its_region_while_that_is_healthy() -> anyhow::Result<()> {
         for service in ["checkout", "cart", "inventory", "redis"] {
             ask::all_from(Mesh::envoy_of(cluster), service, region, 25)?;
         }
+        // A backend says where it runs, as its slice has it.
+        let backend = ask::fetch(Mesh::envoy_of(cluster), "checkout")?;
+        assert!(backend.cluster.starts_with(region), "{backend:?}");
+        assert!(backend.zone.starts_with(region), "{backend:?}");
+        assert!(["checkout-1", "checkout-2"].contains(&backend.pod.as_str()), "{backend:?}");
         // Theirs alone: near or far, the name is the same.
         ask::all_from(Mesh::envoy_of(cluster), "catalog", EU, 10)?;
         ask::all_from(Mesh::envoy_of(cluster), "payments", US, 10)?;

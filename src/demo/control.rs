@@ -4,6 +4,7 @@
 //! `ok` or `error`. A line that is no verb ends its connection: a web page that is made to talk to
 //! the port speaks HTTP, and its first line is none.
 
+use std::collections::VecDeque;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,15 +14,13 @@ use tokio::io::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// Longest line taken, in bytes.
 const LINE_LIMIT: u64 = 1024;
 /// Before accepting is tried again after it failed, as it does without free descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
-/// A connection that says nothing for so long is ended.
-const IDLE: Duration = Duration::from_mins(5);
-/// Connections at a time.
+/// Connections at a time; one more ends the oldest, so that silent ones keep nobody out.
 const MAX_CONNECTIONS: usize = 16;
 
 /// What to do.
@@ -88,19 +87,23 @@ pub(crate) async fn serve(
     orders: mpsc::Sender<Order>,
 ) -> anyhow::Result<()> {
     let mut connections = JoinSet::new();
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        while connections.len() >= MAX_CONNECTIONS {
-            connections.join_next().await;
-        }
         let orders = orders.clone();
-        connections.spawn(async move {
+        open.push_back(connections.spawn(async move {
             let (read, write) = stream.into_split();
             converse(BufReader::new(read), write, &orders).await
-        });
+        }));
+        open.retain(|connection| !connection.is_finished());
+        if open.len() > MAX_CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
         while connections.try_join_next().is_some() {}
     }
 }
@@ -152,10 +155,10 @@ async fn converse(
 ) -> std::io::Result<()> {
     loop {
         let mut line = Vec::new();
-        let mut limited = (&mut read).take(LINE_LIMIT);
-        let length = tokio::time::timeout(IDLE, limited.read_until(b'\n', &mut line)).await;
-        // At its end, or idle: others want its place.
-        let Ok(1..) = length.unwrap_or(Ok(0)) else { return Ok(()) };
+        let length = (&mut read).take(LINE_LIMIT).read_until(b'\n', &mut line).await?;
+        if length == 0 {
+            return Ok(());
+        }
         let line = String::from_utf8_lossy(&line).into_owned();
         let understood = line.parse::<Verb>().is_ok();
         let answer = obey(&line, orders).await;
