@@ -5,14 +5,20 @@
 //! the port speaks HTTP, and its first line is none.
 
 use std::str::FromStr;
+use std::time::Duration;
 
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
+    BufReader,
+};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 /// Longest line taken, in bytes.
-const MAX_LINE: usize = 1024;
+const LINE_LIMIT: u64 = 1024;
+/// Before accepting is tried again after it failed, as it does without free descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 16;
 
@@ -81,7 +87,10 @@ pub(crate) async fn serve(
 ) -> anyhow::Result<()> {
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await?;
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
         while connections.len() >= MAX_CONNECTIONS {
             connections.join_next().await;
         }
@@ -96,17 +105,42 @@ pub(crate) async fn serve(
 
 /// Takes orders from stdin until it ends; a demo whose stdin is closed goes on.
 pub(crate) async fn read_stdin(orders: mpsc::Sender<Order>) -> anyhow::Result<()> {
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let mut lines = stdin_lines()?;
     let mut output = tokio::io::stdout();
-    while let Some(line) = lines.next_line().await? {
+    while let Some(line) = lines.recv().await {
         if line.trim().is_empty() {
             continue;
         }
-        let answer = obey(&line, &orders).await;
-        output.write_all(render(&answer).as_bytes()).await?;
-        output.flush().await?;
+        let answer = render(&obey(&line, &orders).await);
+        // Nobody may be reading the answers, which is no reason to end.
+        let _ = output.write_all(answer.as_bytes()).await;
+        let _ = output.flush().await;
     }
     std::future::pending().await
+}
+
+/// The lines of stdin, by a thread of its own: a read that waits for the terminal cannot be
+/// called off, and the runtime's own threads are waited for when the demo ends.
+fn stdin_lines() -> std::io::Result<mpsc::Receiver<String>> {
+    let (lines_tx, lines) = mpsc::channel(1);
+    let read = move || {
+        let mut input = std::io::stdin().lock();
+        while let Ok(Some(line)) = read_line(&mut input) {
+            if lines_tx.blocking_send(line).is_err() {
+                break;
+            }
+        }
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(read)?;
+    Ok(lines)
+}
+
+/// The next line, or as much of it as is taken at once; `None` at the end.
+fn read_line(input: &mut impl std::io::BufRead) -> std::io::Result<Option<String>> {
+    use std::io::{BufRead as _, Read as _};
+    let mut line = Vec::new();
+    let length = input.take(LINE_LIMIT).read_until(b'\n', &mut line)?;
+    Ok((length > 0).then(|| String::from_utf8_lossy(&line).into_owned()))
 }
 
 async fn converse(
@@ -116,9 +150,7 @@ async fn converse(
 ) -> std::io::Result<()> {
     loop {
         let mut line = Vec::new();
-        let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
-        let length =
-            tokio::io::AsyncReadExt::take(&mut read, limit).read_until(b'\n', &mut line).await?;
+        let length = (&mut read).take(LINE_LIMIT).read_until(b'\n', &mut line).await?;
         if length == 0 {
             return Ok(());
         }
@@ -158,6 +190,17 @@ mod tests {
         for bad in ["", "stop", "stop backend", "halt region x", "stop pod x", "stop region x y"] {
             assert!(bad.parse::<Verb>().unwrap_err().contains(USAGE), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn stdin_is_read_line_by_line_whatever_it_holds() {
+        let long = [b'x'; 1500];
+        let input = [b"stop\n\xff\xfe\n", &long[..], b"\nlast"].concat();
+        let mut input = &input[..];
+        let lines: Vec<String> = std::iter::from_fn(|| read_line(&mut input).unwrap()).collect();
+        let lengths: Vec<usize> = lines.iter().map(|line| line.chars().count()).collect();
+        assert_eq!(lengths, [5, 3, 1024, 477, 4]);
+        assert_eq!(lines[4], "last");
     }
 
     #[tokio::test]
