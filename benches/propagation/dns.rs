@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-/// Between two questions to one server.
-const EVERY: Duration = Duration::from_millis(1);
 /// Loopback loses nothing, but a server that is busy may be late.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
@@ -42,13 +40,13 @@ impl Prober {
     }
 }
 
-/// Asks each server every millisecond until each has exactly `wanted`; how long after `since`
-/// each was first seen to.
+/// Asks each server, once in `every`, until each has exactly `wanted`; how long after `since` each
+/// was first seen to.
 pub(crate) fn until_visible(
     servers: &mut [Prober],
     wanted: &BTreeSet<Ipv4Addr>,
     since: Instant,
-    deadline: Duration,
+    (every, deadline): (Duration, Duration),
 ) -> anyhow::Result<Vec<Duration>> {
     let mut seen = vec![None; servers.len()];
     let mut tick = Instant::now();
@@ -61,7 +59,7 @@ pub(crate) fn until_visible(
         if since.elapsed() > deadline {
             bail!("{wanted:?} is not in all answers after {deadline:?}: {seen:?}");
         }
-        tick += EVERY;
+        tick += every;
         crate::pause(tick.saturating_duration_since(Instant::now()));
     }
     Ok(seen.into_iter().flatten().collect())

@@ -27,6 +27,11 @@ impl Samples {
         sorted.get(rank - 1).copied().unwrap_or_default()
     }
 
+    /// Each without a part that all have.
+    pub(crate) fn less(&self, part: Duration) -> Self {
+        self.0.iter().map(|took| took.saturating_sub(part)).collect()
+    }
+
     pub(crate) fn max(&self) -> Duration {
         self.percentile(100)
     }
@@ -56,8 +61,8 @@ pub(crate) struct Row {
     pub(crate) promise: Option<Duration>,
     /// The smallest program that does only the unavoidable, measured in the same rounds.
     pub(crate) limit: Option<Samples>,
-    /// Waiting that is on purpose, and so not held against the limit a second time.
-    pub(crate) deliberate: Option<Duration>,
+    /// Waiting on purpose, in the samples and not in the limit.
+    pub(crate) deliberate: Duration,
 }
 
 impl Row {
@@ -79,16 +84,15 @@ impl Row {
     }
 
     fn to_json(&self) -> Value {
-        let with = self.deliberate.and_then(|deliberate| self.of_limit(deliberate));
         json!({
             "what": self.what,
             "measured": self.samples.to_json(),
             "promise_ms": self.promise.map(ms),
             "max_to_promise": self.of_promise(),
             "limit": self.limit.as_ref().map(Samples::to_json),
-            "deliberate_ms": self.deliberate.map(ms),
+            "deliberate_ms": ms(self.deliberate),
             "p50_p99_to_limit": self.of_limit(Duration::ZERO),
-            "p50_p99_to_limit_with_deliberate": with,
+            "p50_p99_to_limit_and_deliberate": self.of_limit(self.deliberate),
         })
     }
 
@@ -101,10 +105,13 @@ impl Row {
         let cell = |value: Option<String>, width| format!(" {:>width$}", value.unwrap_or_default());
         line += &cell(self.of_promise().map(|ratio| format!("{ratio:.3}")), 8);
         let limit = self.limit.as_ref();
-        line += &cell(limit.map(|limit| format!("{:.2}", ms(limit.percentile(50)))), 8);
+        let limit = |percent| limit.map(|limit| format!("{:.2}", ms(limit.percentile(percent))));
+        line += &cell(limit(50), 8);
+        line += &cell(limit(99), 8);
         let pair = |[p50, p99]: [f64; 2]| format!("{p50:.1} / {p99:.1}");
-        line += &cell(self.of_limit(Duration::ZERO).map(pair), 15);
-        line += &cell(self.deliberate.and_then(|d| self.of_limit(d)).map(pair), 13);
+        line += &cell(self.of_limit(Duration::ZERO).map(pair), 14);
+        let apart = (!self.deliberate.is_zero()).then(|| self.of_limit(self.deliberate)).flatten();
+        line += &cell(apart.map(pair), 12);
         line.trim_end().to_owned()
     }
 }
