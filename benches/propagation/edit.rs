@@ -11,9 +11,12 @@ use anyhow::{Context as _, ensure};
 /// The edited service: exported by one cluster only, so that every region answers with its
 /// endpoints and nothing else.
 pub(crate) const SERVICE: &str = "payments.shop.svc.clusterset.local";
-/// What the example says; the second of its two endpoints is replaced.
-const STAYS: Ipv4Addr = Ipv4Addr::new(127, 1, 1, 41);
-const REPLACED: &str = "127.1.1.42";
+/// What the copy says; the second of its two endpoints is replaced.
+const STAYS: Ipv4Addr = Ipv4Addr::new(127, 201, 1, 41);
+const REPLACED: &str = "127.201.1.42";
+/// Where the examples' backends listen, and those of the copies: a demo that runs beside the
+/// measurement would hold the addresses of the one that is measured.
+const MOVED: [(&str, &str); 2] = [("127.1.", "127.201."), ("127.2.", "127.202.")];
 
 /// The manifests of a demo in a directory of their own.
 pub(crate) struct Manifests {
@@ -61,7 +64,9 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
         if entry.file_type()?.is_dir() {
             copy(&entry.path(), &to)?;
         } else {
-            fs::copy(entry.path(), &to)?;
+            let text = fs::read_to_string(entry.path())?;
+            let moved = MOVED.iter().fold(text, |text, (from, to)| text.replace(from, to));
+            fs::write(&to, moved)?;
         }
     }
     Ok(())

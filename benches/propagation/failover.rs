@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use tombolo_testbed::{Demo, Scratch, http};
 
+use crate::edit::Manifests;
 use crate::machine::Watch;
 use crate::stats::{Row, Samples, Section};
 use crate::{Bench, pause};
@@ -34,8 +35,8 @@ const URL: &str = "http://checkout.shop.svc.clusterset.local:8080/";
 const LOCAL: &str = "us-west1";
 const BACKENDS: [&str; 2] = ["us-west1-alpha/checkout", "us-west1-beta/checkout"];
 /// One of those, to be refused by.
-const DEAD_BACKEND: ([u8; 4], u16) = ([127, 1, 1, 11], 8080);
-const FAR_BACKEND: ([u8; 4], u16) = ([127, 2, 1, 11], 8080);
+const DEAD_BACKEND: ([u8; 4], u16) = ([127, 201, 1, 11], 8080);
+const FAR_BACKEND: ([u8; 4], u16) = ([127, 202, 1, 11], 8080);
 
 /// What became of one request.
 #[derive(Debug, Clone)]
@@ -142,7 +143,8 @@ impl Figures {
 /// A mesh of its own per round: what Envoy remembers of an earlier death would count.
 fn round(bench: &Bench, envoy: &Path, all: &mut Figures) -> anyhow::Result<()> {
     let scratch = Scratch::new("bench")?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo").display().to_string();
+    let manifests = Manifests::copy_to(scratch.path())?;
+    let root = manifests.root().display().to_string();
     let demo = Demo::start(&bench.binary, scratch.path(), Some(envoy), &["--dir", &root])?;
     let proxy = demo.cluster(LOCAL, "alpha")?.envoy.context("the demo has no Envoy")?;
     http::get_via(proxy, URL)?;

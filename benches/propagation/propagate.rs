@@ -132,13 +132,11 @@ pub(crate) fn path(bench: &Bench) -> anyhow::Result<Section> {
         Ok(seen)
     })?;
     let others = watch.others();
-    let hop = |limit: &Parts| limit.carried / 3;
-    let commit_and_hop = |limit: &Parts| limit.committed / 2 + limit.carried / 3;
-    let names: [(&str, &dyn Fn(&Parts) -> Duration); 4] = [
-        ("own agent: noticed, quiet, read, merged, served", &|limit: &Parts| limit.noticed),
-        ("own region: published, committed, merged, served", &commit_and_hop),
-        ("other region: mirrored, committed, merged, served", &commit_and_hop),
-        ("agent of the other region: fed, merged, served", &hop),
+    let names: [Step; 4] = [
+        ("own agent: noticed, quiet, read, merged, served", |limit| limit.noticed),
+        ("own region: published, committed, merged, served", commit_and_hop),
+        ("other region: mirrored, committed, merged, served", commit_and_hop),
+        ("agent of the other region: fed, merged, served", hop),
     ];
     let mut rows = vec![Row {
         promise: Some(PROMISE),
@@ -151,6 +149,17 @@ pub(crate) fn path(bench: &Bench) -> anyhow::Result<Section> {
     }
     bed.demo.interrupt()?;
     Ok(Section { rows, others, ..Section::default() })
+}
+
+/// A step's name, and its share of the limit.
+type Step = (&'static str, fn(&Parts) -> Duration);
+
+fn hop(limit: &Parts) -> Duration {
+    limit.carried / 3
+}
+
+fn commit_and_hop(limit: &Parts) -> Duration {
+    limit.committed / 2 + hop(limit)
 }
 
 /// Edit to the other region's Envoy.

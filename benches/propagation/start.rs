@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tombolo_testbed::{Process, Scratch, free_ports, http};
 
+use crate::edit::Manifests;
 use crate::machine::Watch;
 use crate::stats::{Row, Samples, Section};
 use crate::{Bench, pause};
@@ -52,9 +53,9 @@ fn row(
 fn demo(binary: &Path, envoy: Option<&Path>) -> anyhow::Result<Duration> {
     let scratch = Scratch::new("bench")?;
     let state = scratch.path().join("state");
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo");
+    let manifests = Manifests::copy_to(scratch.path())?;
     let mut command = Command::new(binary);
-    command.arg("demo").arg("--dir").arg(examples).arg("--state-dir").arg(&state);
+    command.arg("demo").arg("--dir").arg(manifests.root()).arg("--state-dir").arg(&state);
     command.args(["--ports", "auto"]);
     match envoy {
         Some(envoy) => command.arg("--envoy").arg(envoy),

@@ -148,16 +148,17 @@ impl Section {
         }
         let _ = writeln!(
             text,
-            "  {:<58} {:>5} {:>9} {:>9} {:>9} {:>8} {:>8} {:>15} {:>13}",
+            "  {:<58} {:>5} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>14} {:>12}",
             "milliseconds",
             "count",
             "p50",
             "p99",
             "max",
-            "max/prom",
-            "limit50",
-            "p50/p99 to lim",
-            "lim+on purp."
+            "promised",
+            "lim p50",
+            "lim p99",
+            "times limit",
+            "and purpose"
         );
         for row in &self.rows {
             let _ = writeln!(text, "{}", row.line());
