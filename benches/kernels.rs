@@ -95,7 +95,7 @@ fn question(mesh: &Mesh, catalog: &Catalog, batches: u32) -> anyhow::Result<()> 
         .map(|service| format!("s{service}.shop.svc.clusterset.local."))
         .collect();
     let names: Vec<Name> =
-        texts.iter().map(|text| Name::from_ascii(text)).collect::<Result<_, _>>()?;
+        texts.iter().map(Name::from_ascii).collect::<Result<_, _>>()?;
     let first = Question { name: &names[0], qtype: RecordType::A, class: DNSClass::IN, turn: 0 };
     let found = answer(&zone, &view, Some(catalog), &first).answers.len();
     anyhow::ensure!(
@@ -197,8 +197,8 @@ fn named(service: u32) -> anyhow::Result<ServiceKey> {
 }
 
 fn slice(cluster: &str, service: u32, stamp: u32) -> anyhow::Result<Change> {
-    let part = Some("slice-1".parse()?);
-    let key = Key::of_service(owner(cluster)?, Kind::Endpoints, &named(service)?, part);
+    let name = Some("slice-1".parse()?);
+    let key = Key::of_service(owner(cluster)?, Kind::Endpoints, &named(service)?, name);
     let port = EndpointPort {
         name: "http".into(),
         protocol: Protocol::Tcp,
