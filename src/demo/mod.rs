@@ -29,7 +29,6 @@ use self::files::{Prepared, Reading};
 use self::layout::{Layout, Ports};
 use self::parts::Parts;
 use self::show::Progress;
-use crate::role::admin::CannotListen;
 
 /// The manifests that come with the project.
 pub(crate) const EXAMPLES: &str = "examples/demo";
@@ -47,19 +46,6 @@ pub(crate) enum PortChoice {
     Fixed,
     /// Free ones, written to demo.json.
     Auto,
-}
-
-impl PortChoice {
-    fn advise(self, error: anyhow::Error) -> anyhow::Error {
-        let in_use = error.downcast_ref::<CannotListen>().is_some()
-            || error.downcast_ref::<tombolo_dns::server::ServeError>().is_some();
-        match self {
-            Self::Fixed if in_use => {
-                error.context("a port of the demo is taken; --ports auto takes free ones")
-            }
-            Self::Fixed | Self::Auto => error,
-        }
-    }
 }
 
 /// What the command line said.
@@ -90,8 +76,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         PortChoice::Fixed => Ports::fixed(&layout)?,
         PortChoice::Auto => Ports::free(&layout)?,
     };
-    let control = crate::role::admin::bind("the demo's control", ports.control).await;
-    let control = control.map_err(|error| options.ports.advise(error.into()))?;
+    let control = crate::role::admin::bind("the demo's control", ports.control).await?;
     let prepared = Prepared::write(&state_dir, &mesh, &layout, &ports, reading)?;
     progress.done("certificates and configuration");
 
