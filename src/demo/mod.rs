@@ -84,7 +84,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let mut mesh_parts = Parts::new(prepared, envoy);
     let supervised = supervise(&mut mesh_parts, control, &progress, &state_dir);
     let outcome = tokio::select! {
-        ended = supervised => ended.map_err(|error| options.ports.advise(error)),
+        ended = supervised => ended,
         () = signals.recv() => Ok(()),
     };
     show::stopping();
