@@ -133,7 +133,6 @@ fn suggestions(parts: &Parts, control: SocketAddr) -> Vec<String> {
     ));
     let directory = cluster.agent.source.directory.display();
     lines.push(format!("edit a file in {directory} and ask the other region"));
-    lines.push(format!("echo 'stop agent {id}' | nc -N {} {}", control.ip(), control.port()));
     lines
 }
 
