@@ -34,9 +34,6 @@ const GIVE_UP: Duration = Duration::from_mins(1);
 const URL: &str = "http://checkout.shop.svc.clusterset.local:8080/";
 const LOCAL: &str = "us-west1";
 const BACKENDS: [&str; 2] = ["us-west1-alpha/checkout", "us-west1-beta/checkout"];
-/// One of those, to be refused by.
-const DEAD_BACKEND: ([u8; 4], u16) = ([127, 201, 1, 11], 8080);
-const FAR_BACKEND: ([u8; 4], u16) = ([127, 202, 1, 11], 8080);
 
 /// What became of one request.
 #[derive(Debug, Clone)]
@@ -156,7 +153,7 @@ fn round(bench: &Bench, envoy: &Path, all: &mut Figures) -> anyhow::Result<()> {
             let (outcomes, stop) = (&outcomes, &stop);
             scope.spawn(move || load(proxy, schedule, client, outcomes, stop));
         }
-        let marks = drive(&demo, &outcomes, all);
+        let marks = drive(&demo, &manifests, &outcomes, all);
         stop.store(true, Ordering::Relaxed);
         marks
     })?;
@@ -170,6 +167,7 @@ fn round(bench: &Bench, envoy: &Path, all: &mut Figures) -> anyhow::Result<()> {
 /// Stops, waits, starts, and waits until all is as before. When it began to stop, and had started.
 fn drive(
     demo: &Demo,
+    manifests: &Manifests,
     outcomes: &Mutex<Vec<Outcome>>,
     all: &mut Figures,
 ) -> anyhow::Result<(Instant, Instant)> {
@@ -180,7 +178,7 @@ fn drive(
     }
     pause(DEAD);
     for _ in 0..10 {
-        all.limit.push(limit()?);
+        all.limit.push(limit(manifests)?);
     }
     for backend in BACKENDS {
         demo.control(&format!("start backend {backend}"))?;
@@ -226,10 +224,10 @@ fn request(proxy: SocketAddr) -> anyhow::Result<String> {
 }
 
 /// The least that a failover takes: to be refused, and to ask the other region.
-fn limit() -> anyhow::Result<Duration> {
+fn limit(manifests: &Manifests) -> anyhow::Result<Duration> {
     let started = Instant::now();
-    ensure!(TcpStream::connect(SocketAddr::from(DEAD_BACKEND)).is_err(), "a dead backend answers");
-    let response = http::get(SocketAddr::from(FAR_BACKEND), "/")?;
+    ensure!(TcpStream::connect(manifests.backend()).is_err(), "a dead backend answers");
+    let response = http::get(manifests.far_backend(), "/")?;
     ensure!(response.status == 200, "the other region's backend says {}", response.status);
     Ok(started.elapsed())
 }
