@@ -57,7 +57,7 @@ fn overview(parts: &Parts, control: SocketAddr) -> String {
         lines.push(format!("  {HOW_TO_GET}"));
     }
     lines.extend([String::new(), "Things to try".to_owned()]);
-    lines.extend(suggestions(parts, control).into_iter().map(|line| format!("  {line}")));
+    lines.extend(suggestions(parts).into_iter().map(|line| format!("  {line}")));
     lines.extend([String::new(), format!("Verbs here and on {control}: {USAGE}. Ctrl-C ends.")]);
     lines.join("\n")
 }
@@ -100,7 +100,7 @@ fn unread(parts: &Parts, cluster: &ClusterId) -> Option<String> {
 }
 
 /// Only what works with what runs.
-fn suggestions(parts: &Parts, control: SocketAddr) -> Vec<String> {
+fn suggestions(parts: &Parts) -> Vec<String> {
     let regions = &parts.prepared().regions;
     let Some((near, far)) = regions.keys().next_back().zip(regions.keys().next()) else {
         return Vec::new();
