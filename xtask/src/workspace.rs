@@ -67,6 +67,13 @@ impl Workspace {
         std::env::join_paths(dirs).context("PATH with one more directory")
     }
 
+    /// `PATH` with `dir` at the end, where it hides nothing.
+    pub(crate) fn path_before(dir: &Path) -> anyhow::Result<OsString> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::env::split_paths(&path).chain(std::iter::once(dir.to_owned()));
+        std::env::join_paths(dirs).context("PATH with one more directory")
+    }
+
     /// Where cargo-deny keeps its advisory databases.
     pub(crate) fn advisories() -> Option<PathBuf> {
         let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
