@@ -89,7 +89,7 @@ Examples:
 /// Of `demo`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Manifests: a directory laid out as <region>/<cluster>/, or REGION/CLUSTER=PATH; repeatable.
+    /// Manifests: a directory laid out as REGION/CLUSTER/, or REGION/CLUSTER=PATH; repeatable.
     #[arg(long, default_value = EXAMPLES, value_name = "DIR")]
     pub(crate) dir: Vec<String>,
     /// Keep state here, and write demo.json when everything is ready; temporary by default.

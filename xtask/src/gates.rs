@@ -1,4 +1,4 @@
-//! The gates: the workspace builds without protoc, is formatted, has no warnings, and depends on
+//! The gates: the workspace builds without protoc, is formatted, has no warnings in code or documentation, and depends on
 //! nothing that `deny.toml` refuses.
 
 use std::fs;
@@ -14,7 +14,7 @@ use crate::workspace::Workspace;
 
 const NO_DENY: &str = "NOT CHECKED (no cargo-deny)";
 
-/// Format, lints and dependencies.
+/// Format, lints, documentation and dependencies.
 pub(crate) fn lint(run: &mut Run) {
     setup::for_lints(run);
     run.step("fmt", |workspace, log| {
@@ -23,6 +23,10 @@ pub(crate) fn lint(run: &mut Run) {
     run.step("clippy", |workspace, log| {
         let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
         watched(log, &mut workspace.cargo(clippy))
+    });
+    run.step("doc", |workspace, log| {
+        let mut doc = workspace.cargo(["doc", "--workspace", "--no-deps", "--locked"]);
+        watched(log, doc.env("RUSTDOCFLAGS", "-D warnings"))
     });
     run.step("deny", deny);
     run.step("advisories", advisories);

@@ -2,14 +2,31 @@
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 
 /// How much of a quiet step's output is shown when it fails.
 const TAIL_LINES: usize = 40;
+
+/// Runs its arguments and ends all of their process group when stdin ends.
+///
+/// stdin is a pipe that this process holds: letting go of it stops the group, and so does the end
+/// of this process, whatever its cause. (A group of its own is out of Ctrl-C's reach.)
+const ON_A_LIFELINE: &str = r#"
+exec 3<&0
+(read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &
+watch=$!
+"$@" </dev/null 3<&-
+status=$?
+kill "$watch"
+exit "$status"
+"#;
 
 /// The log of one step.
 #[derive(Debug)]
@@ -42,32 +59,60 @@ impl Log {
 
     /// Runs `command` with its output in the file and on the terminal.
     pub(crate) fn watched(&mut self, command: &mut Command) -> anyhow::Result<()> {
-        let status = self.read(command, |_| {})?;
-        ended(command, status)
+        self.note(command)?;
+        let mut child = piped(command.stdin(Stdio::null()))?;
+        self.pass_on(&mut child, |_| {})?;
+        ended(command, child.wait()?)
     }
 
-    /// The same, and hands every line of stdout to `on_line`; says how the command ended.
-    pub(crate) fn read(
+    /// The same for at most `limit`, and hands every line to `on_line`. Says how the command
+    /// ended, or `None` if it was stopped at the limit, with all that it had started.
+    pub(crate) fn limited(
         &mut self,
-        command: &mut Command,
-        mut on_line: impl FnMut(&str),
-    ) -> anyhow::Result<ExitStatus> {
+        command: &Command,
+        limit: Duration,
+        on_line: impl FnMut(&str) + Send,
+    ) -> anyhow::Result<Option<ExitStatus>> {
         self.note(command)?;
+        let mut child = piped(&mut on_a_lifeline(command))?;
+        let lifeline = child.stdin.take();
+        let (ended, end) = mpsc::channel::<()>();
+        let watch = thread::spawn(move || {
+            let late = end.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
+            drop(lifeline);
+            late
+        });
+        let passed_on = self.pass_on(&mut child, on_line);
+        drop(ended);
+        let late = watch.join().map_err(|_| anyhow!("the watch over the time panicked"))?;
+        let status = child.wait()?;
+        passed_on.map(|()| (!late).then_some(status))
+    }
+
+    /// Passes the output on until its end: to the file, the terminal and `on_line`.
+    fn pass_on(
+        &mut self,
+        child: &mut Child,
+        on_line: impl FnMut(&str) + Send,
+    ) -> anyhow::Result<()> {
         self.quiet = false;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| program(command))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let file = &self.file;
+        let (file, on_line) = (&self.file, Mutex::new(on_line));
+        let tell = |line: &str| on_line.lock().unwrap_or_else(PoisonError::into_inner)(line);
         thread::scope(|scope| {
-            let errors = scope.spawn(|| each_line(stderr, file, |line| eprintln!("{line}")));
+            let errors = scope.spawn(|| {
+                each_line(stderr, file, |line| {
+                    eprintln!("{line}");
+                    tell(line);
+                })
+            });
             each_line(stdout, file, |line| {
                 println!("{line}");
-                on_line(line);
+                tell(line);
             })?;
             errors.join().unwrap_or_else(|_| Err(io::Error::other("the reader panicked")))
         })
-        .context("reading the output")?;
-        Ok(child.wait()?)
+        .context("reading the output")
     }
 
     /// The end of what has been logged, if it was not on the terminal already.
@@ -100,6 +145,28 @@ fn each_line(
     Ok(())
 }
 
+fn piped(command: &mut Command) -> anyhow::Result<Child> {
+    let spawned = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    spawned.with_context(|| program(command))
+}
+
+/// `command` in a process group of its own that ends with the pipe to it.
+fn on_a_lifeline(command: &Command) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", ON_A_LIFELINE, "sh"]).arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(key, value),
+            None => shell.env_remove(key),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        shell.current_dir(dir);
+    }
+    shell.stdin(Stdio::piped()).process_group(0);
+    shell
+}
+
 fn ended(command: &Command, status: ExitStatus) -> anyhow::Result<()> {
     if !status.success() {
         bail!("{}: {status}", program(command));
@@ -129,20 +196,37 @@ mod tests {
         command
     }
 
+    const LONG: Duration = Duration::from_mins(1);
+
     #[test]
-    fn lines_of_stdout_are_handed_over_and_both_streams_are_kept() {
+    fn all_lines_are_handed_over_and_kept() {
         let (_dir, mut log) = log();
         let mut lines = Vec::new();
+        let script = "echo one; echo $TWO >&2; printf three; exit 5";
         let status = log
-            .read(&mut sh("echo one; echo two >&2; printf three; exit 5"), |line| {
-                lines.push(line.to_owned());
-            })
+            .limited(sh(script).env("TWO", "two"), LONG, |line| lines.push(line.to_owned()))
             .unwrap();
-        assert_eq!(status.code(), Some(5));
-        assert_eq!(lines, ["one", "three"]);
+        assert_eq!(status.unwrap().code(), Some(5));
+        lines.sort();
+        assert_eq!(lines, ["one", "three", "two"]);
         let kept = std::fs::read_to_string(log.path()).unwrap();
         assert!(kept.contains("two\n") && kept.contains("three"), "{kept}");
         assert_eq!(log.unseen_tail(), None);
+    }
+
+    #[test]
+    fn at_the_limit_the_whole_group_is_stopped() {
+        let (dir, mut log) = log();
+        let pid = dir.path().join("pid");
+        // The grandchild holds the output open: only its own end ends the reading.
+        let mut command = sh("sleep 1000 & echo $! >\"$0\"; echo started; wait");
+        let mut lines = Vec::new();
+        let late = log
+            .limited(command.arg(&pid), Duration::from_secs(2), |line| lines.push(line.to_owned()))
+            .unwrap();
+        assert_eq!(late, None);
+        assert_eq!(lines, ["started"]);
+        assert!(std::fs::read_to_string(pid).unwrap().trim().parse::<u32>().is_ok());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::workspace::Workspace;
 Examples:
   cargo xtask test                    everything CI checks, in one go
   cargo xtask test --filter failover  only tests with this in their name
-  cargo xtask lint                    format, clippy, dependencies
+  cargo xtask lint                    format, clippy, rustdoc, dependencies
 
 Each step's output is kept in target/xtask/STEP.log. Tools are kept in
 ${XDG_CACHE_HOME:-~/.cache}/tombolo and shared between checkouts.")]
@@ -44,20 +44,22 @@ struct Arguments {
 enum Verb {
     /// Set up, build, lint and run all tests
     #[command(after_help = "\
-The last line says `N passed, N failed, N skipped`. A test that cannot run is skipped and says
-why; where CI=true only the skips listed in tests/allowed-skips.toml pass.
+The last line says `N passed, N failed, N skipped`, where a failed step other than the tests is
+one failure. A test that cannot run is skipped and says why; where CI is set only the skips listed
+in tests/allowed-skips.toml pass. After 40 minutes, with --long 4 hours, the tests are killed.
 
 Examples:
   cargo xtask test
   cargo xtask test --no-lint --filter e2e_
   cargo xtask test --long")]
     Test(Choice),
-    /// Check format, lints and dependencies
+    /// Check format, lints, documentation and dependencies
     Lint,
     /// Fetch and build the tools that tests and lints need
     #[command(after_help = "\
-Gets dig (Debian's bind9-dnsutils, if this is root on a machine with apt-get), the Python
-packages and Envoy pinned in tests/versions.toml, and cargo-deny. What is there is left alone.")]
+Gets dig (Debian's bind9-dnsutils: installed if this is root, else unpacked into the cache), the
+Python packages and Envoy pinned in tests/versions.toml, and cargo-deny. What is there is left
+alone.")]
     Setup,
     /// Run the benchmarks
     #[command(after_help = "\

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use crate::cache::Held;
 use crate::log::Log;
 use crate::workspace::Workspace;
 
@@ -25,6 +26,7 @@ pub(crate) struct Run {
     started: Instant,
     rows: Vec<Row>,
     closing: Option<String>,
+    held: Vec<Held>,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,13 @@ impl Run {
     pub(crate) fn start(workspace: Workspace) -> anyhow::Result<Self> {
         let scratch = workspace.scratch();
         std::fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
-        Ok(Self { workspace, started: Instant::now(), rows: Vec::new(), closing: None })
+        Ok(Self {
+            workspace,
+            started: Instant::now(),
+            rows: Vec::new(),
+            closing: None,
+            held: Vec::new(),
+        })
     }
 
     /// Does one step, and says whether what builds on it can go on.
@@ -96,6 +104,17 @@ impl Run {
         }
     }
 
+    /// Keeps a tool that this run uses from being replaced until it ends.
+    pub(crate) fn hold(&mut self, tool: Option<Held>) {
+        self.held.extend(tool);
+    }
+
+    /// The steps that have failed so far.
+    pub(crate) fn failed(&self) -> Vec<&'static str> {
+        let failed = self.rows.iter().filter(|row| matches!(row.outcome, Outcome::Failed(_)));
+        failed.map(|row| row.step).collect()
+    }
+
     /// The line that ends the output.
     pub(crate) fn close_with(&mut self, line: String) {
         self.closing = Some(line);
@@ -108,9 +127,14 @@ impl Run {
             println!("{:>9.1}s  {step}: {outcome}", took.as_secs_f64());
         }
         println!("{:>9.1}s  in all", self.started.elapsed().as_secs_f64());
+        let failed = self.failed();
+        if !failed.is_empty() {
+            let scratch = self.workspace.scratch();
+            println!("FAILED: {} (logs in {})", failed.join(", "), scratch.display());
+        }
         if let Some(line) = &self.closing {
             println!("{line}");
         }
-        !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed(_)))
+        failed.is_empty()
     }
 }

@@ -1,8 +1,10 @@
 //! Runs the tests and judges: what passed, failed and was skipped, and whether it may be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
@@ -15,6 +17,11 @@ use crate::{gates, setup};
 
 /// Cases per property in the long run; proptest's own default is 256.
 const LONG_CASES: &str = "4096";
+
+/// What the tests may take, the building of doc tests included. Each test has deadlines of its
+/// own; this ends the run when one of them does not hold.
+const LIMIT: Duration = Duration::from_mins(40);
+const LONG_LIMIT: Duration = Duration::from_hours(4);
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -38,10 +45,13 @@ pub(crate) fn all(run: &mut Run, choice: &Choice) {
         gates::lint(run);
     }
     let mut closing = Closing::default();
-    if built {
-        run.step("test", |workspace, log| test(workspace, log, choice, &mut closing));
-    }
-    run.close_with(closing.line());
+    run.step("test", |workspace, log| {
+        if !built {
+            return Ok(Verdict::Warned("NOT RUN: the build failed".into()));
+        }
+        test(workspace, log, choice, &mut closing)
+    });
+    run.close_with(closing.line(&run.failed()));
 }
 
 fn test(
@@ -54,31 +64,43 @@ fn test(
     let skips = workspace.scratch().join("skips");
     std::fs::write(&skips, "").with_context(|| skips.display().to_string())?;
 
-    let mut tally = Tally::default();
-    let mut cargo = cargo_test(workspace, choice, &skips);
-    let status = log.read(&mut cargo, |line| tally.take(line))?;
+    let (mut tally, mut progress) = (Tally::default(), Progress::default());
+    let cargo = cargo_test(workspace, choice, &skips)?;
+    let limit = if choice.long { LONG_LIMIT } else { LIMIT };
+    let status = log.limited(&cargo, limit, |line| {
+        tally.take(line);
+        progress.take(line);
+    })?;
 
     let skipped = read_skips(&std::fs::read_to_string(&skips)?)?;
     for (test, reason) in &skipped {
         println!("SKIPPED {test}: {reason}");
     }
-    *closing = Closing::of(&tally, skipped.len(), status.success());
-    judge(&tally, status.success(), choice.filter.is_some())?;
+    *closing = Closing::of(&tally, skipped.len());
+    let Some(status) = status else {
+        bail!("stopped after {} min in {progress}", limit.as_secs() / 60);
+    };
+    judge(&tally, status.success(), choice.filter.as_deref())?;
     allowed.judge(&skipped, workspace.ci())
 }
 
-fn cargo_test(workspace: &Workspace, choice: &Choice, skips: &Path) -> Command {
+fn cargo_test(workspace: &Workspace, choice: &Choice, skips: &Path) -> anyhow::Result<Command> {
     let mut cargo = workspace.cargo(["test", "--workspace", "--locked", "--no-fail-fast"]);
-    cargo.args(&choice.filter).env("TOMBOLO_SKIPS", skips);
+    // What cargo says is read, and colours would be in the way.
+    cargo.args(&choice.filter).env("TOMBOLO_SKIPS", skips).env("CARGO_TERM_COLOR", "never");
     for tool in [Tool::Envoy, Tool::Dig, Tool::Python] {
         if let Ok(path) = tool.path() {
             cargo.env(tool.variable(), path);
         }
     }
+    // Tests that do not know the variable find dig where they find it on other machines.
+    if let Some(dir) = Tool::Dig.path().ok().as_deref().and_then(Path::parent) {
+        cargo.env("PATH", Workspace::path_before(dir)?);
+    }
     if choice.long {
         cargo.env("TOMBOLO_LONG", "1").env("PROPTEST_CASES", LONG_CASES);
     }
-    cargo
+    Ok(cargo)
 }
 
 /// What the test binaries said, summed up.
@@ -108,6 +130,42 @@ impl Tally {
     }
 }
 
+/// What was running last, for a run that does not end.
+#[derive(Debug, Default)]
+struct Progress {
+    binary: String,
+    slow: BTreeSet<String>,
+}
+
+impl Progress {
+    /// Takes a line of cargo's or a test binary's output. libtest names a test when it ends, and
+    /// when it has been running for a minute.
+    fn take(&mut self, line: &str) {
+        let binary = line.trim_start().strip_prefix("Running ");
+        if let Some(binary) = binary.or_else(|| line.trim_start().strip_prefix("Doc-tests ")) {
+            binary.clone_into(&mut self.binary);
+            self.slow.clear();
+        } else if let Some(test) = line.strip_prefix("test ") {
+            if let Some((test, _)) = test.split_once(" has been running for over ") {
+                self.slow.insert(test.to_owned());
+            } else if let Some((test, _)) = test.split_once(" ... ") {
+                self.slow.remove(test);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let binary = if self.binary.is_empty() { "the build of the tests" } else { &self.binary };
+        f.write_str(binary)?;
+        for (index, test) in self.slow.iter().enumerate() {
+            write!(f, "{}{test}", if index == 0 { ", in: " } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
 /// The numbers of the last line.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Closing {
@@ -117,26 +175,32 @@ struct Closing {
 }
 
 impl Closing {
-    /// A skipped test passed for the test harness. A run that fails without a failed test crashed
-    /// or did not build, which is a failure to be counted too.
-    fn of(tally: &Tally, skipped: usize, success: bool) -> Self {
-        let failed = if success { tally.failed } else { tally.failed.max(1) };
-        Self { passed: tally.passed.saturating_sub(skipped), failed, skipped }
+    /// A skipped test passed for the test harness.
+    fn of(tally: &Tally, skipped: usize) -> Self {
+        let passed = tally.passed.saturating_sub(skipped);
+        Self { passed, failed: tally.failed, skipped }
     }
 
-    fn line(&self) -> String {
-        format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    /// Each failed step is a failure. That of the tests stands for its failed tests, if there are
+    /// any: it also fails when a test binary crashes, or a skip is not allowed.
+    fn line(&self, failed_steps: &[&str]) -> String {
+        let tests = usize::from(failed_steps.contains(&"test") && self.failed > 0);
+        let failed = self.failed + failed_steps.len() - tests;
+        format!("{} passed, {failed} failed, {} skipped", self.passed, self.skipped)
     }
 }
 
-fn judge(tally: &Tally, success: bool, filtered: bool) -> anyhow::Result<()> {
+fn judge(tally: &Tally, success: bool, filter: Option<&str>) -> anyhow::Result<()> {
     match tally {
         Tally { failed: 1.., .. } => bail!("{} tests failed", tally.failed),
         _ if !success => bail!("a test binary crashed or did not build: see above"),
         Tally { ignored: 1.., .. } => {
             bail!("{} tests are ignored: fix them, or skip with a reason", tally.ignored)
         }
-        Tally { passed: 0, .. } if !filtered => bail!("no test ran"),
+        Tally { passed: 0, .. } => match filter {
+            Some(text) => bail!("no test has {text:?} in its name"),
+            None => bail!("no test ran"),
+        },
         _ => Ok(()),
     }
 }
@@ -206,25 +270,51 @@ mod tests {
     }
 
     #[test]
-    fn the_closing_line_counts_skips_apart_and_crashes_as_failures() {
-        let tally = Tally { passed: 6, failed: 0, ignored: 0 };
-        let line = |skipped, success| Closing::of(&tally, skipped, success).line();
-        assert_eq!(line(0, true), "6 passed, 0 failed, 0 skipped");
-        assert_eq!(line(2, true), "4 passed, 0 failed, 2 skipped");
-        assert_eq!(line(0, false), "6 passed, 1 failed, 0 skipped");
+    fn the_closing_line_counts_skips_apart_and_failed_steps_as_failures() {
+        let line = |failed, skipped, steps: &[&str]| {
+            Closing::of(&Tally { passed: 6, failed, ignored: 0 }, skipped).line(steps)
+        };
+        assert_eq!(line(0, 0, &[]), "6 passed, 0 failed, 0 skipped");
+        assert_eq!(line(0, 2, &[]), "4 passed, 0 failed, 2 skipped");
+        assert_eq!(line(0, 0, &["test"]), "6 passed, 1 failed, 0 skipped");
+        assert_eq!(line(2, 0, &["test"]), "6 passed, 2 failed, 0 skipped");
+        assert_eq!(line(2, 0, &["fmt", "clippy", "test"]), "6 passed, 4 failed, 0 skipped");
+        assert_eq!(Closing::default().line(&["build"]), "0 passed, 1 failed, 0 skipped");
+    }
+
+    #[test]
+    fn what_runs_last_is_known() {
+        let mut progress = Progress::default();
+        assert_eq!(progress.to_string(), "the build of the tests");
+        for line in [
+            "     Running tests/a.rs (target/debug/deps/a-1)",
+            "test old has been running for over 60 seconds",
+            "     Running tests/b.rs (target/debug/deps/b-1)",
+            "test b has been running for over 60 seconds",
+            "test c has been running for over 60 seconds",
+            "test d has been running for over 60 seconds",
+            "test c ... ok",
+        ] {
+            progress.take(line);
+        }
+        assert_eq!(progress.to_string(), "tests/b.rs (target/debug/deps/b-1), in: b, d");
+        progress.take("   Doc-tests tombolo_dns");
+        assert_eq!(progress.to_string(), "tombolo_dns");
     }
 
     #[test]
     fn failures_crashes_ignored_tests_and_no_tests_fail_the_run() {
-        let run = |passed, failed, ignored, success, filtered| {
-            judge(&Tally { passed, failed, ignored }, success, filtered).is_ok()
+        let run = |passed, failed, ignored, success, filter| {
+            judge(&Tally { passed, failed, ignored }, success, filter)
         };
-        assert!(run(1, 0, 0, true, false));
-        assert!(run(0, 0, 0, true, true), "a filter may match nothing");
-        assert!(!run(0, 0, 0, true, false), "no test ran");
-        assert!(!run(1, 1, 0, false, false));
-        assert!(!run(1, 0, 0, false, false), "crashed");
-        assert!(!run(1, 0, 1, true, false), "ignored");
+        assert!(run(1, 0, 0, true, None).is_ok());
+        assert!(run(1, 0, 0, true, Some("a")).is_ok());
+        let none = run(0, 0, 0, true, Some("a")).unwrap_err();
+        assert_eq!(none.to_string(), "no test has \"a\" in its name");
+        assert!(run(0, 0, 0, true, None).is_err(), "no test ran");
+        assert!(run(1, 1, 0, false, None).is_err());
+        assert!(run(1, 0, 0, false, None).is_err(), "crashed");
+        assert!(run(1, 0, 1, true, None).is_err(), "ignored");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Where things are, and what the environment says. The only module here that reads it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,7 +26,7 @@ impl Workspace {
         Ok(Self {
             target: root.join(target),
             cargo: std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
-            ci: std::env::var_os("CI").is_some_and(|value| value == "true"),
+            ci: is_ci(std::env::var_os("CI").as_deref()),
             root,
         })
     }
@@ -67,10 +67,38 @@ impl Workspace {
         std::env::join_paths(dirs).context("PATH with one more directory")
     }
 
+    /// `PATH` with `dir` at the end, where it hides nothing.
+    pub(crate) fn path_before(dir: &Path) -> anyhow::Result<OsString> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::env::split_paths(&path).chain(std::iter::once(dir.to_owned()));
+        std::env::join_paths(dirs).context("PATH with one more directory")
+    }
+
     /// Where cargo-deny keeps its advisory databases.
     pub(crate) fn advisories() -> Option<PathBuf> {
         let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
         let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
         Some(home?.join("advisory-dbs"))
+    }
+}
+
+/// CI systems set `CI`, most of them to `true` and some to `1` or a name; a person unsets it with
+/// nothing, `0` or `false`.
+fn is_ci(value: Option<&OsStr>) -> bool {
+    value.is_some_and(|value| !["", "0", "false"].contains(&&*value.to_string_lossy()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_of_ci_is_strict_but_those_that_mean_no() {
+        for yes in ["true", "1", "TRUE", "woodpecker"] {
+            assert!(is_ci(Some(OsStr::new(yes))), "{yes}");
+        }
+        for no in [None, Some(""), Some("0"), Some("false")] {
+            assert!(!is_ci(no.map(OsStr::new)), "{no:?}");
+        }
     }
 }

@@ -22,7 +22,8 @@ const TAIL_LINES: usize = 60;
 /// both logs: cargo shows that for a failed test and throws it away for a passed one. (Asking
 /// whether the thread panics would miss tests that fail by returning an error.)
 ///
-/// It stays in the terminal's process group, so that Ctrl-C on the test run reaches it too.
+/// It stays in the process group of the test run, so that what ends the run ends it too: Ctrl-C,
+/// or the time limit of `cargo xtask test`.
 #[derive(Debug)]
 pub struct Process {
     name: String,

@@ -4,14 +4,14 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::versions::Versions;
+use crate::versions::{Versions, dig_dir};
 
 /// A program that is not ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
     /// The pinned Envoy. One that happens to be on `PATH` is not used: it is another version.
     Envoy,
-    /// dig, of any version.
+    /// dig, of any version: on `PATH`, or unpacked where nobody may install it.
     Dig,
     /// The Python of the virtual environment that holds the pinned packages.
     Python,
@@ -56,7 +56,9 @@ impl Tool {
         match self {
             Self::Envoy => in_venv("envoy"),
             Self::Python => in_venv("bin/python"),
-            Self::Dig => on_path(&std::env::var_os("PATH")?, "dig"),
+            Self::Dig => std::env::var_os("PATH")
+                .and_then(|path| on_path(&path, "dig"))
+                .or_else(|| Some(dig_dir().ok()?.join("dig"))),
         }
         .filter(|path| path.is_file())
     }

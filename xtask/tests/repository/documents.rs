@@ -50,12 +50,12 @@ fn sections(markdown: &str) -> BTreeSet<String> {
     named.map(|(name, _)| name.to_owned()).collect()
 }
 
-/// The commands of a shell script that sets no more than its options and directory.
+/// The commands of a shell script that sets no more than its options, directory and environment.
 fn commands(script: &str) -> Vec<&str> {
     let lines = script.lines().map(str::trim);
     lines
         .filter(|line| !line.is_empty() && !line.starts_with(['#']))
-        .filter(|line| !line.starts_with("set ") && !line.starts_with("cd "))
+        .filter(|line| !["set ", "cd ", "export "].iter().any(|word| line.starts_with(word)))
         .collect()
 }
 
@@ -89,6 +89,8 @@ fn ci_runs_exactly_the_command_that_the_readme_shows() {
     let script = read(".ci/run").unwrap();
     let commands = commands(&script);
     assert_eq!(commands, ["cargo xtask test"], ".ci/run does no more and no less");
+    let strict = script.find("\nexport CI=true\n").expect("it says that this is CI");
+    assert!(strict < script.find(commands[0]).unwrap(), "and says so before the command");
     let readme = read("README.md").unwrap();
     assert!(fenced(&readme).contains(&commands[0]), "README.md shows it in a code block");
 }
@@ -105,6 +107,6 @@ fn headings_and_fences_are_read_as_meant() -> anyhow::Result<()> {
     let text = "# `no`\n## `a`: words\n### The `b`\n###`c`\ntext `d`\n```sh\ncargo x\n```\nout\n";
     ensure!(sections(text) == BTreeSet::from(["a".to_owned(), "c".to_owned()]));
     ensure!(fenced(text) == ["cargo x"]);
-    ensure!(commands("#!/bin/sh\nset -e\ncd /x\n\n# a\nb c\n") == ["b c"]);
+    ensure!(commands("#!/bin/sh\nset -e\ncd /x\nexport A=b\n\n# a\nb c\n") == ["b c"]);
     Ok(())
 }
