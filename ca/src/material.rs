@@ -10,7 +10,6 @@ pub mod directory;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -151,19 +150,9 @@ impl Credential {
         not_before.checked_add(wait.max(SignedDuration::ZERO)).unwrap_or(*not_before)
     }
 
-    pub(crate) fn lifetime(&self) -> Duration {
-        lifetime(&self.subject)
-    }
-
     pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified)
     }
-}
-
-/// How long the certificate was made to live, without its backdating.
-pub(crate) fn lifetime(subject: &PeerIdentity) -> Duration {
-    let life = subject.expires.duration_since(subject.not_before);
-    Duration::try_from(life).unwrap_or_default().saturating_sub(crate::root::BACKDATE)
 }
 
 impl fmt::Debug for Credential {

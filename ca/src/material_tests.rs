@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use super::directory::{Directory, issue_files, save, save_bundle};
 use super::*;

@@ -6,8 +6,9 @@
 //! mint every other region's names (RELIABILITY 0.2).
 //!
 //! Promises: leaves are X.509-SVIDs of this region and of no other, live no longer than both
-//! certificates, and hold nothing that the caller chose but the public key. Left to others: who
-//! proved what ([`crate::service`]).
+//! certificates, and hold nothing that the caller chose but the public key; an issuer that is
+//! about to end refuses instead of issuing for a moment. Left to others: who proved what
+//! ([`crate::service`]).
 
 use std::fmt;
 use std::path::Path;
@@ -36,6 +37,11 @@ pub const LIFETIME: Duration = Duration::from_hours(2 * 365 * 24);
 /// A day for a leaf: with renewal at half life, 12 hours without a CA are survived (RELIABILITY
 /// P2).
 pub const LEAF_LIFETIME: Duration = Duration::from_hours(24);
+
+/// What an issuer must have left to issue. A shorter leaf would be due for renewal almost at once,
+/// and each further one sooner; refusing loses nothing, as a leaf that is renewed in time has as
+/// much left.
+pub const SHORTEST_LEAF: Duration = Duration::from_hours(1);
 
 /// What a leaf shall say. Whoever makes one has verified every part of it.
 #[derive(Debug, Clone)]
@@ -192,7 +198,7 @@ impl RegionCa {
     ///
     /// # Errors
     /// When the identity is not of this region, or this CA's own certificates are not valid now
-    /// (RELIABILITY P31).
+    /// (RELIABILITY P31) or end before [`SHORTEST_LEAF`] (and before `grant`) does.
     pub fn issue(
         &self,
         grant: &Grant,
@@ -213,6 +219,7 @@ impl RegionCa {
             return Err(AuthorityError::OtherRegion { ours, identity });
         }
         let validity = within(lifetime(now, grant.lifetime)?, self.bundle.validity(), now)?;
+        self.must_last(grant.lifetime.min(SHORTEST_LEAF), now)?;
         let id = grant.identity.spiffe_id(&self.mesh)?;
         let serial = x509::serial(&tls::provider())?;
         let params = leaf_params(&id, grant.origin.as_ref(), validity, serial)?;
@@ -224,6 +231,14 @@ impl RegionCa {
             not_before: validity.not_before,
             not_after: validity.not_after,
         })
+    }
+
+    fn must_last(&self, least: Duration, now: Timestamp) -> Result<(), AuthorityError> {
+        let not_after = self.bundle.validity().not_after;
+        if not_after < after(whole(now), least)? {
+            return Err(AuthorityError::IssuerEnding { not_after, now });
+        }
+        Ok(())
     }
 
     pub(crate) fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, rcgen::Error> {

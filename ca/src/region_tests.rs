@@ -62,12 +62,20 @@ fn an_agents_leaf_says_its_cluster() {
 }
 
 #[test]
-fn a_leaf_never_outlives_its_issuer_and_an_ended_issuer_refuses() {
+fn a_leaf_never_outlives_its_issuer_and_an_ended_or_ending_issuer_refuses() {
     let west = Mesh::new().west;
     let end = west.bundle().not_after();
-    let before_end = end.checked_sub(jiff::SignedDuration::from_secs(60)).unwrap();
-    let leaf = issue(&west, &Grant::new(workload("west")), before_end).unwrap();
+    let before_end = |seconds| end.checked_sub(jiff::SignedDuration::from_secs(seconds)).unwrap();
+    let leaf = issue(&west, &Grant::new(workload("west")), before_end(3600)).unwrap();
     assert_eq!(leaf.not_after, end);
+    for seconds in [3599, 60, 1] {
+        let error = issue(&west, &Grant::new(workload("west")), before_end(seconds)).unwrap_err();
+        assert!(matches!(error, AuthorityError::IssuerEnding { .. }), "{error}");
+    }
+    // What is made short on purpose needs no more than that.
+    let short = Grant { lifetime: Duration::from_secs(9), ..Grant::new(workload("west")) };
+    assert_eq!(issue(&west, &short, before_end(9)).unwrap().not_after, end);
+    issue(&west, &short, before_end(8)).unwrap_err();
     for now in [end, at(-601)] {
         let error = issue(&west, &Grant::new(workload("west")), now).unwrap_err();
         assert!(matches!(error, AuthorityError::IssuerNotValid { .. }), "{error}");

@@ -22,7 +22,7 @@ use crate::material::{Credential, Holder, IssueError, Material, MaterialError, d
 use crate::proto::certificate_authority_client::CertificateAuthorityClient;
 use crate::proto::sign_request::Proof;
 use crate::proto::{CurrentCertificate, SignRequest};
-use crate::region::{Grant, RegionCa};
+use crate::region::{Grant, LEAF_LIFETIME, RegionCa};
 use crate::tls::{self, Connector, causes};
 
 /// Why there is no new certificate.
@@ -214,7 +214,7 @@ impl Renewer {
         let grant = Grant {
             identity: subject.identity.clone(),
             origin: subject.origin.clone(),
-            lifetime: current.credential().lifetime(),
+            lifetime: LEAF_LIFETIME,
         };
         Credential::issue(ca, &grant, self.clock.now()).map_err(RenewError::Local)
     }

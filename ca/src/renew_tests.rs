@@ -197,3 +197,14 @@ fn retries_grow_and_are_bounded() {
         }
     }
 }
+
+/// A leaf that was cut short by its issuer's end does not pass that on, in this process either.
+#[tokio::test]
+async fn a_local_renewal_gives_the_policys_life() {
+    let (_, clock) = Hands::new();
+    let mesh = Mesh::new();
+    let client = Arc::new(mesh.holder(&mesh.west, workload("west"), Duration::from_secs(9)));
+    let local = Renewer::new(Arc::clone(&client), Issuer::Local(Arc::new(mesh.west)), clock);
+    local.renew_now().await.unwrap();
+    assert_eq!(client.current().credential().expires(), at(24 * 3600));
+}

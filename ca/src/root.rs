@@ -81,6 +81,16 @@ pub enum AuthorityError {
         /// The clock.
         now: Timestamp,
     },
+    /// Still valid, but not for long enough to certify anybody.
+    #[error(
+        "the issuing certificate ends at {not_after}, too soon after {now}: it needs a successor"
+    )]
+    IssuerEnding {
+        /// Its end.
+        not_after: Timestamp,
+        /// The clock.
+        now: Timestamp,
+    },
     /// Generations count from 1.
     #[error("a region's key has a generation of 1 or more")]
     NoGeneration,

@@ -6,7 +6,6 @@
 //! server's layers), and which identities may exist at all.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -15,7 +14,6 @@ use tracing::{error, info, warn};
 
 use crate::clock::Clock;
 use crate::identity::PeerIdentity;
-use crate::material::lifetime;
 use crate::proto::certificate_authority_server::{
     CertificateAuthority, CertificateAuthorityServer,
 };
@@ -26,14 +24,12 @@ use crate::request::{RequestError, RequestedKey};
 use crate::root::AuthorityError;
 use crate::tls::{PeerInfo, causes};
 
-/// The shortest life a certificate is given, and so the floor for those that are renewed.
-pub const SHORTEST_LIFETIME: Duration = Duration::from_hours(1);
-
 /// How a caller has proven who it is. Each kind says what may be issued on its strength.
 #[derive(Debug, Clone)]
 pub enum Proof {
     /// By the certificate of its connection: it gets another for the same identity and origin,
-    /// for no longer than that one was made for.
+    /// for [`LEAF_LIFETIME`]. How long that one lived is no measure: one cut short by its issuer's
+    /// end would pass its short life on for ever.
     Certificate(Arc<PeerIdentity>),
 }
 
@@ -47,7 +43,7 @@ impl Proof {
             Self::Certificate(peer) => Ok(Grant {
                 identity: peer.identity.clone(),
                 origin: peer.origin.clone(),
-                lifetime: lifetime(peer).clamp(SHORTEST_LIFETIME, LEAF_LIFETIME),
+                lifetime: LEAF_LIFETIME,
             }),
         }
     }
@@ -80,8 +76,8 @@ pub enum SignError {
     /// Proven, but not an identity that this CA speaks for.
     #[error("not permitted")]
     NotPermitted(#[source] AuthorityError),
-    /// This CA's own certificates have ended.
-    #[error("the region's own certificate is not valid now")]
+    /// This CA's own certificates have ended, or are about to.
+    #[error("the region's own certificate is not valid now, or not for long enough")]
     IssuerNotValid(#[source] AuthorityError),
     /// Our fault.
     #[error("the certificate cannot be made")]
@@ -92,7 +88,9 @@ impl SignError {
     fn issuing(error: AuthorityError) -> Self {
         match error {
             AuthorityError::OtherRegion { .. } => Self::NotPermitted(error),
-            AuthorityError::IssuerNotValid { .. } => Self::IssuerNotValid(error),
+            AuthorityError::IssuerNotValid { .. } | AuthorityError::IssuerEnding { .. } => {
+                Self::IssuerNotValid(error)
+            }
             AuthorityError::File(_)
             | AuthorityError::Contents { .. }
             | AuthorityError::KeyMismatch { .. }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use rcgen::{CertificateParams, KeyPair};
 use tonic::Code;
 
@@ -34,17 +36,24 @@ fn the_answer_is_for_whom_the_proof_is_and_where() {
     assert_eq!(peer.expires, at(3600 + 24 * 3600));
 }
 
-/// A certificate that was made short does not become a long one by renewal.
+/// A leaf that was cut short by its issuer's end does not pass that on.
 #[test]
-fn renewal_gives_no_longer_life_than_the_proof_had() {
+fn renewal_gives_the_policys_life_whatever_the_proof_had() {
     let mesh = Mesh::new();
-    for (hours, renewed) in [(1, 1), (3, 3), (24, 24), (100, 24)] {
+    for hours in [1, 3, 24, 100] {
         let proof = proven(&mesh.west, workload("west"), Duration::from_hours(hours));
-        let grant = proof.grant(NOW).unwrap();
-        assert_eq!(grant.lifetime, Duration::from_hours(renewed));
+        assert_eq!(proof.grant(NOW).unwrap().lifetime, LEAF_LIFETIME);
     }
-    let proof = proven(&mesh.west, workload("west"), Duration::from_secs(9));
-    assert_eq!(proof.grant(NOW).unwrap().lifetime, SHORTEST_LIFETIME);
+    // By the last hours of one CA, renewed by the next.
+    let end = mesh.west.bundle().not_after();
+    let before_end = end.checked_sub(jiff::SignedDuration::from_hours(2)).unwrap();
+    let cut = Credential::issue(&mesh.west, &Grant::new(workload("west")), before_end).unwrap();
+    assert_eq!(cut.expires(), end);
+    let root = crate::root::MeshRoot::create(&crate::testing::mesh(), before_end).unwrap();
+    let next = RegionCa::create(&root, mesh.west.region(), 2, before_end).unwrap();
+    let proof = Proof::Certificate(Arc::new(cut.subject().clone()));
+    let leaf = authority(next, before_end).issue(&proof, &csr()).unwrap();
+    assert_eq!(leaf.not_after.duration_since(before_end), jiff::SignedDuration::from_hours(24));
 }
 
 #[test]
@@ -79,6 +88,8 @@ fn each_refusal_has_its_code() {
     Arc::make_mut(&mut peer).expires = Timestamp::MAX;
     let ended = Authority { ca: Arc::clone(&now.ca), clock: Clock::new(move || end) };
     check(ended.issue(&Proof::Certificate(peer), &csr()), Code::FailedPrecondition, "region's own");
+    let ending = AuthorityError::IssuerEnding { not_after: end, now: NOW };
+    check(Err(SignError::issuing(ending)), Code::FailedPrecondition, "long enough");
     let internal = SignError::issuing(AuthorityError::NoGeneration);
     check(Err(internal), Code::Internal, "internal error");
 }

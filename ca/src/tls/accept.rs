@@ -1,68 +1,46 @@
 //! The way in: a listener's connections, handshaken, as tonic's `serve_with_incoming` takes them.
 //!
-//! Promises: a bad handshake costs one connection and never the loop (RUSTSEC-2024-0376); a silent
-//! one costs at most its deadline; the numbers of handshakes and of connections are bounded, and
-//! what is beyond waits in the kernel's queue, where full means that the peer's connect waits.
+//! Promises: a bad handshake costs one connection and never the loop (RUSTSEC-2024-0376). A client
+//! that is silent, in the handshake or after it, is cut off at a deadline ([`Limits::handshake`],
+//! [`Limits::preface`]). One address has some of the handshakes and connections and never all, and
+//! clients without a certificate have a share of their own; who is beyond such a share is closed
+//! at once and counted in the log. Only where all handshakes or connections of the listener are
+//! taken do further ones wait in the kernel's queue, where full means that the peer's connect
+//! waits: that takes many addresses, for connections also certificates.
+//!
+//! Left to others: silence after the HTTP/2 preface (the server's keepalive), and clients that are
+//! served, answer and never go.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
 use tracing::{Instrument, debug, debug_span, warn};
 
+use super::connection::{Connection, PeerInfo};
+use super::limits::{Counted, Full, Limits, Place, Places};
 use super::verify::reason;
 use super::{peer_identity, server_config};
 use crate::clock::Clock;
-use crate::identity::PeerIdentity;
 use crate::material::Held;
-
-/// How much a listener takes on.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Time from accepted to handshaken.
-    pub handshake: Duration,
-    /// Handshakes at a time.
-    pub handshakes: usize,
-    /// Connections at a time, those in handshake included.
-    pub connections: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { handshake: Duration::from_secs(5), handshakes: 512, connections: 8192 }
-    }
-}
-
-/// Who is at the other end. In tonic requests: `request.extensions().get::<PeerInfo>()`.
-#[derive(Debug, Clone)]
-pub struct PeerInfo {
-    /// The address.
-    pub remote: SocketAddr,
-    /// Who it proved to be, or `None` for a client without a certificate.
-    pub identity: Option<Arc<PeerIdentity>>,
-}
 
 /// Accepts and handshakes; see [`Incoming::stream`].
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
     held: Held,
-    acceptor: Handshaker,
+    acceptor: Acceptor,
     limits: Limits,
-    connections: Arc<Semaphore>,
+    places: Places,
+    refusals: Refusals,
     handshakes: JoinSet<Option<Connection>>,
     /// After an accept error: when to try again, and the pause should that fail too.
     paused_until: Option<Instant>,
@@ -71,6 +49,7 @@ pub struct Incoming {
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 impl Incoming {
     /// Accepts on `listener` as `held` says at each handshake.
@@ -86,8 +65,9 @@ impl Incoming {
         Ok(Self {
             listener,
             held: held.clone(),
-            acceptor: Handshaker(TlsAcceptor::from(server_config(held, clock)?)),
-            connections: Arc::new(Semaphore::new(limits.connections.max(1))),
+            acceptor: Acceptor(TlsAcceptor::from(server_config(held, clock)?)),
+            places: Places::new(&limits),
+            refusals: Refusals::default(),
             limits,
             handshakes: JoinSet::new(),
             paused_until: None,
@@ -113,15 +93,15 @@ impl Incoming {
                         return connection;
                     }
                 }
-                (permit, accepted) = accept(&self.listener, &self.connections, self.paused_until),
+                (permit, accepted) = accept(&self.listener, &self.places, self.paused_until),
                     if self.handshakes.len() < self.limits.handshakes.max(1) => {
-                    self.start(permit, accepted);
+                    self.judge(permit, accepted);
                 }
             }
         }
     }
 
-    fn start(
+    fn judge(
         &mut self,
         permit: OwnedSemaphorePermit,
         accepted: io::Result<(TcpStream, SocketAddr)>,
@@ -129,14 +109,11 @@ impl Incoming {
         match accepted {
             Ok((tcp, remote)) => {
                 (self.paused_until, self.pause) = (None, SHORTEST_PAUSE);
-                let handshake = self.acceptor.clone().handshake(
-                    tcp,
-                    remote,
-                    permit,
-                    self.held.clone(),
-                    self.limits.handshake,
-                );
-                self.handshakes.spawn(handshake.instrument(debug_span!("handshake", %remote)));
+                match self.places.take(permit, remote.ip()) {
+                    Ok((place, handshake)) => self.start(tcp, remote, place, handshake),
+                    // Dropping the socket closes it.
+                    Err(full) => self.refusals.refused(remote, full),
+                }
             }
             // The peer hung up while it waited: not ours to slow down for.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
@@ -150,21 +127,34 @@ impl Incoming {
             }
         }
     }
+
+    fn start(&mut self, tcp: TcpStream, remote: SocketAddr, place: Place, counted: Counted) {
+        let span = debug_span!("handshake", %remote);
+        let handshaker = Handshaker {
+            acceptor: self.acceptor.clone(),
+            held: self.held.clone(),
+            limits: self.limits.clone(),
+            refusals: self.refusals.clone(),
+        };
+        let handshake = async move {
+            let connection = handshaker.handshake(tcp, remote, place).await;
+            drop(counted);
+            connection
+        };
+        self.handshakes.spawn(handshake.instrument(span));
+    }
 }
 
 async fn accept(
     listener: &TcpListener,
-    connections: &Arc<Semaphore>,
+    places: &Places,
     paused_until: Option<Instant>,
 ) -> (OwnedSemaphorePermit, io::Result<(TcpStream, SocketAddr)>) {
     if let Some(until) = paused_until {
         sleep_until(until).await;
     }
-    match Arc::clone(connections).acquire_owned().await {
-        Ok(permit) => (permit, listener.accept().await),
-        // The semaphore is never closed.
-        Err(_) => std::future::pending().await,
-    }
+    let permit = places.any().await;
+    (permit, listener.accept().await)
 }
 
 fn finished(ended: Result<Option<Connection>, JoinError>) -> Option<Connection> {
@@ -176,13 +166,42 @@ fn finished(ended: Result<Option<Connection>, JoinError>) -> Option<Connection> 
     })
 }
 
-#[derive(Clone)]
-struct Handshaker(TlsAcceptor);
+/// Says what was closed for lack of a place, but not for each: an attacker would fill the log.
+#[derive(Debug, Clone, Default)]
+struct Refusals(Arc<Mutex<Said>>);
 
-impl std::fmt::Debug for Handshaker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Handshaker")
+#[derive(Debug, Default)]
+struct Said {
+    last: Option<Instant>,
+    since: u64,
+}
+
+impl Refusals {
+    fn refused(&self, remote: SocketAddr, full: Full) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.since = said.since.saturating_add(1);
+        if said.last.is_none_or(|last| last.elapsed() >= SAY_EVERY) {
+            warn!(%remote, why = %full, closed = said.since, "closing connections that are too many");
+            *said = Said { last: Some(Instant::now()), since: 0 };
+        }
     }
+}
+
+#[derive(Clone)]
+struct Acceptor(TlsAcceptor);
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acceptor")
+    }
+}
+
+/// What one handshake needs.
+struct Handshaker {
+    acceptor: Acceptor,
+    held: Held,
+    limits: Limits,
+    refusals: Refusals,
 }
 
 impl Handshaker {
@@ -190,12 +209,11 @@ impl Handshaker {
         self,
         tcp: TcpStream,
         remote: SocketAddr,
-        permit: OwnedSemaphorePermit,
-        held: Held,
-        deadline: Duration,
+        place: Place,
     ) -> Option<Connection> {
         let _ = tcp.set_nodelay(true);
-        let tls = match timeout(deadline, self.0.accept(tcp)).await {
+        let deadline = self.limits.handshake;
+        let tls = match timeout(deadline, self.acceptor.0.accept(tcp)).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
                 debug!(error = %causes(&*reason(error)), "refused");
@@ -207,8 +225,8 @@ impl Handshaker {
             }
         };
         let certificates = tls.get_ref().1.peer_certificates();
-        let identity = match certificates.map(|c| peer_identity(c, held.current().bundles().mesh()))
-        {
+        let material = self.held.current();
+        let identity = match certificates.map(|c| peer_identity(c, material.bundles().mesh())) {
             Some(Ok(identity)) => Some(Arc::new(identity)),
             // The verifier has read the same certificate before; fail closed all the same.
             Some(Err(error)) => {
@@ -217,8 +235,14 @@ impl Handshaker {
             }
             None => None,
         };
-        let peer = PeerInfo { remote, identity };
-        Some(Connection { tls, peer, _permit: permit })
+        let place = match identity {
+            Some(_) => place,
+            None => place
+                .without_certificate()
+                .inspect_err(|full| self.refusals.refused(remote, *full))
+                .ok()?,
+        };
+        Some(Connection::new(tls, PeerInfo { remote, identity }, place, self.limits.preface))
     }
 }
 
@@ -232,68 +256,4 @@ pub(crate) fn causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// A handshaken connection.
-#[derive(Debug)]
-pub struct Connection {
-    tls: TlsStream<TcpStream>,
-    peer: PeerInfo,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    /// Who is at the other end.
-    #[must_use]
-    pub fn peer(&self) -> &PeerInfo {
-        &self.peer
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = PeerInfo;
-
-    fn connect_info(&self) -> PeerInfo {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(cx)
-    }
 }

@@ -11,6 +11,8 @@
 mod accept;
 mod config;
 mod connect;
+mod connection;
+mod limits;
 mod verify;
 
 use std::sync::Arc;
@@ -19,10 +21,12 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls_pki_types::CertificateDer;
 use tombolo_federation::names::MeshDomain;
 
+pub use accept::Incoming;
 pub(crate) use accept::causes;
-pub use accept::{Connection, Incoming, Limits, PeerInfo};
 pub use config::{client_config, server_config};
 pub use connect::{ConnectError, Connector};
+pub use connection::{Connection, PeerInfo};
+pub use limits::Limits;
 pub use verify::PeerRefused;
 pub(crate) use verify::{Role, verify};
 

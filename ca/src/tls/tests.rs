@@ -461,7 +461,12 @@ async fn garbage_costs_its_own_connections_only() {
 async fn silence_ends_with_the_deadline_and_frees_its_place() {
     let mesh = Mesh::new();
     let holder = mesh.holder(&mesh.west, control_plane("west"), DAY);
-    let limits = Limits { handshake: Duration::from_millis(200), handshakes: 4, connections: 16 };
+    let limits = Limits {
+        handshake: Duration::from_millis(200),
+        handshakes: 4,
+        connections: 16,
+        ..Limits::default()
+    };
     let mut server = Server::start(&holder.held(), limits).await;
     let mut silent = Vec::new();
     for _ in 0..4 {
@@ -480,7 +485,7 @@ async fn silence_ends_with_the_deadline_and_frees_its_place() {
 async fn connections_are_bounded_and_given_back() {
     let mesh = Mesh::new();
     let holder = mesh.holder(&mesh.west, control_plane("west"), DAY);
-    let limits = Limits { connections: 2, ..Limits::default() };
+    let limits = Limits { connections: 2, preface: LONG, ..Limits::default() };
     let server = Server::start(&holder.held(), limits).await;
     let one = talk(&server, &holder, control_plane("west")).await.unwrap();
     let _two = talk(&server, &holder, control_plane("west")).await.unwrap();
@@ -490,6 +495,123 @@ async fn connections_are_bounded_and_given_back() {
     assert!(matches!(refused, ConnectError::TimedOut { .. }), "{refused}");
     drop(one);
     talk(&server, &holder, control_plane("west")).await.unwrap();
+}
+
+#[tokio::test]
+async fn silence_after_the_handshake_ends_with_the_deadline() {
+    let mesh = Mesh::new();
+    let holder = mesh.holder(&mesh.west, control_plane("west"), DAY);
+    let limits = Limits { preface: Duration::from_millis(200), ..Limits::default() };
+    // A whole tonic server, as only that shows what hyper does with the error.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let incoming = Incoming::new(listener, &holder.held(), &clock(), limits).unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let routes = tonic::service::Routes::default();
+        let server = tonic::transport::Server::builder().add_routes(routes);
+        server.serve_with_incoming(incoming.stream()).await.unwrap();
+    });
+    let name = rustls_pki_types::ServerName::IpAddress(address.ip().into());
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let open = async |said: &'static [u8]| {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let mut tls = anonymous(&holder.held()).connect(name.clone(), tcp).await.unwrap();
+        tls.write_all(said).await.unwrap();
+        tls.flush().await.unwrap();
+        tls
+    };
+    // A preface and SETTINGS: never cut off for the preface, whatever it does afterwards.
+    let mut spoken = open(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    for said in [&b""[..], &preface[..1], &preface[..23]] {
+        let mut silent = open(said).await;
+        // The server's SETTINGS, and then its end.
+        let ended = timeout(LONG, silent.read_to_end(&mut Vec::new())).await;
+        assert!(ended.is_ok(), "{} bytes of the preface hold a place for ever", said.len());
+    }
+    let mut seen = [0; 4096];
+    while let Ok(read) = timeout(Duration::from_millis(400), spoken.read(&mut seen)).await {
+        assert!(read.unwrap() > 0, "who has sent the preface was cut off");
+    }
+}
+
+/// A client that takes nothing in keeps the server from reading: the deadline counts all the same.
+#[tokio::test]
+async fn the_deadline_for_the_preface_holds_for_writing_too() {
+    let mesh = Mesh::new();
+    let holder = mesh.holder(&mesh.west, control_plane("west"), DAY);
+    let limits = Limits { preface: Duration::from_millis(200), ..Limits::default() };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut incoming =
+        Box::pin(Incoming::new(listener, &holder.held(), &clock(), limits).unwrap().stream());
+    let connector = Connector::new(&holder.held(), control_plane("west"), &clock()).unwrap();
+    let uri = format!("http://{address}").parse().unwrap();
+    let (client, server) = tokio::join!(connector.connect(&uri), incoming.next());
+    let (_client, Ok(mut server)) = (client.unwrap(), server.unwrap());
+    let mut write = async || loop {
+        if let Err(error) = server.write_all(&[0; 65536]).await {
+            return error;
+        }
+    };
+    let error = timeout(LONG, write()).await.expect("writing ends");
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+}
+
+/// One address, and all that have no certificate, take no more than their share.
+#[tokio::test]
+async fn a_share_that_is_full_refuses_and_is_given_back() {
+    let mesh = Mesh::new();
+    let holder = mesh.holder(&mesh.west, control_plane("west"), DAY);
+    let limits =
+        Limits { connections_per_address: 3, anonymous: 1, preface: LONG, ..Limits::default() };
+    let server = Server::start(&holder.held(), limits).await;
+    let name = rustls_pki_types::ServerName::IpAddress(server.address.ip().into());
+    let nobody = async |from: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let tcp = socket.connect(server.address).await.unwrap();
+        let tls = anonymous(&holder.held()).connect(name.clone(), tcp).await;
+        let mut tls = tls.map_err(|error| causes(&error))?;
+        greeting(&mut tls).await.map(|()| tls)
+    };
+    let first = nobody([127, 0, 0, 2]).await.unwrap();
+    // Another address is no help, a certificate is.
+    nobody([127, 0, 0, 3]).await.unwrap_err();
+    let mut ours = Vec::new();
+    for _ in 0..3 {
+        ours.push(talk(&server, &holder, control_plane("west")).await.unwrap());
+    }
+    talk(&server, &holder, control_plane("west")).await.unwrap_err();
+    drop(first);
+    drop(ours);
+    // The server sees the ends in its own time.
+    let again = async {
+        while nobody([127, 0, 0, 2]).await.is_err() {}
+        while talk(&server, &holder, control_plane("west")).await.is_err() {}
+    };
+    timeout(LONG, again).await.expect("places are given back");
+}
+
+#[tokio::test]
+async fn handshakes_of_one_address_leave_room_for_others() {
+    let mesh = Mesh::new();
+    let holder = mesh.holder(&mesh.west, control_plane("west"), DAY);
+    let limits = Limits {
+        handshake: 10 * LONG,
+        handshakes: 4,
+        handshakes_per_address: 2,
+        ..Limits::default()
+    };
+    let mut server = Server::start(&holder.held(), limits).await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        silent.push(socket.connect(server.address).await.unwrap());
+    }
+    let _kept = talk(&server, &holder, control_plane("west")).await.unwrap();
+    assert_eq!(server.accepted().await, Some(control_plane("west")));
 }
 
 #[tokio::test]
