@@ -30,7 +30,7 @@ use crate::workspace::Workspace;
 #[command(after_help = "\
 Examples:
   cargo xtask test                    everything CI checks, in one go
-  cargo xtask test --filter failover  only tests with this in their name
+  cargo xtask test --filter fails_over  only tests with this in their name
   cargo xtask lint                    format, clippy, rustdoc, dependencies
 
 Each step's output is kept in target/xtask/STEP.log. Tools are kept in
