@@ -3,17 +3,17 @@
 //! Owns the words and their serialised form. Promises: the answer shown is the one that a DNS
 //! client of the same view gets, made by the same function, but for the order of records.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use serde::Serialize;
 use tombolo_federation::catalog::Catalog;
 use tombolo_federation::names::RegionName;
-use tombolo_federation::record::ServiceType;
+use tombolo_federation::record::{ServicePort, ServiceType};
 
 use crate::answer::reach::{PortDiffers, Rank, Reach, Tier};
-use crate::answer::{self, Answer, Question, Reason};
+use crate::answer::{self, Answer, Question, Reason, Scope};
 use crate::{View, Zone};
 
 /// An answer with its reason.
@@ -75,7 +75,7 @@ pub struct RegionCount {
     /// Its distance as the asker's region declares it: 0 for that region itself, `None` when
     /// nothing is declared, which is the farthest.
     pub distance: Option<u32>,
-    /// Ready, and in a network that the asker reaches.
+    /// Ready, in a network that the asker reaches, and serving a port of the service.
     pub usable: usize,
     /// Ready in any network.
     pub ready: usize,
@@ -112,10 +112,11 @@ pub fn resolve(
     let question = Question { name: &asked, qtype: rtype, class: DNSClass::IN, turn: 0 };
     let answer = answer::answer(zone, view, catalog, &question);
     let reach = catalog.and_then(|catalog| answer::reach_of(zone, view, catalog, &asked));
-    let (reach, of_tier) = reach.map_or((None, false), |(reach, of_tier)| (Some(reach), of_tier));
     // These say something about the chosen endpoints; other reasons come before a choice.
     let looked = matches!(answer.reason, Reason::Found | Reason::NoSuchType | Reason::PortsDiffer);
-    let tier = reach.as_ref().filter(|_| of_tier && looked).and_then(Reach::chosen);
+    let chosen = reach.as_ref().and_then(|(reach, scope)| tier(reach, *scope));
+    let region = chosen.filter(|_| looked).map(|(tier, _)| tier.region.clone());
+    let regions = reach.iter().flat_map(|(reach, _)| &reach.tiers).map(count).collect();
     Ok(Explained {
         name: asked.to_ascii(),
         qtype: rtype.to_string(),
@@ -123,9 +124,9 @@ pub fn resolve(
         answers: answer.answers.iter().map(line).collect(),
         additionals: answer.additionals.iter().map(line).collect(),
         reason: answer.reason,
-        why: why(&answer, zone, view, rtype, reach.as_ref(), of_tier),
-        tier: tier.map(|tier| tier.region.clone()),
-        regions: reach.iter().flat_map(|reach| &reach.tiers).map(count).collect(),
+        why: why(&answer, zone, view, rtype, reach.as_ref()),
+        tier: region,
+        regions,
         view: view.clone(),
         generation: catalog.map(|catalog| catalog.generation),
         complete: catalog.is_some_and(|catalog| catalog.complete),
@@ -175,6 +176,17 @@ fn line(record: &Record) -> Line {
     }
 }
 
+/// The tier that the endpoints of an answer come from, and how many it could give.
+fn tier<'r, 'a>(reach: &'r Reach<'a>, scope: Scope<'_>) -> Option<(&'r Tier<'a>, usize)> {
+    match scope {
+        Scope::Service => reach.chosen().map(|tier| (tier, tier.usable.len())),
+        Scope::Port(port) => {
+            reach.serving(port).map(|serving| (serving.tier, serving.endpoints.len()))
+        }
+        Scope::Single => None,
+    }
+}
+
 fn count(tier: &Tier<'_>) -> RegionCount {
     RegionCount {
         region: tier.region.clone(),
@@ -194,15 +206,11 @@ fn why(
     zone: &Zone,
     view: &View,
     qtype: RecordType,
-    reach: Option<&Reach<'_>>,
-    of_tier: bool,
+    reached: Option<&(Reach<'_>, Scope<'_>)>,
 ) -> String {
+    let reach = reached.map(|(reach, _)| reach);
     match answer.reason {
-        Reason::Found if reach.is_some() && !of_tier => {
-            "the name of one endpoint, which is ready and within reach, in whatever region"
-                .to_owned()
-        }
-        Reason::Found => found(reach),
+        Reason::Found => found(reached, qtype),
         Reason::OtherClass => "only the class IN is served".to_owned(),
         Reason::OtherZone => format!("the name is not in the zone {}", zone.origin()),
         Reason::Transfer => "zone transfers are refused".to_owned(),
@@ -219,24 +227,34 @@ fn why(
         },
         Reason::NoSuchHost => "no ready endpoint within reach has this name".to_owned(),
         Reason::NoReadyEndpoint => no_ready(view, reach),
+        Reason::PortNotServed => not_served(reached),
         Reason::PortsDiffer => differs(reach),
         Reason::NoSuchType => format!("the name exists, but has no records of type {qtype}"),
         Reason::EmptyName => "the name exists only because names below it do".to_owned(),
     }
 }
 
-fn found(reach: Option<&Reach<'_>>) -> String {
-    let Some((reach, tier)) = reach.and_then(|reach| Some((reach, reach.chosen()?))) else {
+fn found(reached: Option<&(Reach<'_>, Scope<'_>)>, qtype: RecordType) -> String {
+    let Some((reach, scope)) = reached else {
         return "a name that the zone always has".to_owned();
+    };
+    let Some((tier, usable)) = tier(reach, *scope) else {
+        return "the name of one endpoint, which is ready and within reach, in whatever region"
+            .to_owned();
     };
     let nearer = reach.tiers.iter().take_while(|other| other.rank < tier.rank);
     let passed: Vec<String> = nearer.map(|tier| tier.region.to_string()).collect();
     let mut text = format!(
-        "{} is the nearest region with ready endpoints within reach ({} of {})",
+        "{} is the nearest region with ready endpoints within reach{} ({} of {})",
         tier.region,
-        tier.usable.len(),
+        if matches!(scope, Scope::Port(_)) { " that serve the port" } else { "" },
+        usable,
         tier.total
     );
+    let left_out = tier.usable.len() - tier.addressed().count();
+    if left_out > 0 && matches!(qtype, RecordType::A | RecordType::AAAA) {
+        let _ = write!(text, "; {left_out} with other ports than the service's only in SRV");
+    }
     if !passed.is_empty() {
         text = format!("{text}; nearer ones have none: {}", passed.join(", "));
     }
@@ -262,23 +280,38 @@ fn no_ready(view: &View, reach: Option<&Reach<'_>>) -> String {
     text
 }
 
-fn differs(reach: Option<&Reach<'_>>) -> String {
-    let found = reach.and_then(|reach| reach.port_differs(reach.chosen()?));
-    let Some(PortDiffers { port, endpoint, serves }) = found else {
-        return "the endpoints' ports are not the service's: ask for SRV".to_owned();
-    };
-    let (protocol, number) = (port.protocol, port.port);
-    let named = if port.name.is_empty() { String::new() } else { format!(" ({:?})", port.name) };
-    let instead = match serves {
-        Some(serves) => format!("serves it on {serves}"),
-        None => "does not serve it".to_owned(),
+fn not_served(reached: Option<&(Reach<'_>, Scope<'_>)>) -> String {
+    let what = match reached {
+        Some((_, Scope::Port(port))) => port_text(port),
+        _ => "any port of the service".to_owned(),
     };
     format!(
-        "port {number}/{protocol}{named} of the service is not the endpoints' own: {} in {} \
-         {instead}; ask for SRV, which has the real ports",
+        "endpoints are ready within reach, but none serves {what}: their clusters do not expose \
+         it, or lost it to an older export (PortConflict)"
+    )
+}
+
+fn differs(reach: Option<&Reach<'_>>) -> String {
+    let found = reach.and_then(|reach| {
+        let usable = reach.chosen()?.usable.first()?;
+        Some((usable.endpoint, usable.differs?))
+    });
+    let Some((endpoint, PortDiffers { port, serves })) = found else {
+        return "the endpoints' ports are not the service's: ask for SRV".to_owned();
+    };
+    format!(
+        "{} of the service is not the endpoints' own: {} in {} serves it on {serves}; ask for \
+         SRV, which has the real ports",
+        port_text(port),
         endpoint.address(),
         endpoint.cluster,
     )
+}
+
+fn port_text(port: &ServicePort) -> String {
+    let ServicePort { name, protocol, port: number, .. } = port;
+    let named = if name.is_empty() { String::new() } else { format!(" ({name:?})") };
+    format!("port {number}/{protocol}{named}")
 }
 
 fn ports(reach: &Reach<'_>) -> String {

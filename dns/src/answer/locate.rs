@@ -117,7 +117,11 @@ fn hosts<'a>(
 }
 
 /// A port without a name has no SRV name of its own (MCS R64).
-fn port<'a>(service: &'a Service, name: &str, protocol: Protocol) -> Option<&'a ServicePort> {
+pub(super) fn port<'a>(
+    service: &'a Service,
+    name: &str,
+    protocol: Protocol,
+) -> Option<&'a ServicePort> {
     let named = |port: &&ServicePort| {
         !name.is_empty() && port.protocol == protocol && port.name.eq_ignore_ascii_case(name)
     };

@@ -5,9 +5,9 @@
 //!
 //! - `<svc>.<ns>.svc.Z` has the addresses of the ready endpoints of the nearest tier (see
 //!   [`View`]), for headless services too: R65 allows a subset.
-//! - A `ClusterSetIP` service has addresses only while each of its TCP and UDP ports is served
-//!   there under the service's own number. Otherwise A and AAAA are empty, and SRV names single
-//!   endpoints with their real ports.
+//! - Of a `ClusterSetIP` service those of them whose TCP and UDP ports have the service's own
+//!   numbers (see `reach`); when none has, A and AAAA are empty. SRV names single endpoints with
+//!   their real ports wherever the addresses are not all that serve a port under its number.
 //! - `<host>.<clusterid>.<svc>.<ns>.svc.Z` resolves for every reachable ready endpoint, whichever
 //!   tier is nearest, and for `ClusterSetIP` services too (by address, see `host`): an SRV target
 //!   stays resolvable when the tier or the service's ports change under it.
@@ -31,6 +31,7 @@ mod records;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use tombolo_federation::catalog::Catalog;
+use tombolo_federation::record::ServicePort;
 
 use crate::{View, Zone};
 use asked::{Asked, Below};
@@ -148,21 +149,38 @@ impl Answer {
     }
 }
 
-/// The reach of the service that `name` is or is below, and whether answers there are those of a
-/// chosen tier rather than of one endpoint; for explanations.
+/// What an answer's endpoints were chosen for; for explanations.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scope<'a> {
+    /// Any port of the service: its nearest tier.
+    Service,
+    /// One port: the nearest tier that serves it.
+    Port(&'a ServicePort),
+    /// No choice between tiers: one endpoint or cluster.
+    Single,
+}
+
+/// The reach of the service that `name` is or is below, and what is chosen there.
 pub(crate) fn reach_of<'a>(
     zone: &Zone,
     view: &'a View,
     catalog: &'a Catalog,
     name: &Name,
-) -> Option<(reach::Reach<'a>, bool)> {
-    let (key, of_tier) = match Asked::parse(zone, name) {
-        Asked::Service(key) | Asked::Below(key, Below::Port { .. }) => (key, true),
-        Asked::Below(key, _) => (key, false),
+) -> Option<(reach::Reach<'a>, Scope<'a>)> {
+    let (key, below) = match Asked::parse(zone, name) {
+        Asked::Service(key) => (key, None),
+        Asked::Below(key, below) => (key, Some(below)),
         _ => return None,
     };
-    let service = catalog.services.get(&key)?;
-    Some((reach::Reach::of(catalog, view, service), of_tier))
+    let service = &**catalog.services.get(&key)?;
+    let scope = match below {
+        None => Scope::Service,
+        Some(Below::Port { name, protocol }) => {
+            locate::port(service, &name, protocol).map_or(Scope::Single, Scope::Port)
+        }
+        Some(_) => Scope::Single,
+    };
+    Some((reach::Reach::of(catalog, view, service), scope))
 }
 
 impl Node<'_> {

@@ -1,9 +1,27 @@
 //! Which endpoints an asker is given: the nearest region that has a ready one it can reach.
+//!
+//! Owns what ports mean for that choice where clusters do not expose the same ones (MCS R22 to
+//! R24). Clients of an address bring the service's own port numbers, so for `ClusterSetIP`:
+//!
+//! - An endpoint counts by the ports that its own cluster exposes and it serves
+//!   ([`Service::serving`]). One that serves none of the service's ports is not usable: its cluster
+//!   lost them all to older exports (R22), and traffic for the service must not go there (R24).
+//! - An endpoint is an address answer if every TCP and UDP port that it serves has the service's
+//!   number. One with another number is left out, but SRV names it. If the nearest tier has only
+//!   such ones, address answers are empty: they do not skip to the next tier, since clients that
+//!   ask for SRV and clients that ask for addresses would then be sent to different regions.
+//! - A port that a cluster does not expose, or that a pod does not serve (as while it is being
+//!   added), withholds nothing: an export or a port that is new somewhere must not take away the
+//!   addresses that others had. The price is that an address is no promise of a port that only
+//!   some clusters expose; SRV is, and looks for each port's own nearest tier.
+//!
+//! Turned down: addresses only of clusters that expose all ports, or all of the oldest's: then
+//! adding a port cluster by cluster takes all addresses away, or moves all clients to the first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use tombolo_federation::catalog::{Catalog, Endpoint, Service};
-use tombolo_federation::names::{ClusterId, RegionName};
+use tombolo_federation::names::RegionName;
 use tombolo_federation::record::{Protocol, ServicePort, ServiceType};
 
 use crate::View;
@@ -13,6 +31,7 @@ use crate::View;
 pub(crate) struct Reach<'a> {
     pub(crate) service: &'a Service,
     pub(crate) tiers: Vec<Tier<'a>>,
+    network: &'a str,
 }
 
 /// One region's endpoints.
@@ -20,12 +39,33 @@ pub(crate) struct Reach<'a> {
 pub(crate) struct Tier<'a> {
     pub(crate) region: &'a RegionName,
     pub(crate) rank: Rank,
-    /// Ready, not terminating, and in the asker's network.
-    pub(crate) usable: Vec<&'a Endpoint>,
+    /// Ready, not terminating, in the asker's network, and serving a port of the service.
+    pub(crate) usable: Vec<Usable<'a>>,
+    /// Ready, not terminating, and in the asker's network, whatever their ports.
+    pub(crate) reachable: usize,
     /// Ready and not terminating, in any network.
     pub(crate) ready: usize,
     pub(crate) total: usize,
 }
+
+/// An endpoint that an asker can use, if it knows the ports.
+#[derive(Debug)]
+pub(crate) struct Usable<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    /// Why its address alone would mislead.
+    pub(crate) differs: Option<PortDiffers<'a>>,
+}
+
+/// A port that an endpoint serves under another number than the service's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PortDiffers<'a> {
+    pub(crate) port: &'a ServicePort,
+    pub(crate) serves: u16,
+}
+
+/// The endpoints that serve a service's ports, each with the first port that differs. By address
+/// in memory: they are all of one service in one catalog, and comparing them whole is slow.
+type Serving<'a> = BTreeMap<*const Endpoint, Option<PortDiffers<'a>>>;
 
 /// How near a region is; the derived order is the order of preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,14 +73,6 @@ pub(crate) enum Rank {
     Own,
     Declared(u32),
     Undeclared,
-}
-
-/// A port that an endpoint does not serve under the number that the service gives it.
-#[derive(Debug)]
-pub(crate) struct PortDiffers<'a> {
-    pub(crate) port: &'a ServicePort,
-    pub(crate) endpoint: &'a Endpoint,
-    pub(crate) serves: Option<u16>,
 }
 
 impl<'a> Reach<'a> {
@@ -52,22 +84,24 @@ impl<'a> Reach<'a> {
             Some(distance) => Rank::Declared(*distance),
             None => Rank::Undeclared,
         };
+        let serving = serving(service);
         let mut by_region: BTreeMap<&RegionName, Tier<'a>> = BTreeMap::new();
         for endpoint in &service.endpoints {
             let region = &endpoint.region;
-            by_region
-                .entry(region)
-                .or_insert_with(|| Tier::empty(region, rank(region)))
-                .add(endpoint, network);
+            by_region.entry(region).or_insert_with(|| Tier::empty(region, rank(region))).add(
+                endpoint,
+                network,
+                serving.as_ref(),
+            );
         }
         // Stable, from a map by name: regions that are equally far come in the order of names.
         let mut tiers: Vec<_> = by_region.into_values().collect();
         tiers.sort_by_key(|tier| tier.rank);
-        Self { service, tiers }
+        Self { service, tiers, network }
     }
 
-    /// The tier whose endpoints are answered. `None` only when no reachable endpoint is ready
-    /// anywhere.
+    /// The tier whose endpoints are answered. `None` only when no reachable endpoint that serves
+    /// any of the service's ports is ready anywhere.
     pub(crate) fn chosen(&self) -> Option<&Tier<'a>> {
         self.tiers.iter().find(|tier| !tier.usable.is_empty())
     }
@@ -76,57 +110,80 @@ impl<'a> Reach<'a> {
     /// asks for one endpoint wants that one, and a target from an SRV answer must not vanish
     /// because another tier has become the nearest.
     pub(crate) fn all_usable(&self) -> impl Iterator<Item = &'a Endpoint> {
-        self.tiers.iter().flat_map(|tier| tier.usable.iter().copied())
+        self.tiers.iter().flat_map(|tier| tier.usable.iter().map(|usable| usable.endpoint))
     }
 
-    /// The first TCP or UDP port that an endpoint of `tier` does not serve under the service's own
-    /// number. An address alone is then no answer: the client would connect to the wrong port.
-    pub(crate) fn port_differs(&self, tier: &Tier<'a>) -> Option<PortDiffers<'a>> {
-        if self.service.service_type == ServiceType::Headless {
-            return None; // a headless service's clients connect to the endpoints' own ports
-        }
-        let addressed = |port: &&ServicePort| port.protocol != Protocol::Sctp;
-        self.service.ports.iter().filter(addressed).find_map(|port| {
-            let (endpoint, serves) =
-                tier.serving(self.service, port).find(|(_, serves)| *serves != Some(port.port))?;
-            Some(PortDiffers { port, endpoint, serves })
+    /// The nearest tier that serves `port`, and its endpoints that do, each with the number. Not
+    /// always the chosen tier: there perhaps no cluster exposes the port.
+    pub(crate) fn serving(&self, port: &ServicePort) -> Option<PortTier<'_, 'a>> {
+        let usable = |(endpoint, _): &(&Endpoint, u16)| takes(endpoint, self.network);
+        let all: Vec<(&'a Endpoint, u16)> = self.service.serving(port).filter(usable).collect();
+        self.tiers.iter().find_map(|tier| {
+            let here = all.iter().filter(|(endpoint, _)| endpoint.region == *tier.region);
+            let endpoints: Vec<_> = here.copied().collect();
+            (!endpoints.is_empty()).then_some(PortTier { tier, endpoints })
         })
     }
 }
 
+/// Where one port is served.
+#[derive(Debug)]
+pub(crate) struct PortTier<'r, 'a> {
+    pub(crate) tier: &'r Tier<'a>,
+    /// Never empty; each with its number.
+    pub(crate) endpoints: Vec<(&'a Endpoint, u16)>,
+}
+
 impl<'a> Tier<'a> {
     fn empty(region: &'a RegionName, rank: Rank) -> Self {
-        Self { region, rank, usable: Vec::new(), ready: 0, total: 0 }
+        Self { region, rank, usable: Vec::new(), reachable: 0, ready: 0, total: 0 }
     }
 
-    fn add(&mut self, endpoint: &'a Endpoint, network: &str) {
+    fn add(&mut self, endpoint: &'a Endpoint, network: &str, serving: Option<&Serving<'a>>) {
         self.total += 1;
-        if !endpoint.endpoint.ready || endpoint.endpoint.terminating {
-            return; // MCS R79, and no fallback to serving-terminating ones
+        self.ready += usize::from(is_ready(endpoint));
+        if !takes(endpoint, network) {
+            return;
         }
-        self.ready += 1;
-        if &*endpoint.network == network {
-            self.usable.push(endpoint);
-        }
+        self.reachable += 1;
+        let differs = match serving.map(|serving| serving.get(&std::ptr::from_ref(endpoint))) {
+            None => None,
+            Some(Some(differs)) => *differs,
+            Some(None) => return, // serves no port of the service
+        };
+        self.usable.push(Usable { endpoint, differs });
     }
 
-    /// Each usable endpoint with the number on which it serves `port`. `None` where its cluster
-    /// does not expose that port, even if something listens there (MCS R24).
-    pub(crate) fn serving(
-        &self,
-        service: &'a Service,
-        port: &'a ServicePort,
-    ) -> impl Iterator<Item = (&'a Endpoint, Option<u16>)> {
-        let same = |own: &ServicePort| own.name == port.name && own.protocol == port.protocol;
-        let exposing: BTreeSet<&ClusterId> = service
-            .exports
-            .iter()
-            .filter(|export| export.ports.iter().any(same))
-            .map(|export| &export.cluster)
-            .collect();
-        self.usable.iter().map(move |endpoint| {
-            let exposed = exposing.contains(&endpoint.cluster);
-            (*endpoint, exposed.then(|| endpoint.port(&port.name, port.protocol)).flatten())
-        })
+    /// The endpoints whose addresses alone are an answer.
+    pub(crate) fn addressed(&self) -> impl Iterator<Item = &'a Endpoint> {
+        let alike = self.usable.iter().filter(|usable| usable.differs.is_none());
+        alike.map(|usable| usable.endpoint)
     }
+}
+
+/// MCS R79, and no fallback to serving-terminating ones.
+fn is_ready(endpoint: &Endpoint) -> bool {
+    endpoint.endpoint.ready && !endpoint.endpoint.terminating
+}
+
+fn takes(endpoint: &Endpoint, network: &str) -> bool {
+    is_ready(endpoint) && &*endpoint.network == network
+}
+
+/// `None` where ports decide nothing: the clients of a headless service connect to the endpoints'
+/// own ports, and a service may have none.
+fn serving(service: &Service) -> Option<Serving<'_>> {
+    if service.service_type == ServiceType::Headless || service.ports.is_empty() {
+        return None;
+    }
+    let mut all = Serving::new();
+    for port in &service.ports {
+        for (endpoint, serves) in service.serving(port) {
+            let first = all.entry(std::ptr::from_ref(endpoint)).or_default();
+            if serves != port.port && port.protocol != Protocol::Sctp {
+                first.get_or_insert(PortDiffers { port, serves });
+            }
+        }
+    }
+    Some(all)
 }

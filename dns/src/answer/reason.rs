@@ -30,6 +30,8 @@ pub enum Reason {
     NoSuchHost,
     /// The service has no ready endpoint within reach.
     NoReadyEndpoint,
+    /// Endpoints are ready within reach, but none serves the port, or any port of the service.
+    PortNotServed,
     /// The endpoints' ports are not the service's: only SRV tells them.
     PortsDiffer,
     /// The name exists, with records of other types.
@@ -42,6 +44,6 @@ impl Reason {
     /// Whether what a catalog does not hold yet may lift this: then an incomplete catalog must not
     /// say it. The type of the records that there are, and ports that differ, are known.
     pub(super) fn may_pass(self) -> bool {
-        self == Self::NoReadyEndpoint
+        matches!(self, Self::NoReadyEndpoint | Self::PortNotServed)
     }
 }

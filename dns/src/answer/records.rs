@@ -5,12 +5,12 @@ use std::net::IpAddr;
 
 use hickory_proto::rr::rdata::{A, AAAA, HINFO, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use tombolo_federation::catalog::Endpoint;
+use tombolo_federation::catalog::{Endpoint, Service};
 use tombolo_federation::record::{IpFamily, ServicePort, ServiceType};
 
 use super::locate::Node;
 use super::order::spread;
-use super::reach::{Reach, Tier};
+use super::reach::{PortTier, Reach, Tier};
 use super::reason::Reason;
 use super::{Found, MAX_RECORDS, Question, host};
 use crate::Zone;
@@ -68,13 +68,20 @@ fn version(owner: &Name) -> Record {
 }
 
 fn at_service(reach: &Reach<'_>, question: &Question<'_>) -> Found {
-    let tier = reach.chosen().ok_or(Reason::NoReadyEndpoint)?;
-    if reach.port_differs(tier).is_some() {
+    let tier = reach.chosen().ok_or_else(|| unserved(reach))?;
+    let endpoints: Vec<&Endpoint> = tier.addressed().collect();
+    if endpoints.is_empty() {
         return Err(Reason::PortsDiffer);
     }
     // Cut before the family is looked at: A and AAAA show the same endpoints (MCS R65).
-    let endpoints = spread(tier.usable.clone(), MAX_RECORDS);
+    let endpoints = spread(endpoints, MAX_RECORDS);
     of_family(question.name, question.qtype, endpoints.iter().map(|endpoint| endpoint.address()))
+}
+
+/// Why no endpoint takes what is asked for.
+fn unserved(reach: &Reach<'_>) -> Reason {
+    let reachable = reach.tiers.iter().any(|tier| tier.reachable > 0);
+    if reachable { Reason::PortNotServed } else { Reason::NoReadyEndpoint }
 }
 
 fn of_family(owner: &Name, qtype: RecordType, all: impl Iterator<Item = IpAddr>) -> Found {
@@ -117,13 +124,16 @@ fn srv<'p>(
     ports: impl Iterator<Item = &'p ServicePort>,
     owner: &Name,
 ) -> Found {
-    let tier = reach.chosen().ok_or(Reason::NoReadyEndpoint)?;
-    let direct = reach.service.service_type == ServiceType::ClusterSetIP
-        && reach.port_differs(tier).is_none();
+    let nearest = reach.chosen().ok_or_else(|| unserved(reach))?;
     let (mut records, mut additionals) = (Vec::new(), Vec::new());
     let (mut told, mut named) = (BTreeSet::new(), BTreeSet::new());
+    let mut reason = Reason::NoSuchType;
     for port in ports {
-        let targets = targets(zone, reach, tier, port, direct);
+        let Some(PortTier { endpoints, .. }) = reach.serving(port) else {
+            reason = Reason::PortNotServed;
+            continue;
+        };
+        let targets = targets(zone, reach.service, nearest, port, endpoints);
         let weight = weight(targets.len());
         for Target { name, port, addresses: all } in targets {
             if !told.insert((name.clone(), port)) {
@@ -137,31 +147,34 @@ fn srv<'p>(
         }
     }
     if records.is_empty() {
-        return Err(Reason::NoSuchType);
+        return Err(reason);
     }
     Ok((spread(records, MAX_RECORDS), spread(additionals, MAX_RECORDS)))
 }
 
-/// The service's own name where its addresses serve `port` under the service's number, else each
-/// endpoint that serves it.
+/// The service's own name where its addresses are exactly the endpoints that serve `port`, and
+/// under the service's number; else each endpoint that serves it.
 fn targets(
     zone: &Zone,
-    reach: &Reach<'_>,
-    tier: &Tier<'_>,
+    service: &Service,
+    nearest: &Tier<'_>,
     port: &ServicePort,
-    direct: bool,
+    serving: Vec<(&Endpoint, u16)>,
 ) -> Vec<Target> {
-    let service = reach.service;
-    let serving: Vec<(&Endpoint, Option<u16>)> = tier.serving(service, port).collect();
-    if direct && serving.iter().all(|(_, serves)| *serves == Some(port.port)) {
+    let alike = serving.iter().all(|(_, serves)| *serves == port.port);
+    let all = || serving.iter().map(|(endpoint, _)| std::ptr::from_ref(*endpoint));
+    let direct = service.service_type == ServiceType::ClusterSetIP
+        && alike
+        && all().eq(nearest.addressed().map(std::ptr::from_ref));
+    if direct {
         let addresses = serving.iter().map(|(endpoint, _)| endpoint.address()).collect();
         let name = host::service_name(zone, &service.key);
         let target = name.map(|name| Target { name, port: port.port, addresses });
         return target.into_iter().collect();
     }
-    let each = serving.into_iter().filter_map(|(endpoint, serves)| {
+    let each = serving.into_iter().filter_map(|(endpoint, port)| {
         let name = host::endpoint_name(zone, service, endpoint)?;
-        Some(Target { name, port: serves?, addresses: vec![endpoint.address()] })
+        Some(Target { name, port, addresses: vec![endpoint.address()] })
     });
     spread(each.collect(), MAX_RECORDS)
 }

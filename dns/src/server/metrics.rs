@@ -20,6 +20,7 @@ pub struct Metrics {
     queries: Family<QueryLabels, Counter>,
     seconds: Family<TransportLabels, Histogram, Buckets>,
     dropped: Family<DroppedLabels, Counter>,
+    refused: Counter,
 }
 
 /// How a query came.
@@ -89,6 +90,7 @@ impl Metrics {
             queries: Family::default(),
             seconds: Family::new_with_constructor(Buckets),
             dropped: Family::default(),
+            refused: Counter::default(),
         };
         let dns = registry.sub_registry_with_prefix("dns");
         dns.register("queries", "Queries that were answered", metrics.queries.clone());
@@ -98,6 +100,11 @@ impl Metrics {
             metrics.seconds.clone(),
         );
         dns.register("dropped", "Messages that got no reply", metrics.dropped.clone());
+        dns.register(
+            "refused_connections",
+            "Connections above a client's share of them",
+            metrics.refused.clone(),
+        );
         metrics
     }
 
@@ -115,6 +122,10 @@ impl Metrics {
 
     pub(super) fn dropped(&self, transport: Transport, reason: Dropped) {
         self.dropped.get_or_create(&DroppedLabels { transport, reason }).inc();
+    }
+
+    pub(super) fn refused(&self) {
+        self.refused.inc();
     }
 }
 

@@ -3,9 +3,9 @@
 //! Owns the sockets, what a client may cost, and how messages are read and written. Promises: a
 //! message that is a response, or too short to be one of anything, gets no reply, whatever else is
 //! wrong with it (RFC 1035; RUSTSEC-2023-0041); every other gets exactly one; a client that drips,
-//! never reads or never ends costs one of a bounded number of connections for a bounded time. The
-//! price of that bound: idle clients can hold all of them, and others then wait for up to the idle
-//! time.
+//! never reads or never ends costs one of a bounded number of connections for a bounded time, and
+//! no client holds more than its share of them. The price of the bounds: a few clients together
+//! can hold all connections, and others then wait for up to a connection's time.
 //!
 //! Turned down: the socket loops of hickory-server; only hickory-proto reads and writes messages
 //! here. Measured on 0.26.3: it replies to malformed responses (12 bytes with QR=1 and QDCOUNT=1
@@ -65,6 +65,9 @@ impl Config {
 pub struct TcpLimits {
     /// Connections at a time; more wait in the kernel until one ends.
     pub connections: usize,
+    /// Of these, how many one client may hold, that is an IPv4 address or an IPv6 /64; what it
+    /// opens above that is closed at once. Nobody is exempt, not loopback either.
+    pub per_client: usize,
     /// How long one query may take to arrive, and one answer to be taken.
     pub idle: Duration,
     /// How long a connection may last, busy or not: nobody holds one for ever.
@@ -73,7 +76,8 @@ pub struct TcpLimits {
 
 impl Default for TcpLimits {
     fn default() -> Self {
-        Self { connections: 256, idle: Duration::from_secs(5), lifetime: Duration::from_mins(1) }
+        let (idle, lifetime) = (Duration::from_secs(5), Duration::from_mins(1));
+        Self { connections: 256, per_client: 64, idle, lifetime }
     }
 }
 

@@ -115,22 +115,6 @@ fn an_unnamed_port_has_srv_at_the_bare_name_only() {
 }
 
 #[test]
-fn a_port_goes_only_to_clusters_that_expose_it() {
-    let text = "
-        ClusterSetIP shop/mixed http:80 admin:81
-          us-a 10.0.0.1 http=80 admin=81
-          us-b 10.0.0.2 http=80 admin=81
-          exports us-b http";
-    check(text, "A mixed.shop.svc", "NODATA");
-    check(text, "SRV _admin._tcp.mixed.shop.svc", "0 100 81 10-0-0-1.us-a.mixed.shop.svc");
-    check(
-        text,
-        "SRV _http._tcp.mixed.shop.svc",
-        "0 50 80 10-0-0-1.us-a.mixed.shop.svc, 0 50 80 10-0-0-2.us-b.mixed.shop.svc",
-    );
-}
-
-#[test]
 fn sctp_ports_do_not_withhold_addresses() {
     let text = "
         ClusterSetIP shop/tel http:80 sig:99/SCTP

@@ -1,9 +1,12 @@
 //! The server, asked by an independent client: `dig` of BIND.
 
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::Command;
 use tokio::time::timeout;
+use tombolo_testbed::{Tool, skip};
 
 use crate::mesh::mesh;
 use crate::wire::{LONG, Served};
@@ -20,26 +23,29 @@ const MESH: &str = "
 /// What `dig` says of every name below `local`.
 const MDNS: &str = ";; WARNING: .local is reserved for Multicast DNS\n";
 
-/// `dig`'s whole output. Without `dig` there is no independent client, and the test fails: it is
-/// one of what the tests need (package `bind9-dnsutils`, or `dnsutils`).
-async fn dig(served: &Served, arguments: &str) -> String {
-    let mut command = Command::new("dig");
+/// Where `dig` is. Without it `test` is skipped: there is no independent client to ask.
+fn dig(test: &str) -> Option<PathBuf> {
+    let skipped = |missing| skip(&format!("dns::dig::{test}"), missing);
+    Tool::Dig.path().map_err(skipped).ok()
+}
+
+/// The whole output of `dig`, the program, asked for `arguments`.
+async fn output(dig: &Path, served: &Served, arguments: &str) -> String {
+    let mut command = Command::new(dig);
     command.arg("@127.0.0.1").args(["-p", &served.address.port().to_string()]);
     command.args(["+tries=1", "+time=5", "+norecurse"]).args(arguments.split_whitespace());
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(LONG, command.output()).await.expect("dig ends");
-    let output = output.unwrap_or_else(|error| {
-        panic!("CANNOT RUN: dig ({error}); install it (Debian: bind9-dnsutils)")
-    });
+    let output = output.unwrap_or_else(|error| panic!("{} cannot be run: {error}", dig.display()));
     let text = String::from_utf8_lossy(&output.stdout).replace(MDNS, "");
     assert!(output.status.success(), "dig {arguments}: {text}");
     assert!(!text.contains("WARNING") && !text.contains("malformed"), "dig {arguments}: {text}");
     text
 }
 
-async fn check(arguments: &str, expected: &[&str]) {
+async fn check(dig: &Path, arguments: &str, expected: &[&str]) {
     let served = Served::start(Some(mesh(MESH))).await;
-    let text = dig(&served, arguments).await;
+    let text = output(dig, &served, arguments).await;
     let squeezed = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in expected {
         assert!(squeezed.contains(part), "dig {arguments}: {part:?} expected in\n{text}");
@@ -49,9 +55,11 @@ async fn check(arguments: &str, expected: &[&str]) {
 
 #[tokio::test]
 async fn addresses() {
+    let Some(dig) = dig("addresses") else { return };
     for transport in ["+notcp", "+tcp"] {
         let arguments = format!("{transport} A WeB.shop.svc.clusterset.local");
         check(
+            &dig,
             &arguments,
             &[
                 "status: NOERROR",
@@ -62,13 +70,15 @@ async fn addresses() {
         )
         .await;
     }
-    check("AAAA web.shop.svc.clusterset.local", &["IN AAAA fd00::1"]).await;
-    check("A db-0.us-a.db.shop.svc.clusterset.local", &["IN A 10.0.0.3"]).await;
+    check(&dig, "AAAA web.shop.svc.clusterset.local", &["IN AAAA fd00::1"]).await;
+    check(&dig, "A db-0.us-a.db.shop.svc.clusterset.local", &["IN A 10.0.0.3"]).await;
 }
 
 #[tokio::test]
 async fn srv_with_its_addresses() {
+    let Some(dig) = dig("srv_with_its_addresses") else { return };
     check(
+        &dig,
         "SRV _http._tcp.api.shop.svc.clusterset.local",
         &[
             "IN SRV 0 100 8080 10-0-0-2.us-a.api.shop.svc.clusterset.local.",
@@ -80,43 +90,48 @@ async fn srv_with_its_addresses() {
 
 #[tokio::test]
 async fn negative_answers_with_soa() {
+    let Some(dig) = dig("negative_answers_with_soa") else { return };
     let soa = "AUTHORITY SECTION: clusterset.local. 5 IN SOA ns.dns.clusterset.local. \
                hostmaster.clusterset.local. 7 7200 1800 86400 5";
-    check("A api.shop.svc.clusterset.local", &["status: NOERROR", "ANSWER: 0", soa]).await;
-    check("A no.shop.svc.clusterset.local", &["status: NXDOMAIN", "flags: qr aa;", soa]).await;
-    check("A example.com", &["status: REFUSED", "flags: qr;"]).await;
+    check(&dig, "A api.shop.svc.clusterset.local", &["status: NOERROR", "ANSWER: 0", soa]).await;
+    check(&dig, "A no.shop.svc.clusterset.local", &["status: NXDOMAIN", "flags: qr aa;", soa])
+        .await;
+    check(&dig, "A example.com", &["status: REFUSED", "flags: qr;"]).await;
 }
 
 #[tokio::test]
 async fn the_version_and_the_zone() {
-    check("TXT dns-version.clusterset.local", &["IN TXT \"1.0.0\""]).await;
-    check("SOA clusterset.local", &["status: NOERROR", "IN SOA ns.dns.clusterset.local."]).await;
-    check("NS clusterset.local", &["IN NS ns.dns.clusterset.local."]).await;
-    check("+notcp ANY web.shop.svc.clusterset.local", &["IN HINFO \"RFC8482\" \"\""]).await;
+    let Some(dig) = dig("the_version_and_the_zone") else { return };
+    check(&dig, "TXT dns-version.clusterset.local", &["IN TXT \"1.0.0\""]).await;
+    check(&dig, "SOA clusterset.local", &["status: NOERROR", "IN SOA ns.dns.clusterset.local."])
+        .await;
+    check(&dig, "NS clusterset.local", &["IN NS ns.dns.clusterset.local."]).await;
+    check(&dig, "+notcp ANY web.shop.svc.clusterset.local", &["IN HINFO \"RFC8482\" \"\""]).await;
 }
 
 #[tokio::test]
 async fn oddities() {
-    check("CH TXT version.bind", &["status: REFUSED"]).await;
-    check("+edns=1 +noednsneg A web.shop.svc.clusterset.local", &["status: BADVERS"]).await;
-    check("+ednsopt=100:0102 A web.shop.svc.clusterset.local", &["IN A 10.0.0.1"]).await;
-    check("+dnssec A web.shop.svc.clusterset.local", &["flags: do;", "IN A 10.0.0.1"]).await;
-    check("+noedns +opcode=15 +header-only", &["opcode: RESERVED15, status: NOTIMP"]).await;
-    check("TYPE65280 web.shop.svc.clusterset.local", &["status: NOERROR", "ANSWER: 0"]).await;
+    let Some(dig) = dig("oddities") else { return };
+    check(&dig, "CH TXT version.bind", &["status: REFUSED"]).await;
+    check(&dig, "+edns=1 +noednsneg A web.shop.svc.clusterset.local", &["status: BADVERS"]).await;
+    check(&dig, "+ednsopt=100:0102 A web.shop.svc.clusterset.local", &["IN A 10.0.0.1"]).await;
+    check(&dig, "+dnssec A web.shop.svc.clusterset.local", &["flags: do;", "IN A 10.0.0.1"]).await;
+    check(&dig, "+noedns +opcode=15 +header-only", &["opcode: RESERVED15, status: NOTIMP"]).await;
+    check(&dig, "TYPE65280 web.shop.svc.clusterset.local", &["status: NOERROR", "ANSWER: 0"]).await;
 }
 
 #[tokio::test]
 async fn truncation_is_followed_to_tcp() {
-    use std::fmt::Write as _;
+    let Some(dig) = dig("truncation_is_followed_to_tcp") else { return };
     let mut text = "Headless shop/crowd p:1\n".to_owned();
     for i in 0..150 {
         writeln!(text, "us-a 10.0.0.{i} p=1").unwrap();
     }
     let served = Served::start(Some(mesh(&text))).await;
     let name = "crowd.shop.svc.clusterset.local";
-    let short = dig(&served, &format!("+ignore +bufsize=512 A {name}")).await;
+    let short = output(&dig, &served, &format!("+ignore +bufsize=512 A {name}")).await;
     assert!(short.contains("flags: qr aa tc;") && short.contains("ANSWER: 0"), "{short}");
-    let whole = dig(&served, &format!("+bufsize=512 A {name}")).await;
+    let whole = output(&dig, &served, &format!("+bufsize=512 A {name}")).await;
     assert!(whole.contains("Truncated, retrying in TCP mode") && whole.contains("ANSWER: 150"));
     served.stop().await;
 }

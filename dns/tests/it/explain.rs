@@ -49,6 +49,37 @@ fn every_reason_names_what_it_is_about() {
 }
 
 #[test]
+fn ports_that_clusters_do_not_share() {
+    let held = mesh(
+        "distance us eu 10
+        ClusterSetIP shop/web http:80 admin:81 debug:82
+          us-a 10.0.0.1 http=80
+          us-b 10.0.0.2 http=8080
+          eu-a 10.1.0.1 http=80 admin=81
+          ap-a 10.2.0.1 http=8080
+          exports us-a http
+          exports us-b http
+          exports eu-a http admin
+          exports ap-a http:8080
+        ClusterSetIP shop/api http:80
+          us-a 10.0.0.3 http=8080
+          exports us-a http:8080",
+    );
+    check(&held, "A web.shop", "(2 of 2); 1 with other ports than the service's only in SRV");
+    let admin = explain(Some(&held), "SRV _admin._tcp.web.shop");
+    assert_eq!(admin.tier.map(|region| region.to_string()).as_deref(), Some("eu"));
+    assert!(admin.why.contains("eu is the nearest region with"), "{}", admin.why);
+    assert!(admin.why.contains("within reach that serve the port (1 of 1)"), "{}", admin.why);
+    check(&held, "SRV _debug._tcp.web.shop", "none serves port 82/TCP (\"debug\")");
+    check(&held, "A api.shop", "none serves any port of the service");
+    let usable: Vec<_> =
+        admin.regions.iter().map(|region| (region.region.to_string(), region.usable)).collect();
+    let expected =
+        [("us", 2), ("eu", 1), ("ap", 0)].map(|(name, usable)| (name.to_owned(), usable));
+    assert_eq!(usable, expected);
+}
+
+#[test]
 fn a_tier_is_named_only_where_one_was_chosen() {
     let held = mesh(MESH);
     let tier = |question| explain(Some(&held), question).tier.map(|region| region.to_string());

@@ -19,6 +19,8 @@ mod nearest;
 #[cfg(test)]
 mod negative;
 #[cfg(test)]
+mod ports;
+#[cfg(test)]
 mod probes;
 #[cfg(test)]
 mod wire;

@@ -6,7 +6,7 @@
 //! ClusterSetIP shop/web http:80 dns:53/UDP   a service and its ports; a lone number is unnamed
 //!   us-a 10.0.0.1 http=80 dns=5353/UDP       an endpoint of cluster us-a, region us
 //!   us-a 10.0.0.2 =80 not-ready terminating host=db-0 net=other
-//!   exports us-b http                        us-b exposes only http
+//!   exports us-b http web:80                 us-b exposes http as above, and a port of its own
 //! ```
 
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(crate) fn mesh(text: &str) -> Catalog {
                 catalog.namespaces.insert_mut(words[1].parse().unwrap(), clusters);
             }
             "ClusterSetIP" | "Headless" => add(&mut catalog, service.replace(head(&words))),
-            "exports" => narrow(service.as_mut().unwrap(), words[1], &words[2..]),
+            "exports" => expose(service.as_mut().unwrap(), words[1], &words[2..]),
             _ => endpoint(service.as_mut().unwrap(), &words),
         }
     }
@@ -201,8 +201,13 @@ fn export<'s>(service: &'s mut Service, cluster: &str) -> &'s mut ServiceExport 
     service.exports.iter_mut().find(|export| export.cluster == id).unwrap()
 }
 
-fn narrow(service: &mut Service, cluster: &str, ports: &[&str]) {
-    export(service, cluster).ports.retain(|port| ports.contains(&port.name.as_str()));
+fn expose(service: &mut Service, cluster: &str, ports: &[&str]) {
+    let of_service = service.ports.clone();
+    let port = |text: &&str| {
+        let merged = of_service.iter().find(|port| port.name == **text).cloned();
+        merged.unwrap_or_else(|| service_port(text))
+    };
+    export(service, cluster).ports = ports.iter().map(port).collect();
 }
 
 fn endpoint(service: &mut Service, words: &[&str]) {

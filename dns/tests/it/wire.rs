@@ -8,7 +8,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::RecordType;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -270,6 +270,7 @@ async fn slow_connections_end_and_make_room() {
         connections: 1,
         idle: Duration::from_millis(100),
         lifetime: Duration::from_mins(1),
+        ..TcpLimits::default()
     };
     let served = Served::with_limits(Some(mesh(MESH)), limits).await;
     // One drips the beginning of a query and takes the only place; the next is served after it.
@@ -283,6 +284,58 @@ async fn slow_connections_end_and_make_room() {
     let end = timeout(LONG, drip.read(&mut [0])).await.expect("hung up on");
     assert!(matches!(end, Ok(0) | Err(_)));
     served.stop().await;
+}
+
+#[tokio::test]
+async fn one_client_cannot_hold_all_connections() {
+    let patient = Duration::from_mins(1);
+    let limits =
+        TcpLimits { connections: 80, idle: patient, lifetime: patient, ..TcpLimits::default() };
+    let served = Served::with_limits(Some(mesh(MESH)), limits).await;
+    let mut idle = Vec::new();
+    for _ in 0..limits.connections {
+        idle.push(served.tcp().await);
+    }
+    let asked = query(1, RecordType::A, "web.shop.svc").to_vec().unwrap();
+    let mut other = from(&served, "127.0.0.2").await;
+    assert_eq!(parse(&over_tcp(&mut other, &asked).await).answers.len(), 2);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_above_a_clients_share_is_hung_up_on_and_counted() {
+    let limits = TcpLimits { per_client: 2, ..TcpLimits::default() };
+    let served = Served::with_limits(Some(mesh(MESH)), limits).await;
+    let asked = query(1, RecordType::A, "web.shop.svc").to_vec().unwrap();
+    let (mut one, mut two) = (served.tcp().await, served.tcp().await);
+    over_tcp(&mut one, &asked).await;
+    over_tcp(&mut two, &asked).await;
+    let end = timeout(LONG, served.tcp().await.read(&mut [0])).await.expect("hung up on");
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &served.registry).unwrap();
+    assert!(text.contains("dns_refused_connections_total 1\n"), "{text}");
+    over_tcp(&mut one, &asked).await; // what it has stays
+
+    // Its end is noticed a moment after this; until then the next ones are refused, too.
+    drop(two);
+    let again = async {
+        loop {
+            let mut next = served.tcp().await;
+            send_tcp(&mut next, &asked).await;
+            if next.read_u16().await.is_ok() {
+                break;
+            }
+        }
+    };
+    timeout(LONG, again).await.expect("there is room again");
+    served.stop().await;
+}
+
+async fn from(served: &Served, client: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(client.parse().unwrap(), 0)).unwrap();
+    socket.connect(served.address).await.unwrap()
 }
 
 #[tokio::test]
