@@ -7,7 +7,9 @@
 //! bounded time. Leaves to others: TLS, and putting [`crate::ProxyIdentity`] into requests.
 
 mod admit;
+mod batch;
 mod dialect;
+mod names;
 mod serve;
 mod service;
 mod session;
