@@ -14,7 +14,7 @@ use tombolo_federation::names::{ClusterId, NamespaceName, RegionName};
 
 /// What a client's certificate proves. Whoever terminates TLS puts it into the request's
 /// extensions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ProxyIdentity {
     /// The cluster that the proxy runs in.
     pub cluster: ClusterId,

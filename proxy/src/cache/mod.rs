@@ -10,6 +10,7 @@
 //! Turned down: encoding when a stream asks, which encodes under whichever stream happens to come
 //! first and wakes all of them at every change to find out that there is none.
 
+mod places;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use crate::resources::{
     virtual_hosts,
 };
 
+pub(crate) use places::Places;
 use table::edits;
 pub(crate) use table::{Names, Table};
 
@@ -62,6 +64,7 @@ pub(crate) type Views = watch::Receiver<Arc<View>>;
 pub(crate) struct Cache {
     state: Mutex<State>,
     catalog: watch::Sender<Option<Arc<Catalog>>>,
+    places: watch::Sender<Places>,
 }
 
 #[derive(Debug)]
@@ -94,12 +97,22 @@ impl Cache {
             routes: HashMap::new(),
             encoded,
         };
-        Self { state: Mutex::new(state), catalog: watch::Sender::new(None) }
+        Self {
+            state: Mutex::new(state),
+            catalog: watch::Sender::new(None),
+            places: watch::Sender::default(),
+        }
     }
 
     /// The catalog that is served, `None` before the first complete one.
     pub(crate) fn catalog(&self) -> watch::Receiver<Option<Arc<Catalog>>> {
         self.catalog.subscribe()
+    }
+
+    /// Where clusters are, and of which class their clients therefore are; empty before the first
+    /// complete catalog. Known before anything is served by it.
+    pub(crate) fn places(&self) -> watch::Receiver<Places> {
+        self.places.subscribe()
     }
 
     /// Serves `catalog` from now on. `touched` are the services that may differ from the last one
@@ -109,6 +122,7 @@ impl Cache {
         if state.applied.is_none() && !catalog.complete {
             return;
         }
+        self.places.send_if_modified(|places| places.follow(catalog));
         state.apply(catalog, touched);
         drop(state);
         self.catalog.send_replace(Some(Arc::clone(catalog)));

@@ -38,11 +38,6 @@ impl Table {
         table
     }
 
-    /// Holds nothing, and never will.
-    pub(crate) fn empty() -> Self {
-        Self::new(0, [])
-    }
-
     /// The resource of this name.
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Resource>> {
         self.resources.get(name)

@@ -123,12 +123,9 @@ pub fn prioritise<'a>(
 
 /// What the client reaches, may use for this port, and should know of; sorted, each address once.
 fn usable<'a>(service: &'a Service, port: &ServicePort, client: &EndpointsView) -> Vec<Member<'a>> {
-    let exposing = exposing(service, port);
-    let reachable = service.endpoints.iter().filter(|e| e.network == client.network);
+    let reachable = service.serving(port).filter(|(e, _)| e.network == client.network);
     let mut members: Vec<_> = reachable
-        .filter_map(|endpoint| {
-            let name = exposing.get(&endpoint.cluster)?;
-            let number = endpoint.port(name, port.protocol)?;
+        .filter_map(|(endpoint, number)| {
             let address = SocketAddr::new(endpoint.address(), number);
             Some(Member { endpoint, address, health: Health::of(endpoint)? })
         })
@@ -140,16 +137,6 @@ fn usable<'a>(service: &'a Service, port: &ServicePort, client: &EndpointsView) 
     members.retain(|member| seen.insert(member.address));
     members.sort_by_key(sort_key);
     members
-}
-
-/// The clusters whose own export has the port (MCS R24), and what they call it: endpoints are
-/// looked up by their cluster's name for the port, which loses against an older export's (R22).
-fn exposing<'a>(service: &'a Service, port: &ServicePort) -> BTreeMap<&'a ClusterId, &'a str> {
-    let same = |own: &&ServicePort| own.port == port.port && own.protocol == port.protocol;
-    let names = service.exports.iter().filter_map(|export| {
-        Some((&export.cluster, export.ports.iter().find(same)?.name.as_str()))
-    });
-    names.collect()
 }
 
 fn sort_key<'a>(member: &Member<'a>) -> (&'a RegionName, &'a str, &'a ClusterId, SocketAddr) {

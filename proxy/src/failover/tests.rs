@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use tombolo_federation::record::ServiceType;
 
 use super::*;
 use crate::class::ClientKind;
@@ -126,6 +127,17 @@ fn mcs_r22_a_port_is_found_under_its_own_clusters_name() {
     let here = client("us", None);
     let tiers = prioritise(&service, &service.ports[0], &here, &Distances::new());
     assert_eq!(tiers[1].members[0].address, at("10.0.0.2:8080"));
+}
+
+#[test]
+fn a_headless_port_is_its_name_whatever_its_clusters_number_it() {
+    let mut service = service("shop/checkout").endpoints("us/a/1 eu/a/2").build();
+    service.service_type = ServiceType::Headless;
+    let export = service.exports.iter_mut().find(|e| e.cluster == cluster("eu-c")).unwrap();
+    export.ports[0].port = 8000;
+    let here = client("us", None);
+    let tiers = prioritise(&service, &service.ports[0], &here, &Distances::new());
+    assert_eq!(tiers.iter().map(show).collect::<Vec<_>>(), ["1", "2"]);
 }
 
 #[test]

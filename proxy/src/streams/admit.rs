@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tombolo_federation::catalog::Catalog;
 use tombolo_federation::names::{ClusterId, RegionName};
 use tonic::Status;
 
 use super::AdsConfig;
+use crate::cache::Places;
 use crate::class::{ClientClass, ClientKind, ClientLocality, ProxyIdentity};
 use crate::wire::Node;
 
@@ -17,11 +17,16 @@ pub(crate) const LISTENER: &str = "tombolo.listener";
 /// A zone is part of the key of what is kept for a class; Kubernetes bounds label values likewise.
 const MAX_ZONE: usize = 63;
 
+/// What is shown of a node by its id is kept as long as the stream.
+const MAX_NODE_ID: usize = 1024;
+
 /// Why a stream is not served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
     #[error("the first request of a stream must have a node")]
     NoNode,
+    #[error("node id has {0} bytes: {MAX_NODE_ID} are the most")]
+    NodeId(usize),
     #[error("a request must have a type_url")]
     NoType,
     #[error("node metadata {LISTENER:?} is {0:?}: expected an address and a port")]
@@ -36,42 +41,71 @@ impl From<Refused> for Status {
     fn from(refused: Refused) -> Self {
         let text = refused.to_string();
         match refused {
-            Refused::NoNode | Refused::NoType | Refused::Listener(_) | Refused::Name { .. } => {
-                Self::invalid_argument(text)
-            }
+            Refused::NoNode
+            | Refused::NodeId(_)
+            | Refused::NoType
+            | Refused::Listener(_)
+            | Refused::Name { .. } => Self::invalid_argument(text),
             Refused::Contradiction { .. } => Self::permission_denied(text),
         }
     }
+}
+
+/// A client, and what has to be known to find out later that it is of another class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Admitted {
+    pub(super) class: ClientClass,
+    /// In its own word, which counts if its cluster has that zone.
+    zone: Option<Arc<str>>,
+}
+
+impl Admitted {
+    /// Follows what the client's cluster says now. Returns whether the client is of another class
+    /// since. A cluster that says nothing, or nothing any more, is still where it was.
+    pub(super) fn follow(&mut self, places: &Places) -> bool {
+        let locality = &mut self.class.locality;
+        let Some(place) = locality.cluster.as_ref().and_then(|id| places.get(id)) else {
+            return false;
+        };
+        let has_it = |zone: &&Arc<str>| place.zones.is_empty() || place.zones.contains(&***zone);
+        let zone = self.zone.as_ref().filter(has_it);
+        if locality.network == place.network && locality.zone.as_ref() == zone {
+            return false;
+        }
+        locality.network = Arc::clone(&place.network);
+        locality.zone = zone.cloned();
+        true
+    }
+}
+
+/// A node whose id is short enough to be shown and kept.
+pub(super) fn check_id(node: &Node) -> Result<(), Refused> {
+    if node.id.len() > MAX_NODE_ID { Err(Refused::NodeId(node.id.len())) } else { Ok(()) }
 }
 
 /// The class of a client: place by its identity, or by its word where that is allowed; zone by its
 /// word if its cluster has that zone; the rest by its word.
 pub(super) fn admit(
     config: &AdsConfig,
-    catalog: &Catalog,
+    places: &Places,
     identity: Option<&ProxyIdentity>,
     node: &Node,
-) -> Result<ClientClass, Refused> {
+) -> Result<Admitted, Refused> {
     let (region, cluster) = match identity {
         Some(identity) => proven(identity, node)?,
         None => claimed(config, node)?,
     };
-    let record = cluster.as_ref().and_then(|id| catalog.clusters.get(id)).map(|c| &c.record);
-    let network = record.map(|record| record.network.as_str()).filter(|name| !name.is_empty());
     let says = node.locality.as_ref().map_or("", |locality| locality.zone.as_str());
-    let has_it = |zone: &&str| {
-        !zone.is_empty()
-            && zone.len() <= MAX_ZONE
-            && record.is_none_or(|r| r.zones.is_empty() || r.zones.contains(*zone))
-    };
-    let locality = ClientLocality {
-        region,
-        zone: Some(says).filter(has_it).map(Arc::from),
-        cluster,
-        network: network.map_or_else(|| Arc::clone(&config.home.network), Arc::from),
-    };
+    let zone = Some(says).filter(|zone| !zone.is_empty() && zone.len() <= MAX_ZONE);
+    let zone: Option<Arc<str>> = zone.map(Arc::from);
+    // Until its cluster is known; a known one's network counts, also one without a name.
+    let network = Arc::clone(&config.home.network);
+    let locality = ClientLocality { region, zone: zone.clone(), cluster, network };
     let kind = ClientKind::of_user_agent(&node.user_agent_name);
-    Ok(ClientClass { kind, locality, listener: listener(config, node)? })
+    let class = ClientClass { kind, locality, listener: listener(config, node)? };
+    let mut admitted = Admitted { class, zone };
+    admitted.follow(places);
+    Ok(admitted)
 }
 
 fn proven(
@@ -119,12 +153,33 @@ fn short(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::config::core::v3::Locality;
+    use prometheus_client::metrics::counter::Counter;
     use prost_types::value::Kind;
-    use tombolo_federation::catalog::Cluster;
+    use tombolo_federation::catalog::{Catalog, Cluster};
     use tombolo_federation::record;
 
     use super::*;
+    use crate::cache::Cache;
     use crate::testkit::{at, catalog, cluster};
+
+    fn places(catalog: Catalog) -> Places {
+        let cache = Cache::new("z".into(), Counter::default());
+        cache.apply(&Arc::new(catalog), None);
+        cache.places().borrow().clone()
+    }
+
+    /// `eu-c` on this network, with these zones.
+    fn with_eu(network: &str, zones: &[&str]) -> Places {
+        let mut catalog = catalog(1, Vec::new());
+        let record = record::Cluster {
+            network: network.into(),
+            zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
+            ..record::Cluster::default()
+        };
+        let entry = Cluster { region: "eu".parse().unwrap(), record };
+        catalog.clusters.insert_mut(cluster("eu-c"), Arc::new(entry));
+        places(catalog)
+    }
 
     fn config() -> AdsConfig {
         AdsConfig::new(ClientLocality {
@@ -151,15 +206,10 @@ mod tests {
 
     #[test]
     fn t6_place_by_identity_and_zone_by_word() {
-        let mut catalog = catalog(1, Vec::new());
-        let record = record::Cluster {
-            network: "vpc".into(),
-            zones: ["a".to_owned()].into(),
-            ..record::Cluster::default()
+        let places = with_eu("vpc", &["a"]);
+        let class = |zone| {
+            admit(&config(), &places, Some(&identity()), &node("", zone, "")).map(|a| a.class)
         };
-        let entry = Cluster { region: "eu".parse().unwrap(), record };
-        catalog.clusters.insert_mut(cluster("eu-c"), Arc::new(entry));
-        let class = |zone| admit(&config(), &catalog, Some(&identity()), &node("", zone, ""));
         let place = class("a").unwrap().locality;
         assert_eq!((place.region.as_str(), &*place.network), ("eu", "vpc"));
         assert_eq!((place.zone.as_deref(), place.cluster), (Some("a"), Some(cluster("eu-c"))));
@@ -168,18 +218,46 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_network_of_a_known_cluster_is_its_network() {
+        let place = |places: &Places| {
+            let admitted = admit(&config(), places, Some(&identity()), &node("", "", ""));
+            admitted.unwrap().class.locality.network
+        };
+        assert_eq!(&*place(&with_eu("", &[])), "");
+        assert_eq!(&*place(&Places::default()), "home", "of a cluster that nobody knows");
+    }
+
+    #[test]
+    fn a_client_follows_its_clusters_record() {
+        let unknown = Places::default();
+        let admitted = admit(&config(), &unknown, Some(&identity()), &node("", "a", ""));
+        let mut client = admitted.unwrap();
+        let mut check = |places: &Places, moved: bool, network: &str, zone: Option<&str>| {
+            assert_eq!(client.follow(places), moved, "{network} {zone:?}");
+            let place = &client.class.locality;
+            assert_eq!((&*place.network, place.zone.as_deref()), (network, zone));
+        };
+        check(&unknown, false, "home", Some("a"));
+        check(&with_eu("vpc", &["b"]), true, "vpc", None);
+        check(&with_eu("vpc", &["b"]), false, "vpc", None);
+        check(&with_eu("vpc", &["a"]), true, "vpc", Some("a"));
+        check(&with_eu("", &[]), true, "", Some("a"));
+        check(&unknown, false, "", Some("a"));
+    }
+
+    #[test]
     fn t6_a_contradiction_is_refused() {
-        let catalog = catalog(1, Vec::new());
+        let places = places(catalog(1, Vec::new()));
         for node in [node("us", "", ""), node("eu", "", "us-c")] {
-            let refused = admit(&config(), &catalog, Some(&identity()), &node).unwrap_err();
+            let refused = admit(&config(), &places, Some(&identity()), &node).unwrap_err();
             assert_eq!(Status::from(refused).code(), tonic::Code::PermissionDenied);
         }
     }
 
     #[test]
     fn without_identity_a_client_is_what_it_says() {
-        let catalog = catalog(1, Vec::new());
-        let place = |node| admit(&config(), &catalog, None, &node).map(|class| class.locality);
+        let places = places(catalog(1, Vec::new()));
+        let place = |node| admit(&config(), &places, None, &node).map(|a| a.class.locality);
         let said = place(node("eu", "b", "eu-c")).unwrap();
         assert_eq!((said.region.as_str(), said.zone.as_deref()), ("eu", Some("b")));
         assert_eq!(&*said.network, "net", "of its cluster");
@@ -190,13 +268,13 @@ mod tests {
 
     #[test]
     fn listeners_by_metadata() {
-        let catalog = catalog(1, Vec::new());
+        let places = places(catalog(1, Vec::new()));
         let with = |text: &str| {
             let value = prost_types::Value { kind: Some(Kind::StringValue(text.into())) };
             let fields = [(LISTENER.to_owned(), value)].into();
             let metadata = Some(prost_types::Struct { fields });
             let node = Node { metadata, ..Node::default() };
-            admit(&config(), &catalog, None, &node).map(|class| class.listener)
+            admit(&config(), &places, None, &node).map(|a| a.class.listener)
         };
         assert_eq!(with("127.0.0.9:80").unwrap(), at("127.0.0.9:80"));
         assert_eq!(with("[::1]:80").unwrap(), at("[::1]:80"));

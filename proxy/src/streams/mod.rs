@@ -7,7 +7,11 @@
 //! bounded time. Leaves to others: TLS, and putting [`crate::ProxyIdentity`] into requests.
 
 mod admit;
+mod batch;
 mod dialect;
+mod nacks;
+mod names;
+mod seats;
 mod serve;
 mod service;
 mod session;
@@ -37,6 +41,7 @@ pub use session::Variant;
 pub use status::{Nack, ProxyStatus, TypeStatus};
 
 use dialect::Dialect;
+use seats::Seats;
 use status::{Metrics, Roll};
 
 /// How a server answers.
@@ -54,6 +59,9 @@ pub struct AdsConfig {
     /// Serves clients without a [`ProxyIdentity`], as what they say they are. For tests and trials
     /// on loopback; otherwise they are refused.
     pub allow_anonymous: bool,
+    /// So many streams at a time may be open by one identity, which all proxies of a namespace in a
+    /// cluster share; those without one count as one. More are refused.
+    pub streams_per_identity: usize,
 }
 
 impl AdsConfig {
@@ -66,6 +74,7 @@ impl AdsConfig {
             home,
             listener: SocketAddr::from(([127, 0, 0, 1], 15001)),
             allow_anonymous: false,
+            streams_per_identity: 1024,
         }
     }
 }
@@ -84,6 +93,7 @@ pub(crate) struct Inner {
     roll: Arc<Roll>,
     metrics: Metrics,
     stop: CancellationToken,
+    seats: Arc<Seats>,
     /// Streams run in tasks of their own, so that one whose writes are blocked still ends on time.
     streams: Mutex<JoinSet<()>>,
 }
@@ -95,8 +105,15 @@ impl AdsServer {
     pub fn new(snapshots: Snapshots, config: AdsConfig, stop: CancellationToken) -> Self {
         let metrics = Metrics::new();
         let cache = Cache::new(Arc::clone(&config.zone), metrics.encoded.clone());
-        let inner =
-            Inner { config, cache, roll: Arc::default(), metrics, stop, streams: Mutex::default() };
+        let inner = Inner {
+            config,
+            cache,
+            roll: Arc::default(),
+            metrics,
+            stop,
+            seats: Arc::default(),
+            streams: Mutex::default(),
+        };
         Self { inner: Arc::new(inner), snapshots }
     }
 
@@ -170,10 +187,20 @@ impl Inner {
             self.metrics.refused.inc();
             return Err(Status::unauthenticated("a mesh certificate is required"));
         }
+        let most = self.config.streams_per_identity;
+        let Some(seat) = self.seats.take(identity.clone(), most) else {
+            self.metrics.refused.inc();
+            let text = format!("{most} streams of this identity are open already");
+            return Err(Status::resource_exhausted(text));
+        };
         // One: what waits to be written is made when there is room for it, from the newest state.
         let (answers, outgoing) = mpsc::channel(1);
         let span = info_span!("ads", protocol = ?D::VARIANT, node = tracing::field::Empty);
         let stream = serve::serve(Arc::clone(self), identity, request.into_inner(), answers);
+        let stream = async move {
+            stream.await;
+            drop(seat);
+        };
         let mut streams = self.streams();
         while let Some(ended) = streams.try_join_next() {
             report(ended);

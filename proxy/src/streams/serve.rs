@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
-use tombolo_federation::catalog::Catalog;
 use tonic::{Status, Streaming};
 use tracing::{Span, debug, info, warn};
 
 use super::Inner;
-use super::admit::{Refused, admit};
+use super::admit::{Admitted, Refused, admit, check_id};
 use super::dialect::Dialect;
-use super::session::{Answer, SILENCE, Session};
+use super::nacks::Nacks;
+use super::session::{SILENCE, Session};
 use super::status::{Enrolled, ProxyStatus};
-use crate::cache::Views;
+use crate::cache::{Places, Views};
 use crate::class::{ClientClass, ProxyIdentity};
 use crate::resources::Type;
 use crate::wire::Node;
@@ -71,8 +71,11 @@ struct Stream<D> {
     requests: Streaming<D>,
     first: Option<D>,
     node_id: String,
+    client: Admitted,
+    places: watch::Receiver<Places>,
     session: Session,
     views: Views,
+    nacks: Nacks,
     enrolled: Enrolled,
 }
 
@@ -91,26 +94,30 @@ async fn open<D: Dialect>(
     };
     let Ok(Some(mut first)) = first else { return Ok(None) };
     let node = first.take_node().ok_or_else(|| refused(Refused::NoNode))?;
+    check_id(&node).map_err(refused)?;
     Span::current().record("node", node.id.as_str());
-    let Some(catalog) = wait_for_catalog(inner, answers).await? else { return Ok(None) };
-    let class = admit(&inner.config, &catalog, identity.as_ref(), &node).map_err(refused)?;
+    if wait_for_catalog(inner, answers).await?.is_none() {
+        return Ok(None);
+    }
+    let mut places = inner.cache.places();
+    let client = admit(&inner.config, &places.borrow_and_update(), identity.as_ref(), &node);
+    let client = client.map_err(refused)?;
+    let class = &client.class;
     // There is a catalog, so there is a view.
-    let Some(mut views) = inner.cache.subscribe(&class) else { return Err(End::Stopping) };
+    let Some(mut views) = inner.cache.subscribe(class) else { return Err(End::Stopping) };
     let view = Arc::clone(&views.borrow_and_update());
     let session = Session::new(D::VARIANT, class.kind, view);
-    let enrolled = inner.roll.enrol(status::<D>(&class, &node), &inner.metrics);
+    let enrolled = inner.roll.enrol(status::<D>(class, &node), &inner.metrics);
     info!(cluster = ?class.locality.cluster, kind = ?class.kind, "stream opened");
-    Ok(Some(Stream { requests, first: Some(first), node_id: node.id, session, views, enrolled }))
+    let (first, node_id, nacks) = (Some(first), node.id, Nacks::default());
+    Ok(Some(Stream { requests, first, node_id, client, places, session, views, nacks, enrolled }))
 }
 
-async fn wait_for_catalog<D>(
-    inner: &Inner,
-    answers: &mpsc::Sender<D>,
-) -> Result<Option<Arc<Catalog>>, End> {
+async fn wait_for_catalog<D>(inner: &Inner, answers: &mpsc::Sender<D>) -> Result<Option<()>, End> {
     let mut catalogs = inner.cache.catalog();
     tokio::select! {
         found = catalogs.wait_for(Option::is_some) => {
-            Ok(found.map_err(|_| End::Stopping)?.clone())
+            found.map(|_| Some(())).map_err(|_| End::Stopping)
         }
         () = inner.stop.cancelled() => Err(End::Stopping),
         () = answers.closed() => Ok(None),
@@ -160,8 +167,22 @@ impl<D: Dialect> Stream<D> {
                     if changed.is_err() {
                         return End::Stopping;
                     }
+                    // A change that moves the client is first of all that.
+                    if self.places.has_changed().unwrap_or(false)
+                        && let Err(end) = self.follow(inner)
+                    {
+                        return end;
+                    }
                     let view = Arc::clone(&self.views.borrow_and_update());
                     self.session.on_view(view);
+                }
+                changed = self.places.changed() => {
+                    if changed.is_err() {
+                        return End::Stopping;
+                    }
+                    if let Err(end) = self.follow(inner) {
+                        return end;
+                    }
                 }
                 room = answers.reserve(), if work => {
                     let Ok(room) = room else { return End::Hangup };
@@ -182,6 +203,20 @@ impl<D: Dialect> Stream<D> {
                 blocked = Instant::now() + SILENCE;
             }
         }
+    }
+
+    /// The client's cluster may be known now, or say that it is elsewhere.
+    fn follow(&mut self, inner: &Inner) -> Result<(), End> {
+        if !self.client.follow(&self.places.borrow_and_update()) {
+            return Ok(());
+        }
+        let class = &self.client.class;
+        self.views = inner.cache.subscribe(class).ok_or(End::Stopping)?;
+        let view = Arc::clone(&self.views.borrow_and_update());
+        self.session.on_class(view);
+        self.enrolled.moved(class.locality.zone.clone());
+        info!(network = %class.locality.network, zone = ?class.locality.zone, "client moved");
+        Ok(())
     }
 
     fn next(&mut self, inner: &Inner) -> Option<D::Response> {
@@ -205,7 +240,7 @@ impl<D: Dialect> Stream<D> {
         let of = Type::of_url(&request.type_url);
         let answer = self.session.on_request(request, now);
         let answer = answer.map_err(|e| End::Refused(Status::resource_exhausted(e.to_string())))?;
-        if let Answer::Refused { of, text, .. } = &answer {
+        if let Some((of, text)) = self.nacks.news(&answer) {
             warn!(r#type = of.name(), error = text, "client refused a response");
         }
         self.enrolled.answered(&answer, now);

@@ -18,9 +18,6 @@ use crate::class::ClientKind;
 use crate::resources::{Type, Version};
 use crate::streams::session::Kind;
 
-/// A NACK's text is kept up to so many characters; Envoy repeats whole messages in it.
-const NACK_TEXT: usize = 1000;
-
 /// A connected client.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProxyStatus {
@@ -150,6 +147,13 @@ impl Entry {
 }
 
 impl Enrolled {
+    /// The client turned out to be in another zone, or in none that is known.
+    pub(super) fn moved(&self, zone: Option<Arc<str>>) {
+        if let Some(entry) = self.roll.lock().by_id.get_mut(&self.id) {
+            entry.status.zone = zone;
+        }
+    }
+
     /// `response` is about to be written.
     pub(super) fn sent(&self, response: &Response, now: Instant) {
         let Kind::Served(of) = response.kind else { return };
@@ -185,7 +189,7 @@ impl Enrolled {
 
     fn refused(&self, of: Type, version: Version, text: &str, now: Instant) {
         self.metrics.nacks.get_or_create(&TypeLabels { r#type: of.name() }).inc();
-        let text: String = text.chars().take(NACK_TEXT).collect();
+        let text = text.to_owned();
         let known = version != Version::default();
         let version = if known { version.to_string() } else { String::new() };
         self.update(of, |status, times| {

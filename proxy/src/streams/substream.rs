@@ -6,21 +6,17 @@
 //! client is owed it or its version is not the one sent last, so a refused one is not sent again
 //! until it changes (X12).
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::names::{NameSet, TooMuch, Weight};
 use crate::cache::{Names, Table};
-use crate::resources::Version;
+use crate::resources::{Resource, Version};
 
-/// Names on one stream and type. Envoy asks for what it was sent; only a broken or hostile client
-/// asks for more.
-pub(super) const MAX_NAMES: usize = 100_000;
-/// Of a name, in bytes; ours are below 320.
-const MAX_NAME: usize = 1024;
 /// A client names a wildcard explicitly by this.
-const WILDCARD: &str = "*";
+pub(super) const WILDCARD: &str = "*";
 
 /// A response that was not answered yet.
 #[derive(Debug)]
@@ -41,9 +37,13 @@ pub(super) struct Substream {
     /// Some name was ever subscribed, which ends the legacy wildcard (XDS X20).
     named: bool,
     /// Subscribed by name.
-    names: Names,
+    names: NameSet,
+    /// What the client says it holds and nobody knows of; told so, it is forgotten.
+    claimed: NameSet,
     /// What the client holds as far as this stream knows.
     pub(super) sent: HashMap<Arc<str>, Version>,
+    /// State of the world: what the client holds and is gone, until it may be told (XDS X37).
+    pub(super) leaving: BTreeMap<Arc<str>, Arc<Resource>>,
     /// May differ from what was sent.
     pub(super) dirty: Names,
     /// Must be answered whatever was sent before; a part of `dirty`.
@@ -57,15 +57,6 @@ pub(super) struct Substream {
     pub(super) latest: Option<u64>,
 }
 
-/// A subscription that is not served.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TooMuch {
-    #[error("more than {MAX_NAMES} resource names are subscribed")]
-    Names,
-    #[error("a resource name is longer than {MAX_NAME} bytes")]
-    Length,
-}
-
 impl Substream {
     /// Whether the client is to be told of `name`.
     pub(super) fn wants(&self, name: &str) -> bool {
@@ -75,6 +66,11 @@ impl Substream {
     /// How many resources are subscribed or held.
     pub(super) fn subscribed(&self) -> usize {
         self.sent.len().max(self.names.len())
+    }
+
+    /// What it costs of the stream's budget.
+    pub(super) fn weight(&self) -> Weight {
+        self.names.weight() + self.claimed.weight()
     }
 
     /// The version of everything the client holds.
@@ -103,6 +99,30 @@ impl Substream {
         self.dirty.extend(self.sent.keys().cloned());
     }
 
+    /// Remembers what of `before` the client holds and is not in `now`, as it was.
+    pub(super) fn keep_leaving(&mut self, before: &Table, now: &Table) {
+        self.leaving.retain(|name, _| now.get(name).is_none());
+        for name in &self.dirty {
+            // Another version than the client's would be a change, and make the client wait for
+            // what follows a change.
+            let held = |resource: &&Arc<Resource>| self.sent.get(name) == Some(&resource.version);
+            if now.get(name).is_none()
+                && let Some(resource) = before.get(name).filter(held)
+            {
+                self.leaving.insert(Arc::clone(name), Arc::clone(resource));
+            }
+        }
+    }
+
+    /// Whether something that exists is still to be sent.
+    pub(super) fn has_more(&self, table: &Table) -> bool {
+        let unsent = |name: &Arc<str>, version| self.sent.get(name) != Some(version);
+        self.dirty.iter().filter(|name| self.wants(name)).any(|name| {
+            let owed = self.owed.contains(name);
+            table.get(name).is_some_and(|resource| owed || unsent(name, &resource.version))
+        })
+    }
+
     /// The client must be given these again: their parents changed (XDS X38).
     pub(super) fn renew(&mut self, names: impl IntoIterator<Item = Arc<str>>) {
         let wanted: Vec<_> = names.into_iter().filter(|name| self.wants(name)).collect();
@@ -125,14 +145,14 @@ impl Substream {
         legacy: bool,
         table: &Table,
     ) -> Result<(), TooMuch> {
-        check(names.len(), names)?;
+        Weight::of(names.iter().map(String::as_str))?.check()?;
         self.opened = true;
         let wildcard = if names.is_empty() {
             legacy && !self.named
         } else {
             names.iter().any(|name| name == WILDCARD)
         };
-        let now: Names =
+        let now: NameSet =
             names.iter().filter(|name| *name != WILDCARD).map(|n| interned(table, n)).collect();
         self.named |= !names.is_empty();
         if wildcard && !self.wildcard {
@@ -141,7 +161,8 @@ impl Substream {
         }
         let before = std::mem::replace(&mut self.names, now);
         self.wildcard = wildcard;
-        let new: Vec<_> = self.names.difference(&before).cloned().collect();
+        let new = self.names.iter().filter(|name| !before.contains(name));
+        let new: Vec<_> = new.cloned().collect();
         for name in new {
             self.owe(name);
         }
@@ -158,9 +179,11 @@ impl Substream {
         held: &HashMap<String, String>,
         table: &Table,
     ) -> Result<(), TooMuch> {
-        check(self.names.len() + names.len().max(held.len()), names.iter().chain(held.keys()))?;
         let first = !std::mem::replace(&mut self.opened, true);
         let held = if first { Some(held) } else { None }.filter(|held| !held.is_empty());
+        let claims = held.into_iter().flat_map(HashMap::keys).map(String::as_str);
+        let unknown = claims.filter(|name| table.get(name).is_none());
+        Weight::of(names.iter().map(String::as_str).chain(unknown))?.check()?;
         self.named |= !names.is_empty();
         let explicit = names.iter().any(|name| name == WILDCARD);
         if explicit || (first && legacy && names.is_empty()) {
@@ -182,6 +205,9 @@ impl Substream {
         for (name, version) in held.into_iter().flatten() {
             if self.wants(name) {
                 let name = interned(table, name);
+                if table.get(&name).is_none() && !self.names.contains(&name) {
+                    self.claimed.insert(Arc::clone(&name));
+                }
                 self.dirty.insert(Arc::clone(&name));
                 self.sent.insert(name, Version::parse(version).unwrap_or_default());
             }
@@ -195,7 +221,7 @@ impl Substream {
         for name in names {
             if name == WILDCARD {
                 self.wildcard = false;
-            } else if let Some(name) = self.names.take(name.as_str())
+            } else if let Some(name) = self.names.take(name)
                 && self.wildcard
             {
                 self.owe(name);
@@ -215,6 +241,8 @@ impl Substream {
         self.sent.retain(|name, _| names.contains(name));
         self.dirty.retain(|name| names.contains(name));
         self.owed.retain(|name| names.contains(name));
+        self.leaving.retain(|name, _| names.contains(name));
+        self.claimed = NameSet::default();
         if names.is_empty() {
             self.sent = HashMap::new();
             self.greeting = false;
@@ -231,6 +259,11 @@ impl Substream {
         self.greeting = false;
     }
 
+    /// The client was told what has become of `name`, and no longer only claims to hold it.
+    pub(super) fn told(&mut self, name: &str) {
+        self.claimed.take(name);
+    }
+
     /// The response that `nonce` answers, if it is one of this stream's that was not answered.
     /// Those before it were read as well: a stream keeps its order.
     pub(super) fn answered(&mut self, nonce: &str) -> Option<Unanswered> {
@@ -238,14 +271,6 @@ impl Substream {
         let at = self.unanswered.iter().position(|sent| sent.nonce == nonce)?;
         self.unanswered.drain(..=at).next_back()
     }
-}
-
-fn check<'a>(count: usize, names: impl IntoIterator<Item = &'a String>) -> Result<(), TooMuch> {
-    if count > MAX_NAMES {
-        return Err(TooMuch::Names);
-    }
-    let long = names.into_iter().any(|name| name.len() > MAX_NAME);
-    if long { Err(TooMuch::Length) } else { Ok(()) }
 }
 
 /// Names that exist are shared with the cache.

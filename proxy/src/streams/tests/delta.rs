@@ -63,6 +63,17 @@ async fn x11_x12_a_nack_is_kept_and_not_answered_with_the_same() {
 }
 
 #[tokio::test]
+async fn x11_of_a_nack_no_more_is_kept_than_people_read() {
+    let server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    client.subscribe(CDS, &[]).await;
+    let refused = client.next(CDS).await;
+    client.nack(&refused, &"x".repeat(5 << 20)).await;
+    let status = server.status(|s| s.types["cluster"].nack.is_some()).await;
+    assert_eq!(status.types["cluster"].nack.as_ref().unwrap().text.len(), 500);
+}
+
+#[tokio::test]
 async fn x19_a_name_is_answered_each_time_it_is_subscribed() {
     let server = Running::serving(both()).await;
     let mut client = server.delta().await;
@@ -193,6 +204,51 @@ async fn x37_what_is_new_comes_bottom_up_and_what_is_gone_top_down() {
     assert_eq!(client.names(RDS).await, ["outbound"]);
     assert_eq!(client.names(CDS).await, [format!("-{CHECKOUT}")]);
     assert_eq!(client.names(EDS).await, [format!("-{CHECKOUT}")]);
+}
+
+#[tokio::test]
+async fn x37_routes_wait_for_clusters_that_the_window_holds_up() {
+    let mut server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    client.like_envoy().await;
+    let mut waiting = Vec::new();
+    for app in ["grpc", "http"] {
+        server.serve(vec![checkout(&format!("http=80@{app}"), "us/a/1"), cart()]);
+        waiting.push(client.next(CDS).await);
+        client.names(EDS).await;
+    }
+    let new = service("shop/new").build();
+    server.serve(vec![checkout("http=80@http", "us/a/1"), cart(), new]);
+    client.quiet().await;
+    client.ack(&waiting[1]).await;
+    assert_eq!(client.names(CDS).await, ["outbound|80||new.shop.svc.clusterset.local"]);
+    assert_eq!(client.names(RDS).await, ["outbound"]);
+}
+
+#[tokio::test]
+async fn x37_listeners_and_routes_wait_for_all_parts_of_the_clusters() {
+    const ALL: usize = 15_000;
+    let services: Vec<Service> =
+        (0..ALL).map(|n| service(&format!("shop/s{n}")).ports(&["p=80@grpc"]).build()).collect();
+    let server = Running::serving(services).await;
+    let mut client = server.delta().await;
+    client.subscribe(CDS, &[]).await;
+    let mut parts = vec![client.next(CDS).await, client.next(CDS).await];
+    client.subscribe(LDS, &[]).await;
+    client.subscribe(RDS, &["outbound"]).await;
+    client.quiet().await;
+    let seen = |parts: &[DeltaDiscoveryResponse]| -> usize {
+        parts.iter().map(|part| part.resources.len()).sum()
+    };
+    assert!(seen(&parts) < ALL, "the clusters are more than a window holds");
+    let mut read = 0;
+    while seen(&parts) < ALL {
+        client.ack(&parts[read]).await;
+        read += 1;
+        parts.push(client.next(CDS).await);
+    }
+    assert_eq!(client.names(LDS).await, ["outbound"]);
+    assert_eq!(client.names(RDS).await, ["outbound"]);
 }
 
 #[tokio::test]

@@ -1,8 +1,5 @@
-//! The real Envoy. Found by `TOMBOLO_ENVOY` or on `PATH`; without one these tests are skipped, and
-//! say so.
+//! The real Envoy, the pinned one; without it these tests are skipped, and the skips counted.
 
-use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
@@ -11,6 +8,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tombolo_testbed::{Tool, skip};
 
 use super::*;
 use crate::bootstrap::{Bootstrap, Server as XdsServer, Tls, TrustDomain};
@@ -21,21 +19,8 @@ const HOST: &str = "checkout.shop.svc.clusterset.local";
 const NO_STALL: Duration = Duration::from_secs(4);
 
 fn envoy_binary(test: &str) -> Option<PathBuf> {
-    let named = std::env::var_os("TOMBOLO_ENVOY").map(PathBuf::from);
-    let on_path = || {
-        let path: OsString = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|dir| dir.join("envoy")).find(|file| file.is_file())
-    };
-    let found = named.or_else(on_path);
-    if found.is_none() {
-        // Past the test harness, which would keep it for itself.
-        let said = writeln!(
-            std::io::stderr(),
-            "SKIPPED {test}: no envoy on PATH, and TOMBOLO_ENVOY is not set"
-        );
-        said.unwrap();
-    }
-    found
+    let test = format!("proxy::streams::envoy::{test}");
+    Tool::Envoy.path().map_err(|missing| skip(&test, missing)).ok()
 }
 
 fn bootstrap(servers: Vec<XdsServer>, tls: Option<Tls>) -> Bootstrap {

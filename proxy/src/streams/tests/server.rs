@@ -46,7 +46,7 @@ async fn x6_an_unknown_type_fails_nothing() {
     for n in 0..40 {
         client.subscribe(&format!("type.googleapis.com/unknown.{n}"), &["a"]).await;
     }
-    for _ in 0..16 {
+    for _ in 0..40 {
         assert_eq!(names(&client.read().await.unwrap()), ["-a"]);
     }
     client.subscribe(CDS, &[]).await;
@@ -64,6 +64,106 @@ async fn more_names_than_a_client_can_mean_end_its_stream() {
     let mut client = server.delta().await;
     client.subscribe(EDS, &[&"x".repeat(5000)]).await;
     assert_eq!(client.read().await.unwrap_err().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn all_types_share_one_budget_of_names() {
+    let server = Running::serving(both()).await;
+    let names: Vec<String> = (0..3000).map(|n| format!("{n:0>1024}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut client = server.delta().await;
+    client.subscribe(EDS, &names).await;
+    assert_eq!(client.names(EDS).await.len(), names.len());
+    client.subscribe(RDS, &names).await;
+    assert_eq!(client.read().await.unwrap_err().code(), Code::ResourceExhausted);
+    // What is unsubscribed is free again.
+    let mut client = server.delta().await;
+    client.subscribe(EDS, &names).await;
+    client.names(EDS).await;
+    client.unsubscribe(EDS, &names).await;
+    client.subscribe(RDS, &names).await;
+    assert_eq!(client.names(RDS).await.len(), names.len());
+}
+
+#[tokio::test]
+async fn x6_nothing_is_kept_of_types_that_are_not_served() {
+    let server = Running::serving(both()).await;
+    let names: Vec<String> = (0..2000).map(|n| format!("{n:0>1024}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut client = server.delta().await;
+    for n in 0..5 {
+        let of = format!("type.googleapis.com/unknown.{n}");
+        client.subscribe(&of, &names).await;
+        assert_eq!(client.names(&of).await.len(), names.len());
+    }
+    client.quiet().await;
+    client.subscribe(&"t".repeat(2000), &["a"]).await;
+    assert_eq!(client.read().await.unwrap_err().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_node_id_is_as_long_as_can_be_shown() {
+    let server = Running::serving(both()).await;
+    for (length, accepted) in [(1024, true), (1025, false)] {
+        let mut client = server.delta().await;
+        client.greeted = true;
+        let node = Node { id: "x".repeat(length), ..node("envoy") };
+        let type_url = CDS.to_owned();
+        let node = Some(node);
+        client.send(DeltaDiscoveryRequest { node, type_url, ..Default::default() }).await;
+        let code = client.read().await.map_err(|status| status.code()).err();
+        assert_eq!(code, (!accepted).then_some(Code::InvalidArgument), "{length}");
+    }
+}
+
+#[tokio::test]
+async fn an_identity_has_so_many_streams_at_a_time() {
+    let config =
+        AdsConfig { allow_anonymous: true, streams_per_identity: 2, ..AdsConfig::new(home()) };
+    let server = Running::with(config).await;
+    let (_first, second) = (server.delta().await, server.delta().await);
+    let mut grpc = server.client().await;
+    let mut open = async || {
+        let (requests, sent) = mpsc::channel(1);
+        let opened = grpc.delta_aggregated_resources(ReceiverStream::new(sent)).await;
+        opened.map(|_| requests).map_err(|status| status.code())
+    };
+    assert_eq!(open().await.unwrap_err(), Code::ResourceExhausted);
+    drop(second);
+    let free = async {
+        while open().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, free).await.expect("a stream that ended makes room");
+}
+
+#[tokio::test]
+async fn a_client_moves_with_the_record_of_its_cluster() {
+    let mut server = Running::serving(both()).await;
+    let mut client = server.delta().await;
+    client.like_envoy().await;
+    let known = server.ads.inner.cache.catalog().borrow().clone().unwrap();
+    let mut next = (*known).clone();
+    next.generation += 1;
+    let mut moved = (*next.clusters[&cluster("us-c")]).clone();
+    moved.record.network = "vpc".into();
+    next.clusters.insert_mut(cluster("us-c"), Arc::new(moved));
+    server.generation = next.generation;
+    server.ads.inner.cache.apply(&Arc::new(next), Some(BTreeSet::new()));
+    let endpoints = client.next(EDS).await;
+    client.ack(&endpoints).await;
+    assert_eq!(names(&endpoints), [CART, CHECKOUT]);
+    for resource in &endpoints.resources {
+        let body = &resource.resource.as_ref().unwrap().value;
+        let of = ClusterLoadAssignment::decode(&**body).unwrap();
+        assert!(of.endpoints.is_empty(), "of the network that it is no longer in: {of:?}");
+    }
+    // Clusters, listeners and routes are the same there.
+    client.quiet().await;
+    server.serve(both());
+    assert_eq!(client.names(EDS).await, [CART, CHECKOUT], "back, and still followed");
+    client.quiet().await;
 }
 
 #[tokio::test]
@@ -128,11 +228,10 @@ async fn catalogs_come_by_snapshots() {
 #[tokio::test]
 async fn x49_a_client_that_never_answers_is_noticed() {
     let server = Running::serving(both()).await;
-    let catalogs = server.ads.inner.cache.catalog();
-    let record = catalogs.borrow().clone().unwrap();
-    let class =
-        admit::admit(&server.ads.inner.config, &record, None, &crate::wire::Node::default());
-    let view = server.ads.inner.cache.subscribe(&class.unwrap()).unwrap().borrow().clone();
+    let inner = &server.ads.inner;
+    let places = inner.cache.places().borrow().clone();
+    let client = admit::admit(&inner.config, &places, None, &crate::wire::Node::default());
+    let view = inner.cache.subscribe(&client.unwrap().class).unwrap().borrow().clone();
     let mut session = Session::new(Variant::Delta, ClientKind::Envoy, view);
     assert_eq!(session.silent_at(), None);
     let start = tokio::time::Instant::now();

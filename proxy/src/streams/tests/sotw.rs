@@ -78,6 +78,52 @@ async fn x38_x42_endpoints_follow_every_changed_cluster() {
 }
 
 #[tokio::test]
+async fn x37_clusters_that_go_stay_until_no_route_names_them() {
+    let mut server = Running::serving(both()).await;
+    let mut client = server.sotw("envoy").await;
+    client.ask(CDS, &[], None).await;
+    let clusters = client.next(CDS).await;
+    client.ask(CDS, &[], Some(&clusters)).await;
+    client.ask(EDS, &[CART, CHECKOUT], None).await;
+    let endpoints = client.next(EDS).await;
+    client.ask(EDS, &[CART, CHECKOUT], Some(&endpoints)).await;
+    client.ask(RDS, &["outbound"], None).await;
+    let routes = client.next(RDS).await;
+    client.ask(RDS, &["outbound"], Some(&routes)).await;
+    let new = "outbound|80||new.shop.svc.clusterset.local";
+    server.serve(vec![cart(), service("shop/new").build()]);
+    let grown = client.next(CDS).await;
+    assert_eq!(cluster_names(&grown), [CART, new, CHECKOUT]);
+    let held = |response: &DiscoveryResponse, name| {
+        let at = cluster_names(response).iter().position(|held| held == name);
+        response.resources[at.unwrap()].value.clone()
+    };
+    assert_eq!(held(&grown, CHECKOUT), held(&clusters, CHECKOUT), "it changes nothing");
+    client.next(RDS).await;
+    assert_eq!(cluster_names(&client.next(CDS).await), [CART, new]);
+}
+
+#[tokio::test]
+async fn x39_endpoints_of_a_cluster_that_is_gone_are_not_answered_for_ever() {
+    let mut server = Running::serving(both()).await;
+    let mut client = server.sotw("gRPC Go").await;
+    client.ask(CDS, &[CART, CHECKOUT], None).await;
+    let clusters = client.next(CDS).await;
+    client.ask(CDS, &[CART, CHECKOUT], Some(&clusters)).await;
+    server.serve(vec![cart()]);
+    let left = client.next(CDS).await;
+    assert_eq!(cluster_names(&left), [CART]);
+    client.ask(CDS, &[CART, CHECKOUT], Some(&left)).await;
+    client.ask(EDS, &[CHECKOUT], None).await;
+    let missing = client.next(EDS).await;
+    assert_eq!(missing.resource_errors.len(), 1);
+    client.ask(EDS, &[CHECKOUT], Some(&missing)).await;
+    // Were there another answer, it would be made before this one is asked for.
+    client.ask(LDS, &["nowhere"], None).await;
+    client.next(LDS).await;
+}
+
+#[tokio::test]
 async fn x32_a_wildcard_that_has_it_all_is_sent_nothing() {
     let mut server = Running::serving(both()).await;
     let mut client = server.sotw("envoy").await;
