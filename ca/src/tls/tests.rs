@@ -417,7 +417,7 @@ async fn bundles_and_certificates_change_under_an_open_server() {
     let grant = Grant::new(control_plane("west"));
     let mut only_west = mesh.empty_bundles();
     only_west.accept(mesh.west.bundle().clone(), NOW).unwrap();
-    holder.replace(crate::material::Material::new(credential(&grant), only_west, NOW).unwrap());
+    holder.replace(credential(&grant), only_west, NOW).unwrap();
     talk(&server, &client, control_plane("west")).await.unwrap_err();
 
     // It comes back, and our own certificate is another one.
