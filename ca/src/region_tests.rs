@@ -23,8 +23,8 @@ fn a_leaf_is_an_x509_svid() {
         view.spiffe_id().unwrap().to_string(),
         "spiffe://west.mesh.example/ns/shop/sa/checkout"
     );
-    assert!(!view.is_ca().unwrap() && !view.may_certify().unwrap());
-    assert!(view.may_sign_handshakes().unwrap());
+    assert!(!view.is_ca().unwrap() && !view.may_sign_others().unwrap());
+    assert!(view.may_sign_handshakes().unwrap() && view.usage_is_critical().unwrap());
     assert_eq!(view.origin().unwrap(), grant.origin);
     assert_eq!(view.generation().unwrap(), None);
     assert_eq!(view.public_key(), key.subject_public_key_info());

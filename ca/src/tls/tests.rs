@@ -133,6 +133,14 @@ fn certificates_that_are_no_leaf_of_the_mesh() {
         let refused = verified(&mesh.bundles(), std::slice::from_ref(own), NOW).unwrap_err();
         assert!(matches!(refused, PeerRefused::NotLeaf(_)), "{refused}");
     }
+    // keyUsage with digitalSignature, as an issuer that marks nothing would write it.
+    let lax = |params: &mut rcgen::CertificateParams| {
+        params.key_usages.clear();
+        let usage = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 7, 0x80]);
+        params.custom_extensions.push(usage);
+    };
+    let refused = verified(&mesh.bundles(), &[forged(&mesh.west, lax)], NOW).unwrap_err();
+    assert!(matches!(refused, PeerRefused::UsageNotCritical(_)), "{refused}");
     let malformed: [fn(&mut rcgen::CertificateParams); 4] = [
         |p| p.subject_alt_names.push(name("spiffe://west.mesh.example/tombolo/region")),
         |p| p.subject_alt_names.clear(),
