@@ -558,7 +558,7 @@ async fn the_deadline_for_the_preface_holds_for_writing_too() {
     let (client, server) = tokio::join!(connector.connect(&uri), incoming.next());
     let (_client, Ok(mut server)) = (client.unwrap(), server.unwrap());
     let mut write = async || loop {
-        if let Err(error) = server.write_all(&[0; 65536]).await {
+        if let Err(error) = server.write_all(&[0; 8192]).await {
             return error;
         }
     };
