@@ -6,6 +6,13 @@
 //! seen and not on their order; a bundle that cannot be read or accepted changes nothing, so that
 //! "fetch failed" never becomes "trust nobody". Turned down: a merged pool of all regions' CAs,
 //! in which each could mint the others' names (XDS T3).
+//!
+//! A limit of bundles that are configured as files: the newest generation seen of a region, below
+//! which [`BundleError::TooOld`] refuses, is known in memory only, and for as long as its file is
+//! there. A restart or reload with an older file alone takes the older key back, which the root
+//! has once admitted and which may be a withdrawn one. Whoever writes the files is trusted with
+//! that. Bundles that come from peers may not be accepted so: before they do, the newest
+//! generation of each region has to be written down and survive both.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -121,6 +121,37 @@ fn certificate_and_proof_have_to_agree() {
     assert_ne!(key.subject_public_key_info(), other.subject_public_key_info());
 }
 
+/// cRLSign alone makes no CA, of a region's certificate or of a proof.
+#[test]
+fn who_may_sign_lists_only_is_no_region() {
+    let mesh = Mesh::new();
+    let key = KeyPair::generate().unwrap();
+    let both = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    let lists = vec![rcgen::KeyUsagePurpose::CrlSign];
+    for (of_region, of_proof, good) in
+        [(&both, &both, true), (&lists, &both, false), (&both, &lists, false)]
+    {
+        let validity = Validity { not_before: at(-60), not_after: at(3600) };
+        let mut params = x509::params(&[], validity, [7; 16]).unwrap();
+        x509::make_ca(&mut params, 1);
+        let id = mesh.west.bundle().trust_domain().spiffe_id();
+        params.subject_alt_names = vec![x509::uri(&id).unwrap()];
+        params.key_usages.clone_from(of_region);
+        let certificate = params.self_signed(&key).unwrap().into();
+        params.key_usages.clone_from(of_proof);
+        params.custom_extensions.push(x509::generation_extension(1));
+        let proof = params.signed_by(&key, &mesh.root.issuer().unwrap()).unwrap().into();
+        let outcome = mesh.empty_bundles().accept(Bundle::of(certificate, proof).unwrap(), NOW);
+        match outcome {
+            Ok(Accepted::Added) => assert!(good, "{of_region:?}, {of_proof:?}"),
+            Err(BundleError::Certificate { source: CertificateError::NotCa, .. }) => {
+                assert!(!good, "{of_region:?}, {of_proof:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn bundles_are_accepted_and_believed_within_their_dates_only() {
     let mesh = Mesh::new();

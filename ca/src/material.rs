@@ -60,8 +60,11 @@ pub enum MaterialError {
     /// The pinned roots.
     #[error("the pinned roots are not usable")]
     Roots(#[source] BundleError),
-    /// A renewed certificate of somebody else.
-    #[error("the new certificate is for the {found}, and we are the {ours}")]
+    /// A renewed certificate of somebody else, or files that were swapped under us.
+    #[error(
+        "the new certificate is for the {found}, and we are the {ours}: only a restart changes \
+         who a process is"
+    )]
     OtherIdentity {
         /// Who we are.
         ours: Box<Identity>,
@@ -190,6 +193,14 @@ impl Material {
         bundles: Bundles,
         now: Timestamp,
     ) -> Result<Self, MaterialError> {
+        Self::proven(Arc::new(credential), bundles, now)
+    }
+
+    fn proven(
+        credential: Arc<Credential>,
+        bundles: Bundles,
+        now: Timestamp,
+    ) -> Result<Self, MaterialError> {
         let subject = &credential.subject;
         let at = now.min(subject.expires).max(subject.not_before);
         let (leaf, rest) = credential.certified.cert.split_first().ok_or_else(|| {
@@ -199,7 +210,7 @@ impl Material {
         tls::verify(&bundles, leaf, rest, unix(at)?, Role::Client).map_err(|source| {
             MaterialError::Unproven { source: Box::new(source), refused: Vec::new() }
         })?;
-        Ok(Self { credential: Arc::new(credential), bundles })
+        Ok(Self { credential, bundles })
     }
 
     /// Our key and certificate.
@@ -213,6 +224,25 @@ impl Material {
     pub fn bundles(&self) -> &Bundles {
         &self.bundles
     }
+
+    /// Nobody becomes somebody else while running: peers know us, and we act, as who we were.
+    fn must_stay(&self, next: &Credential) -> Result<(), MaterialError> {
+        let (ours, found) = (self.credential.identity(), next.identity());
+        if ours == found {
+            return Ok(());
+        }
+        let (ours, found) = (Box::new(ours.clone()), Box::new(found.clone()));
+        Err(MaterialError::OtherIdentity { ours, found })
+    }
+}
+
+/// What [`Holder::replace`] has replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaced {
+    /// Certificate and bundles.
+    Everything,
+    /// The bundles; the certificate held ends later and stays.
+    Bundles,
 }
 
 /// The writer of a process's [`Material`]. Its methods may be called from several tasks (a
@@ -239,9 +269,30 @@ impl Holder {
         Arc::clone(&self.0.borrow())
     }
 
-    /// Replaces everything, as after reading a directory again.
-    pub fn replace(&self, material: Material) {
-        self.0.send_replace(Arc::new(material));
+    /// Takes in what was read again from files: all `bundles`, and `credential` unless the one
+    /// held ends later. That one was renewed and is not in the files (yet, or because they cannot
+    /// be written), and going back would be to a certificate that ends sooner or has ended.
+    ///
+    /// # Errors
+    /// When `credential` is of somebody else, or `bundles` prove neither; what is held then stays.
+    pub fn replace(
+        &self,
+        credential: Credential,
+        bundles: Bundles,
+        now: Timestamp,
+    ) -> Result<Replaced, MaterialError> {
+        self.change(|current| {
+            current.must_stay(&credential)?;
+            let held = &current.credential;
+            if held.valid_at(now) && held.expires() > credential.expires() {
+                let kept = Material::proven(Arc::clone(held), bundles.clone(), now);
+                if let Ok(kept) = kept {
+                    return Ok((Some(kept), Replaced::Bundles));
+                }
+            }
+            let next = Material::new(credential, bundles, now)?;
+            Ok((Some(next), Replaced::Everything))
+        })
     }
 
     /// Takes a renewed key and certificate into use at the next handshake.
@@ -250,11 +301,7 @@ impl Holder {
     /// When it is of somebody else, or the bundles held do not prove it; the old one then stays.
     pub fn renew(&self, credential: Credential, now: Timestamp) -> Result<(), MaterialError> {
         self.change(|current| {
-            let (ours, found) = (current.credential.identity(), credential.identity());
-            if ours != found {
-                let (ours, found) = (Box::new(ours.clone()), Box::new(found.clone()));
-                return Err(MaterialError::OtherIdentity { ours, found });
-            }
+            current.must_stay(&credential)?;
             let next = Material::new(credential, current.bundles.clone(), now)?;
             Ok((Some(next), ()))
         })

@@ -123,6 +123,63 @@ fn a_broken_bundle_keeps_what_it_held_and_a_removed_one_does_not() {
     directory.reload_if_changed(&holder, NOW).unwrap_err();
 }
 
+/// A renewal that could not be written is not undone by the next change of a bundle file.
+#[test]
+fn what_is_read_again_neither_shortens_a_certificate_nor_changes_who_we_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = Mesh::new();
+    written(&mesh, dir.path());
+    let mut directory = opened(dir.path());
+    let holder = Holder::new(directory.load(NOW).unwrap().material);
+    let issued = |identity, hours: u64| {
+        let grant = Grant { lifetime: DAY * 2, ..Grant::new(identity) };
+        let now = at(i64::try_from(hours * 3600).unwrap());
+        Credential::issue(&mesh.west, &grant, now).unwrap()
+    };
+    let serial = || holder.current().credential().subject().serial.clone();
+    let ours = || agent("west", "west-a");
+    let now = at(30 * 3600);
+    holder.renew(issued(ours(), 20), now).unwrap();
+    let renewed = serial();
+    // The files still have the one that has ended since.
+    fs::remove_file(dir.path().join("bundles/east.mesh.example.1.pem")).unwrap();
+    directory.reload_if_changed(&holder, now).unwrap().unwrap();
+    assert_eq!(serial(), renewed, "the old certificate is back");
+    assert!(!holder.current().bundles().knows(mesh.east.bundle().trust_domain()));
+
+    save(dir.path(), &issued(agent("west", "west-b"), 29)).unwrap();
+    for _ in 0..2 {
+        let refused = directory.reload_if_changed(&holder, now).unwrap_err();
+        assert!(matches!(refused, MaterialError::OtherIdentity { .. }), "{refused}");
+        assert!(said(&refused).contains("west-b") && said(&refused).contains("restart"));
+    }
+    assert_eq!(serial(), renewed);
+
+    save(dir.path(), &issued(ours(), 29)).unwrap();
+    directory.reload_if_changed(&holder, now).unwrap().unwrap();
+    assert_ne!(serial(), renewed, "a later one is taken");
+}
+
+/// What is held and what is in the files, against bundles that prove only one of them.
+#[test]
+fn the_certificate_that_the_new_bundles_prove_is_used() {
+    let mesh = Mesh::new();
+    let next = RegionCa::create(&mesh.root, &region("west"), 2, NOW).unwrap();
+    let issued = |ca: &RegionCa, lifetime| {
+        let grant = Grant { lifetime, ..Grant::new(control_plane("west")) };
+        Credential::issue(ca, &grant, NOW).unwrap()
+    };
+    let holder = mesh.holder(&mesh.west, control_plane("west"), 2 * DAY);
+    let mut second = mesh.empty_bundles();
+    second.accept(next.bundle().clone(), NOW).unwrap();
+    let outcome = holder.replace(issued(&next, DAY), second.clone(), NOW).unwrap();
+    assert_eq!(outcome, Replaced::Everything, "the later one held is proven no more");
+    let outcome = holder.replace(issued(&mesh.west, DAY / 2), second.clone(), NOW).unwrap();
+    assert_eq!(outcome, Replaced::Bundles, "the one in the files need not be proven");
+    let neither = holder.replace(issued(&next, DAY), mesh.bundles(), NOW).unwrap_err();
+    assert!(matches!(neither, MaterialError::Unproven { .. }), "{neither}");
+}
+
 /// `save` in three steps; at each of them a start finds a pair that fits.
 #[test]
 fn a_renewal_killed_at_any_step_leaves_a_pair_that_fits() {

@@ -2,10 +2,11 @@
 //!
 //! Promises: each renewal has a new key, which is made here and never sent; the answer is used
 //! only if it is for us, over that key, and proven by the bundles held; a failed renewal keeps
-//! what is valid and is tried again, sooner or later depending on how often it failed.
+//! what is valid and is tried again, sooner or later depending on how often it failed; one that
+//! could not be written is in use all the same, and writing is tried again at each check.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -111,6 +112,8 @@ pub struct Renewer {
     issuer: Issuer,
     clock: Clock,
     directory: Option<PathBuf>,
+    /// Why the certificate in use is not in `directory`, if it is not.
+    unsaved: Mutex<Option<String>>,
     check: Duration,
 }
 
@@ -118,7 +121,7 @@ impl Renewer {
     /// Renews what `holder` holds at `issuer`.
     #[must_use]
     pub fn new(holder: Arc<Holder>, issuer: Issuer, clock: Clock) -> Self {
-        Self { holder, issuer, clock, directory: None, check: CHECK }
+        Self { holder, issuer, clock, directory: None, unsaved: Mutex::new(None), check: CHECK }
     }
 
     /// Also writes each new key and certificate to `directory`, for the next start.
@@ -141,6 +144,7 @@ impl Renewer {
             if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
                 return;
             }
+            self.save_again();
             let due = self.holder.current().credential().renewal_due();
             if self.clock.now() < due {
                 failures = 0;
@@ -160,6 +164,11 @@ impl Renewer {
         match outcome {
             Ok(()) => {
                 info!(%id, serial = current.credential().subject().serial, %expires, "renewed");
+                0
+            }
+            // Nothing to renew again: what could not be written is tried at each check.
+            Err(error @ RenewError::NotSaved(_)) => {
+                warn!(%id, %expires, error = %causes(error), "renewed, but not written");
                 0
             }
             Err(error) if current.credential().valid_at(self.clock.now()) => {
@@ -191,11 +200,31 @@ impl Renewer {
             }
             Issuer::Local(ca) => self.issue(ca, &current)?,
         };
-        let credential = self.adopt(credential)?;
-        match &self.directory {
-            Some(dir) => directory::save(dir, &credential).map_err(RenewError::NotSaved),
-            None => Ok(()),
+        self.holder.renew(credential, self.clock.now()).map_err(RenewError::Answer)?;
+        self.save().map_err(RenewError::NotSaved)
+    }
+
+    fn save(&self) -> Result<(), FileError> {
+        let Some(dir) = &self.directory else { return Ok(()) };
+        let saved = directory::save(dir, self.holder.current().credential());
+        *self.unsaved() = saved.as_ref().err().map(|error| causes(error));
+        saved
+    }
+
+    /// Says only what is new: a full disk is full at each check.
+    fn save_again(&self) {
+        let Some(before) = self.unsaved().clone() else { return };
+        let current = self.holder.current();
+        let (id, expires) = (&current.credential().subject().id, current.credential().expires());
+        match self.save() {
+            Ok(()) => info!(%id, %expires, "the renewed certificate is written now"),
+            Err(error) if causes(&error) == before => {}
+            Err(error) => warn!(%id, %expires, error = %causes(&error), "still not written"),
         }
+    }
+
+    fn unsaved(&self) -> MutexGuard<'_, Option<String>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask(
@@ -217,11 +246,6 @@ impl Renewer {
             lifetime: LEAF_LIFETIME,
         };
         Credential::issue(ca, &grant, self.clock.now()).map_err(RenewError::Local)
-    }
-
-    fn adopt(&self, credential: Credential) -> Result<Arc<Credential>, RenewError> {
-        self.holder.renew(credential, self.clock.now()).map_err(RenewError::Answer)?;
-        Ok(Arc::clone(self.holder.current().credential()))
     }
 }
 

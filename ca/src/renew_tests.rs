@@ -208,3 +208,40 @@ async fn a_local_renewal_gives_the_policys_life() {
     local.renew_now().await.unwrap();
     assert_eq!(client.current().credential().expires(), at(24 * 3600));
 }
+
+#[tokio::test]
+async fn a_renewal_that_could_not_be_written_is_written_when_it_can_be() {
+    let (_, clock) = Hands::new();
+    let mesh = Mesh::new();
+    let client = Arc::new(mesh.holder(&mesh.west, workload("west"), DAY));
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("later");
+    let local = Renewer::new(Arc::clone(&client), Issuer::Local(Arc::new(mesh.west)), clock)
+        .saving_to(dir.clone())
+        .checking_every(Duration::from_millis(10));
+    let before = client.current().credential().subject().serial.clone();
+    let failed = local.renew_now().await.unwrap_err();
+    assert!(matches!(failed, RenewError::NotSaved(_)), "{failed}");
+    assert_eq!(local.judge(Err(&failed), 0), 0, "nothing to renew again");
+    let renewed = client.current().credential().certified();
+    assert_ne!(client.current().credential().subject().serial, before);
+
+    let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+    tasks.spawn(local.run(stop.clone()));
+    std::fs::create_dir(&dir).unwrap();
+    let written = async {
+        loop {
+            // The certificate is written between two writes of the key.
+            let key = std::fs::read_to_string(dir.join("key.pem")).unwrap_or_default();
+            let certificate = std::fs::read_to_string(dir.join("cert.pem")).unwrap_or_default();
+            if key.contains("END") && certificate.contains("END") {
+                return certificate;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let certificate = timeout(LONG, written).await.expect("it is written");
+    assert_eq!(certificate, crate::x509::to_pem(&renewed.cert));
+    stop.cancel();
+    timeout(LONG, tasks.join_next()).await.expect("it ends").unwrap().unwrap();
+}

@@ -319,6 +319,26 @@ mod tests {
     }
 
     #[test]
+    fn only_who_may_sign_certificates_is_a_root() {
+        use rcgen::KeyUsagePurpose::{CrlSign, KeyCertSign};
+        let pinned = |usages| {
+            let validity = Validity { not_before: NOW, not_after: NOW };
+            let mut params = x509::params(&[], validity, [7; 16]).unwrap();
+            x509::make_ca(&mut params, 2);
+            let id = mesh().as_str().parse::<TrustDomain>().unwrap().spiffe_id();
+            params.subject_alt_names = vec![x509::uri(&id).unwrap()];
+            params.key_usages = usages;
+            RootCertificate::from_der(
+                params.self_signed(&KeyPair::generate().unwrap()).unwrap().into(),
+            )
+        };
+        pinned(vec![KeyCertSign]).unwrap();
+        for usages in [vec![CrlSign], vec![]] {
+            assert!(matches!(pinned(usages), Err(CertificateError::NotCa)));
+        }
+    }
+
+    #[test]
     fn the_root_of_another_mesh_and_a_strangers_key_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         MeshRoot::create(&mesh(), NOW).unwrap().save(dir.path()).unwrap();

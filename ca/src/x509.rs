@@ -117,10 +117,23 @@ impl<'a> View<'a> {
         Ok(constraints.is_some_and(|constraints| constraints.value.ca))
     }
 
-    /// Whether keyUsage is there, and lets the key sign certificates (or lists of revoked ones).
+    /// Whether keyUsage is there, and lets the key sign certificates: what a CA must have.
     pub(crate) fn may_certify(&self) -> Result<bool, CertificateError> {
         let usage = self.0.key_usage().map_err(malformed("keyUsage"))?;
+        Ok(usage.is_some_and(|usage| usage.value.key_cert_sign()))
+    }
+
+    /// Whether keyUsage lets the key sign certificates or lists of revoked ones: what a leaf must
+    /// not have (X.509-SVID section 4.3).
+    pub(crate) fn may_sign_others(&self) -> Result<bool, CertificateError> {
+        let usage = self.0.key_usage().map_err(malformed("keyUsage"))?;
         Ok(usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()))
+    }
+
+    /// Whether keyUsage is there, and nobody who cannot read it may use the certificate.
+    pub(crate) fn usage_is_critical(&self) -> Result<bool, CertificateError> {
+        let usage = self.0.key_usage().map_err(malformed("keyUsage"))?;
+        Ok(usage.is_some_and(|usage| usage.critical))
     }
 
     pub(crate) fn may_sign_handshakes(&self) -> Result<bool, CertificateError> {

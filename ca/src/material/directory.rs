@@ -3,7 +3,8 @@
 //! Promises: a renewal killed at any point leaves a key and a certificate that fit; a bundle file
 //! that is broken or refused is reported and costs no other, and if it was good before, what it
 //! held stays until it is good again. A bundle file that is removed withdraws its trust: that is
-//! how an operator cuts a region off.
+//! how an operator cuts a region off. What is read again changes neither who the process is nor
+//! its certificate to one that ends sooner: a renewal that could not be written stays in use.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_federation::names::MeshDomain;
 use tracing::{info, warn};
 
-use super::{Credential, Holder, IssueError, Material, MaterialError};
+use super::{Credential, Holder, IssueError, Material, MaterialError, Replaced};
 use crate::bundle::{Bundle, BundleError, Bundles};
 use crate::clock::Clock;
 use crate::files::{self, FileError};
@@ -76,6 +77,15 @@ pub struct Directory {
     good: BTreeMap<PathBuf, Bundle>,
 }
 
+/// All files, read at one time and not in use yet.
+struct Read {
+    credential: Credential,
+    bundles: Bundles,
+    refused: Vec<RefusedBundle>,
+    seen: Vec<Stamp>,
+    good: BTreeMap<PathBuf, Bundle>,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     file: PathBuf,
@@ -96,6 +106,17 @@ impl Directory {
     /// Names the file that is missing or wrong. Bundles that are refused are no error, unless our
     /// own certificate is left without one that proves it.
     pub fn load(&mut self, now: Timestamp) -> Result<Loaded, MaterialError> {
+        let read = self.read(now)?;
+        match Material::new(read.credential, read.bundles, now) {
+            Ok(material) => {
+                (self.seen, self.good) = (read.seen, read.good);
+                Ok(Loaded { material, refused: read.refused })
+            }
+            Err(error) => Err(because(error, read.refused)),
+        }
+    }
+
+    fn read(&self, now: Timestamp) -> Result<Read, MaterialError> {
         // Before reading, so that a change while we read is seen as one the next time.
         let seen = self.stamps()?;
         let credential = self.credential()?;
@@ -113,21 +134,15 @@ impl Directory {
                 }
             }
         }
-        let material = match Material::new(credential, bundles, now) {
-            Ok(material) => material,
-            Err(MaterialError::Unproven { source, .. }) => {
-                return Err(MaterialError::Unproven { source, refused });
-            }
-            Err(other) => return Err(other),
-        };
-        (self.seen, self.good) = (seen, good);
-        Ok(Loaded { material, refused })
+        Ok(Read { credential, bundles, refused, seen, good })
     }
 
-    /// Reads everything again if a file has changed, and lets `holder` hold it. `None` if not.
+    /// Reads everything again if a file has changed, and lets `holder` hold it, as
+    /// [`Holder::replace`]. `None` if not.
     ///
     /// # Errors
-    /// As [`Directory::load`]; `holder` then goes on with what it has.
+    /// As [`Directory::load`], and when the certificate is another's; `holder` then goes on with
+    /// what it has, and the files are read again at the next call.
     pub fn reload_if_changed(
         &mut self,
         holder: &Holder,
@@ -136,9 +151,19 @@ impl Directory {
         if self.stamps()? == self.seen {
             return Ok(None);
         }
-        let loaded = self.load(now)?;
-        holder.replace(loaded.material);
-        Ok(Some(loaded.refused))
+        let read = self.read(now)?;
+        let in_files = read.credential.expires();
+        match holder.replace(read.credential, read.bundles, now) {
+            Ok(Replaced::Everything) => {}
+            Ok(Replaced::Bundles) => {
+                let expires = holder.current().credential().expires();
+                let dir = self.path.display();
+                warn!(%dir, %in_files, %expires, "the certificate in use ends later and is kept");
+            }
+            Err(error) => return Err(because(error, read.refused)),
+        }
+        (self.seen, self.good) = (read.seen, read.good);
+        Ok(Some(read.refused))
     }
 
     /// Looks for changes `every` so often until `stop`. Polling rather than inotify: a mounted
@@ -202,6 +227,14 @@ impl Directory {
         found.extend(files::pem_files(&self.path.join(BUNDLES))?);
         found.extend(files::pem_files(&self.path.join(ROOTS))?);
         Ok(found.into_iter().map(stamp).collect())
+    }
+}
+
+/// Bundles that were refused may be why ours does not verify.
+fn because(error: MaterialError, refused: Vec<RefusedBundle>) -> MaterialError {
+    match error {
+        MaterialError::Unproven { source, .. } => MaterialError::Unproven { source, refused },
+        other => other,
     }
 }
 

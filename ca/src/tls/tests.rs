@@ -133,6 +133,14 @@ fn certificates_that_are_no_leaf_of_the_mesh() {
         let refused = verified(&mesh.bundles(), std::slice::from_ref(own), NOW).unwrap_err();
         assert!(matches!(refused, PeerRefused::NotLeaf(_)), "{refused}");
     }
+    // keyUsage with digitalSignature, as an issuer that marks nothing would write it.
+    let lax = |params: &mut rcgen::CertificateParams| {
+        params.key_usages.clear();
+        let usage = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 7, 0x80]);
+        params.custom_extensions.push(usage);
+    };
+    let refused = verified(&mesh.bundles(), &[forged(&mesh.west, lax)], NOW).unwrap_err();
+    assert!(matches!(refused, PeerRefused::UsageNotCritical(_)), "{refused}");
     let malformed: [fn(&mut rcgen::CertificateParams); 4] = [
         |p| p.subject_alt_names.push(name("spiffe://west.mesh.example/tombolo/region")),
         |p| p.subject_alt_names.clear(),
@@ -417,7 +425,7 @@ async fn bundles_and_certificates_change_under_an_open_server() {
     let grant = Grant::new(control_plane("west"));
     let mut only_west = mesh.empty_bundles();
     only_west.accept(mesh.west.bundle().clone(), NOW).unwrap();
-    holder.replace(crate::material::Material::new(credential(&grant), only_west, NOW).unwrap());
+    holder.replace(credential(&grant), only_west, NOW).unwrap();
     talk(&server, &client, control_plane("west")).await.unwrap_err();
 
     // It comes back, and our own certificate is another one.
@@ -550,7 +558,7 @@ async fn the_deadline_for_the_preface_holds_for_writing_too() {
     let (client, server) = tokio::join!(connector.connect(&uri), incoming.next());
     let (_client, Ok(mut server)) = (client.unwrap(), server.unwrap());
     let mut write = async || loop {
-        if let Err(error) = server.write_all(&[0; 65536]).await {
+        if let Err(error) = server.write_all(&[0; 8192]).await {
             return error;
         }
     };

@@ -31,6 +31,9 @@ pub enum PeerRefused {
     /// handshake.
     #[error("the certificate of {0} is not a leaf: a signing certificate authenticates nobody")]
     NotLeaf(SpiffeId),
+    /// X.509-SVID section 4.3: what the key is for must be marked critical.
+    #[error("the certificate of {0} has a keyUsage that is not critical")]
+    UsageNotCritical(SpiffeId),
     /// More certificates than any path of ours has.
     #[error("{0} sent {1} certificates beside its own")]
     TooMany(SpiffeId, usize),
@@ -130,9 +133,12 @@ fn read(bundles: &Bundles, leaf: &CertificateDer<'_>) -> Result<PeerIdentity, Pe
     let view = View::of(leaf).map_err(PeerRefused::Malformed)?;
     let id = view.spiffe_id().map_err(PeerRefused::Malformed)?;
     let signs_others = view.is_ca().map_err(PeerRefused::Malformed)?
-        || view.may_certify().map_err(PeerRefused::Malformed)?;
+        || view.may_sign_others().map_err(PeerRefused::Malformed)?;
     if signs_others || !view.may_sign_handshakes().map_err(PeerRefused::Malformed)? {
         return Err(PeerRefused::NotLeaf(id));
+    }
+    if !view.usage_is_critical().map_err(PeerRefused::Malformed)? {
+        return Err(PeerRefused::UsageNotCritical(id));
     }
     match tls::peer_identity(std::slice::from_ref(leaf), bundles.mesh()) {
         Ok(peer) => Ok(peer),
