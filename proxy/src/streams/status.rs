@@ -20,6 +20,7 @@ use crate::streams::session::Kind;
 
 /// A connected client.
 #[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ProxyStatus {
     /// As its node message says; not authenticated.
     pub node: String,
@@ -43,6 +44,7 @@ pub struct ProxyStatus {
 
 /// One type of resource of a connected client.
 #[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TypeStatus {
     /// How many resources it subscribes to or holds.
     pub resources: usize,
@@ -62,6 +64,7 @@ pub struct TypeStatus {
 
 /// A refused response.
 #[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Nack {
     /// What was refused; empty if the client answered no response in particular.
     pub version: String,
