@@ -1,8 +1,9 @@
 //! How much a listener takes on, in all and from each address.
 //!
 //! Promises: a [`Place`] counts until it is dropped; an address without places costs nothing, so
-//! that the tables are never larger than what is open. What is full refuses and never waits: who
-//! waits for a place would hold the descriptor that is short. Turned down: counting IPv6 by /64,
+//! that the tables are never larger than what is open. A share that is full refuses: who waited for
+//! its place would hold a descriptor meanwhile. Only the listener as a whole makes wait, before it
+//! accepts. Turned down: counting IPv6 by /64,
 //! in which all pods of a cluster may be.
 
 use std::collections::HashMap;
