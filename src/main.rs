@@ -53,6 +53,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
                     ports: args.ports,
                     envoy: args.envoy,
                     export_all: args.export_all,
+                    output: args.output,
                 };
                 demo::run(options).await.map(|()| ExitCode::SUCCESS)
             }

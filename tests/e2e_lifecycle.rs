@@ -119,6 +119,26 @@ fn without_an_envoy_it_says_how_to_get_one_and_the_rest_works() -> anyhow::Resul
     Ok(())
 }
 
+#[test]
+fn with_o_json_it_says_on_stdout_what_demo_json_holds() -> anyhow::Result<()> {
+    let scratch = Scratch::new("demo-json")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let state = scratch.path().join("state");
+    let mut command = Command::new(tombolo());
+    command.args(["demo", "--ports", "auto", "-o", "json", "--state-dir"]).arg(&state);
+    command.arg("--dir").arg(manifests.root()).env("PATH", "");
+    let mut process = Process::start("demo", &mut command, scratch.path())?;
+    let said: serde_json::Value = wait_for("one document is there", SOON * 3, || {
+        serde_json::from_str(&process.stdout()?).map_err(anyhow::Error::from)
+    })?;
+    let file = std::fs::read_to_string(state.join("demo.json"))?;
+    assert_eq!(said, serde_json::from_str::<serde_json::Value>(&file)?);
+    assert!(!process.stderr()?.contains("Things to try"));
+    process.signal(Signal::INT)?;
+    assert!(process.wait(STOPPED)?.success());
+    Ok(())
+}
+
 /// A stand-in for Envoy that never gets ready, so that the demo never does. Installed by another
 /// process: a descriptor of ours that a fork inherits would make its start fail.
 fn sleeper(dir: &Path) -> anyhow::Result<std::path::PathBuf> {

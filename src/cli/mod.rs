@@ -104,6 +104,9 @@ pub(crate) struct DemoArgs {
     /// Export every Service, for manifests that hold no `ServiceExport`.
     #[arg(long)]
     pub(crate) export_all: bool,
+    /// What to show once everything is ready: an overview, or what demo.json has, on stdout.
+    #[arg(long, short, value_enum, default_value = "table")]
+    pub(crate) output: Output,
 }
 
 /// Of a role.

@@ -1,5 +1,6 @@
 //! `demo.json`: where everything is, for scripts, and only while it is ready.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,12 @@ pub(crate) struct AnnouncedCluster {
 }
 
 impl Announcement {
+    /// As one JSON document on stdout.
+    pub(crate) fn print(&self) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        Ok(writeln!(std::io::stdout(), "{text}")?)
+    }
+
     /// What scripts are told.
     pub(crate) fn of(parts: &Parts, control: SocketAddr) -> Self {
         let regions = parts.prepared().regions.iter().map(|(name, region)| AnnouncedRegion {

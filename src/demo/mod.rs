@@ -29,6 +29,7 @@ use self::files::{Prepared, Reading};
 use self::layout::{Layout, Ports};
 use self::parts::Parts;
 use self::show::Progress;
+use crate::cli::Output;
 
 /// The manifests that come with the project.
 pub(crate) const EXAMPLES: &str = "examples/demo";
@@ -56,6 +57,7 @@ pub(crate) struct Options {
     pub(crate) ports: PortChoice,
     pub(crate) envoy: Option<PathBuf>,
     pub(crate) export_all: bool,
+    pub(crate) output: Output,
 }
 
 /// Runs until SIGINT or SIGTERM.
@@ -82,7 +84,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
 
     let mut signals = crate::shutdown_signal()?;
     let mut mesh_parts = Parts::new(prepared, envoy);
-    let supervised = supervise(&mut mesh_parts, control, &progress, &state_dir);
+    let supervised = supervise(&mut mesh_parts, control, &progress, &state_dir, options.output);
     let outcome = tokio::select! {
         ended = supervised => ended,
         () = signals.recv() => Ok(()),
@@ -101,13 +103,18 @@ async fn supervise(
     control: tokio::net::TcpListener,
     progress: &Progress,
     state_dir: &std::path::Path,
+    output: Output,
 ) -> anyhow::Result<()> {
     let control_address = control.local_addr()?;
     let (orders_tx, mut orders) = mpsc::channel(ORDERS);
     let mut talkers = JoinSet::new();
     parts.start_all(progress, Instant::now() + READY_DEADLINE).await?;
-    announce::write(state_dir, &Announcement::of(parts, control_address))?;
-    progress.ready(parts, control_address);
+    let announcement = Announcement::of(parts, control_address);
+    announce::write(state_dir, &announcement)?;
+    match output {
+        Output::Table => progress.ready(parts, control_address),
+        Output::Json => announcement.print()?,
+    }
     talkers.spawn(control::serve(control, orders_tx.clone()));
     talkers.spawn(control::read_stdin(orders_tx));
     loop {
