@@ -66,7 +66,7 @@ pub(crate) struct Backends {
     wanted: BTreeMap<ClusterId, BTreeSet<Backend>>,
     stopped: BTreeSet<String>,
     running: BTreeMap<SocketAddr, (Backend, AbortHandle)>,
-    failed: BTreeMap<SocketAddr, ErrorKind>,
+    failed: BTreeMap<SocketAddr, (Backend, ErrorKind)>,
     servers: JoinSet<()>,
 }
 
@@ -124,7 +124,7 @@ impl Backends {
 
     /// Addresses that are taken: as a rule by another demo, whose backends would answer for these.
     pub(crate) fn taken(&self) -> Vec<SocketAddr> {
-        let taken = self.failed.iter().filter(|(_, kind)| **kind == ErrorKind::AddrInUse);
+        let taken = self.failed.iter().filter(|(_, (_, kind))| *kind == ErrorKind::AddrInUse);
         taken.map(|(address, _)| *address).collect()
     }
 
@@ -137,7 +137,7 @@ impl Backends {
             }
         }
         self.end_unwanted(&wanted).await;
-        self.failed.retain(|address, _| wanted.contains_key(address));
+        self.failed.retain(|address, (backend, _)| wanted.get(address) == Some(backend));
         for (address, backend) in wanted {
             // One that failed is tried again only when somebody says start.
             if self.running.contains_key(&address) || self.failed.contains_key(&address) {
@@ -150,7 +150,7 @@ impl Backends {
                 }
                 Err(error) => {
                     warn!(%address, backend = backend.full_name(), %error, "a backend cannot listen");
-                    self.failed.insert(address, error.kind());
+                    self.failed.insert(address, (backend, error.kind()));
                 }
             }
         }

@@ -17,7 +17,7 @@ use tombolo_ca::service::Authority;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::names::{Owner, RegionName};
 use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
-use tombolo_federation::replica::{self, Replica, ReplicaWriter, Replicas};
+use tombolo_federation::replica::{self, Replica, Replicas};
 use tombolo_federation::store::election;
 use tombolo_federation::store::embedded::Embedded;
 use tombolo_federation::store::{Guard, Store};
@@ -100,10 +100,12 @@ impl ControlPlane {
         let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving));
 
         let mut tasks = Tasks::new(stop.clone());
+        let (whole, whole_rx) = watch::channel(false);
         let api = FederationApi::new(
             view.config.region.clone(),
             Arc::clone(&store),
             replicas.clone(),
+            whole_rx,
             wall_clock(),
             stop.clone(),
         );
@@ -117,7 +119,9 @@ impl ControlPlane {
         view.serving.start(&mut tasks, sockets.dns, &stop);
         admin::start(&mut tasks, sockets.admin, Arc::<View>::clone(&view), &stop);
         let region = view.config.region.clone();
-        start_catalog(&mut tasks, &store, writer, &replicas, publisher, region);
+        let follower = follower::follow(Arc::clone(&store), Arc::new(writer));
+        tasks.start_fallible("store follower", async move { follower.await.map_err(Into::into) });
+        start_catalog(&mut tasks, &replicas, publisher, region, whole);
         let own = OwnRecords::new(Owner::region(view.config.region.clone()), state.epoch());
         let own = Arc::new(Mutex::new(own));
         let region = Spokesman { epoch: state.epoch(), own, store, replicas, held, view };
@@ -132,19 +136,16 @@ impl ControlPlane {
     }
 }
 
-/// Follows the store, and opens the catalog once what was read is whole; see [`gate`].
+/// Opens the catalog once what was read of the store is whole, and says so; see [`gate`].
 fn start_catalog(
     tasks: &mut Tasks,
-    store: &Arc<dyn Store>,
-    writer: ReplicaWriter,
     replicas: &Replicas,
     publisher: Publisher,
     region: RegionName,
+    whole: watch::Sender<bool>,
 ) {
-    let follow = follower::follow(Arc::clone(store), Arc::new(writer));
-    tasks.start_fallible("store follower", async move { follow.await.map_err(Into::into) });
     let (gate_tx, gate_rx) = watch::channel(Gate::Closed);
-    tasks.start_endless("gate", gate(region, replicas.clone(), gate_tx));
+    tasks.start_endless("gate", gate(region, replicas.clone(), gate_tx, whole));
     tasks.start_fallible("catalog", build(replicas.clone(), gate_rx, publisher));
 }
 
@@ -152,7 +153,14 @@ fn start_catalog(
 /// owner that is held: what was complete when it was committed is complete when it is read back. A
 /// store that is new, or was lost, has nothing to vouch for until its agents have come, which they
 /// are given 10 s for; until then what is not found is not known (RELIABILITY promise 4).
-async fn gate(region: RegionName, mut replicas: Replicas, gate: watch::Sender<Gate>) {
+///
+/// The same word goes to agents that subscribe: they open their own catalogs by it.
+async fn gate(
+    region: RegionName,
+    mut replicas: Replicas,
+    gate: watch::Sender<Gate>,
+    told: watch::Sender<bool>,
+) {
     if replicas.wait_for(|replica| replica.position > 0).await.is_some() {
         gate.send_replace(Gate::Partial);
         let whole = replicas.wait_for(|replica| is_whole(&region, replica));
@@ -160,6 +168,7 @@ async fn gate(region: RegionName, mut replicas: Replicas, gate: watch::Sender<Ga
             info!("not all owners are complete, serving what there is");
         }
         gate.send_replace(Gate::Open);
+        told.send_replace(true);
     }
     // The catalog follows the gate for as long as it stands.
     std::future::pending::<()>().await;

@@ -295,9 +295,14 @@ pub fn channel() -> (ReplicaWriter, Replicas) {
 impl ReplicaWriter {
     /// Applies all of `batch` at once. Readers are woken only if something is different.
     pub fn apply(&self, batch: Batch, now: Instant) {
-        // Before the lock, which keeps readers waiting.
+        // Before the lock, which keeps readers waiting. What is held as it is need not be opened
+        // again: a listing brings everything.
+        let held = self.current();
         let open = |(key, value): (Key, Option<Bytes>)| {
-            let entry = value.map(|value| Entry::open(&key, value));
+            let entry = value.map(|value| match held.get(&key) {
+                Some(held) if held.value == value => held.clone(),
+                _ => Entry::open(&key, value),
+            });
             (key, entry)
         };
         let items: Vec<(Key, Option<Entry>)> = batch.items.into_iter().map(open).collect();

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -32,8 +33,9 @@ pub type WallClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// An agent that has not said what it wants after so long is cut off.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
-/// A subscriber is kept waiting for the store for so long, then told to try elsewhere.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// A subscriber is kept waiting for so long, then told to try elsewhere. Longer than a control
+/// plane waits for its agents.
+const FIT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What the server works on.
 #[derive(Clone)]
@@ -41,23 +43,26 @@ pub struct FederationApi {
     region: RegionName,
     store: Arc<dyn Store>,
     replicas: Replicas,
+    whole: watch::Receiver<bool>,
     clock: WallClock,
     started: Instant,
     stop: CancellationToken,
 }
 
 impl FederationApi {
-    /// A server of `region`'s store and of the replica that follows it. Streams end when `stop`
-    /// is cancelled.
+    /// A server of `region`'s store and of the replica that follows it. `whole` says when what the
+    /// replica holds may be taken for all that there is: agents are not told so before. Streams end
+    /// when `stop` is cancelled.
     #[must_use]
     pub fn new(
         region: RegionName,
         store: Arc<dyn Store>,
         replicas: Replicas,
+        whole: watch::Receiver<bool>,
         clock: WallClock,
         stop: CancellationToken,
     ) -> Self {
-        Self { region, store, replicas, clock, started: Instant::now(), stop }
+        Self { region, store, replicas, whole, clock, started: Instant::now(), stop }
     }
 
     /// The service for a tonic router.
@@ -76,17 +81,28 @@ impl FederationApi {
         heard.unwrap_or(self.started).max(self.started).elapsed()
     }
 
-    /// The replica, once the store was read: before that it is empty, and `synced` would vouch for
-    /// nothing.
-    async fn read(&self, replicas: &mut Replicas) -> Result<Arc<Replica>, Status> {
-        let read = tokio::select! {
-            () = self.stop.cancelled() => return Err(stopping()),
-            read = replicas.wait_for(|replica| replica.position > 0) => read,
-            () = tokio::time::sleep(READ_DEADLINE) => {
-                return Err(Status::unavailable("this control plane has not read its store yet"));
+    /// The replica, once it is fit for the caller. Before the store was read it is empty, and
+    /// `synced` would vouch for nothing. To an agent `synced` means that what it does not have is
+    /// not there, which of a new or lost store is not true before its agents have come. A peer takes
+    /// only this region's own word, and is not kept waiting: two regions that start together would
+    /// wait for each other.
+    async fn fit(&self, caller: &Caller, replicas: &mut Replicas) -> Result<Arc<Replica>, Status> {
+        let mut whole = self.whole.clone();
+        let fit = async {
+            replicas.wait_for(|replica| replica.position > 0).await?;
+            match caller {
+                Caller::Agent { .. } => whole.wait_for(|whole| *whole).await.ok().map(drop),
+                Caller::ControlPlane { .. } => Some(()),
             }
         };
-        read.ok_or_else(stopping)?;
+        let fit = tokio::select! {
+            () = self.stop.cancelled() => return Err(stopping()),
+            fit = fit => fit,
+            () = tokio::time::sleep(FIT_DEADLINE) => {
+                return Err(Status::unavailable("this control plane does not know all of its region yet"));
+            }
+        };
+        fit.ok_or_else(stopping)?;
         Ok(replicas.current())
     }
 
@@ -173,7 +189,7 @@ impl Federation for FederationApi {
         });
         let held: BTreeMap<Owner, Vec<u8>> = held.collect();
         let mut replicas = self.replicas.clone();
-        let replica = self.read(&mut replicas).await?;
+        let replica = self.fit(&caller, &mut replicas).await?;
         let (feed, messages) = Feed::open(interest, &held, replica);
         info!(%caller, "subscribed");
         let mut digests =

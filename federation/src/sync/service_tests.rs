@@ -52,6 +52,17 @@ impl Region {
         replicas: &Replicas,
         caller: Option<Caller>,
     ) -> Self {
+        let whole = watch::channel(true).1;
+        Self::start_when(port, store, replicas, caller, whole).await
+    }
+
+    async fn start_when(
+        port: u16,
+        store: &Arc<dyn Store>,
+        replicas: &Replicas,
+        caller: Option<Caller>,
+        whole: watch::Receiver<bool>,
+    ) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let stop = CancellationToken::new();
@@ -60,6 +71,7 @@ impl Region {
             "r".parse().unwrap(),
             Arc::clone(store),
             replicas.clone(),
+            whole,
             clock,
             stop.clone(),
         );
@@ -117,6 +129,37 @@ async fn nothing_is_vouched_for_before_the_store_was_read() {
     assert!(matches!(first.message, Some(Message::Start(_))), "{first:?}");
     drop(messages);
     region.stop().await;
+}
+
+/// A store that is new, or was lost, has something in it as soon as a leader is elected.
+#[tokio::test]
+async fn an_agent_is_not_told_that_a_part_is_all_and_a_peer_does_not_wait() {
+    let (writer, replicas) = replica::channel();
+    writer.apply(Batch { position: Some(1), ..Batch::default() }, Instant::now());
+    let (whole, whole_rx) = watch::channel(false);
+    let store = store().await;
+    let start = |caller| Region::start_when(0, &store, &replicas, Some(caller), whole_rx.clone());
+    let peer = start(Caller::ControlPlane { region: "s".parse().unwrap() }).await;
+    let agent = start(agent_of("r-a")).await;
+    let request = |scope: wire::Scope| wire::SubscribeRequest {
+        scope: scope.into(),
+        held: Vec::new(),
+        reads_level: 1,
+    };
+    let mut client = FederationClient::new(peer.channel());
+    let answered = timeout(LONG, client.subscribe(request(wire::Scope::Region))).await.unwrap();
+    drop(answered.unwrap());
+
+    let mut client = FederationClient::new(agent.channel());
+    let subscribe = client.subscribe(request(wire::Scope::Mesh));
+    let mut subscribe = std::pin::pin!(subscribe);
+    // Time for a server that does not wait to show it.
+    let early = timeout(Duration::from_millis(200), &mut subscribe).await;
+    assert!(early.is_err(), "answered before what it has is whole");
+    whole.send_replace(true);
+    drop(timeout(LONG, subscribe).await.unwrap().unwrap());
+    peer.stop().await;
+    agent.stop().await;
 }
 
 #[tokio::test]
