@@ -129,6 +129,18 @@ impl Intake {
         }
     }
 
+    /// Says the first of a stream: one that sends many would fill the log.
+    fn refuse(&mut self, what: &'static str, name: &str) {
+        self.refused += 1;
+        if self.refused == 1 {
+            let name: String = name.chars().take(300).collect();
+            tracing::warn!(
+                name,
+                "left out {what} that is not the other side's to send, or not known here"
+            );
+        }
+    }
+
     fn accepts(&self, owner: &Owner) -> bool {
         match &self.accept {
             Accept::MeshBut(own) => owner != own,
@@ -152,8 +164,8 @@ impl Intake {
         let mut items = Vec::new();
         for item in batch.items {
             match self.item(item) {
-                Some(item) => items.push(item),
-                None => self.refused += 1,
+                Ok(item) => items.push(item),
+                Err(key) => self.refuse("a record", &key),
             }
         }
         if let Some(collecting) = &mut self.collecting {
@@ -170,22 +182,26 @@ impl Intake {
         Step { batch: Batch { items, ..Batch::default() }, position, synced: false }
     }
 
-    /// `None` for what the other side may not send. A kind that only a newer version knows is
-    /// left out too: levels keep writers from using it before all can read it.
-    fn item(&self, item: wire::Item) -> Option<(Key, Option<Bytes>)> {
-        let key: Key = item.key.parse().ok()?;
+    /// The key alone for what the other side may not send. A kind that only a newer version knows
+    /// is left out too: levels keep writers from using it before all can read it.
+    fn item(&self, item: wire::Item) -> Result<(Key, Option<Bytes>), String> {
+        let Ok(key) = item.key.parse::<Key>() else { return Err(item.key) };
         let in_turn =
             self.collecting.as_ref().is_none_or(|collecting| collecting.owner == key.owner);
         let size = |value: &Bytes| item.key.len() + value.len();
         let fits = item.value.as_ref().is_none_or(|value| size(value) <= MAX_TXN_BYTES);
-        (self.accepts(&key.owner) && in_turn && fits).then_some((key, item.value))
+        if self.accepts(&key.owner) && in_turn && fits {
+            Ok((key, item.value))
+        } else {
+            Err(item.key)
+        }
     }
 
     fn end(&mut self, end: wire::End) -> Result<Step, IntakeError> {
         let owner: Owner = parse(&end.owner)?;
         let Ok(kind) = end.kind.parse::<Kind>() else {
             // Of a newer version. It vouches for records that this one cannot hold anyway.
-            self.refused += 1;
+            self.refuse("an end marker of kind", &end.kind);
             return Ok(Step::default());
         };
         let epoch = crate::record::epoch(end.epoch)
