@@ -1,0 +1,181 @@
+//! Publisher and session: what an agent says, and what a region takes.
+
+use super::*;
+
+#[tokio::test]
+async fn what_the_agent_says_is_in_the_store_and_what_it_takes_back_is_not() {
+    let store = store().await;
+    let mut agent = Agent::new(epoch("e", 1));
+    agent.says(&[cluster(), namespace("one"), namespace("two")], &crate::sync::CLUSTER_KINDS);
+    let (mut publisher, mut session, values) = publish(&store, &mut agent).await;
+    assert_eq!(values, 3);
+    assert_eq!(stored(&store).await.len(), 3);
+
+    agent.says(&[cluster(), namespace("two")], &crate::sync::CLUSTER_KINDS);
+    let changes = publisher.changed(&agent.writer.current());
+    let refused = settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap();
+    assert_eq!(refused, []);
+    let keys = stored(&store).await;
+    assert_eq!(keys.len(), 2);
+    assert!(keys.iter().all(|key| !key.ends_with("/one")));
+}
+
+#[tokio::test]
+async fn a_restarted_agent_sends_only_what_differs_and_what_went_meanwhile_goes() {
+    let store = store().await;
+    let mut first = Agent::new(epoch("e", 1));
+    first.says(&[cluster(), namespace("one"), namespace("two")], &crate::sync::CLUSTER_KINDS);
+    publish(&store, &mut first).await;
+
+    let mut second = Agent::new(epoch("e", 2));
+    second.says(&[cluster(), namespace("two"), namespace("three")], &crate::sync::CLUSTER_KINDS);
+    let (_, _, values) = publish(&store, &mut second).await;
+    assert_eq!(values, 1, "two and the cluster are there already");
+    let keys = stored(&store).await;
+    assert_eq!(keys.len(), 3);
+    assert!(keys.iter().all(|key| !key.ends_with("/one")));
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_know_all_of_a_kind_removes_nothing_of_it() {
+    let store = store().await;
+    let mut first = Agent::new(epoch("e", 1));
+    first.says(&[cluster(), namespace("one")], &crate::sync::CLUSTER_KINDS);
+    publish(&store, &mut first).await;
+
+    let mut second = Agent::new(epoch("e", 2));
+    second.says(&[cluster()], &[Kind::Cluster]);
+    let (mut publisher, mut session, _) = publish(&store, &mut second).await;
+    assert_eq!(stored(&store).await.len(), 2, "absent, but not vouched for");
+
+    second.says(&[cluster()], &crate::sync::CLUSTER_KINDS);
+    let changes = publisher.changed(&second.writer.current());
+    settle(&mut publisher, &mut session, &mut second, changes).await.unwrap();
+    assert_eq!(stored(&store).await.len(), 1, "now it is");
+}
+
+#[tokio::test]
+async fn of_two_streams_only_the_one_accepted_last_commits() {
+    let store = store().await;
+    let mut agent = Agent::new(epoch("e", 1));
+    agent.says(&[cluster()], &crate::sync::CLUSTER_KINDS);
+    let (mut publisher, mut session, _) = publish(&store, &mut agent).await;
+    let _later = open(&store, "uid", epoch("e", 1), Duration::ZERO).await.unwrap();
+
+    agent.says(&[cluster(), namespace("late")], &crate::sync::CLUSTER_KINDS);
+    let changes = publisher.changed(&agent.writer.current());
+    let error = settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap_err();
+    assert_eq!(error, SessionError::Superseded(owner()));
+    assert_eq!(stored(&store).await.len(), 1);
+}
+
+#[tokio::test]
+async fn who_may_not_publish_is_told_why() {
+    let store = store().await;
+    open(&store, "uid", epoch("e", 2), Duration::ZERO).await.unwrap();
+    let check = async |uid: &str, epoch: Epoch, silent: u64, why: &str| {
+        let outcome = open(&store, uid, epoch, Duration::from_secs(silent)).await;
+        match outcome {
+            Ok(_) => assert_eq!(why, ""),
+            Err(error) => assert!(!why.is_empty() && error.to_string().contains(why), "{error}"),
+        }
+    };
+    check("other", epoch("e", 3), 0, "belongs to the cluster with UID uid").await;
+    check("uid", epoch("e", 1), 0, "epoch e#1 is older than e#2").await;
+    check("uid", epoch("new", 1), 59, "takes over after 60 s of silence").await;
+    check("", epoch("e", 2), 0, "uid is not").await;
+    check("uid", epoch("", 2), 0, "epoch.id is not").await;
+    check("uid", epoch("e", 2), 0, "").await;
+    check("uid", epoch("new", 1), 60, "").await;
+
+    let region: RegionName = "r".parse().unwrap();
+    let hello =
+        wire::PublishHello { cluster: "r-b".into(), uid: "u".into(), epoch: None, reads_level: 1 };
+    let callers = [
+        Caller::Agent { region: region.clone(), cluster: "r-a".parse().unwrap() },
+        Caller::ControlPlane { region: region.clone() },
+        Caller::Agent { region: "s".parse().unwrap(), cluster: "s-a".parse().unwrap() },
+    ];
+    for caller in callers {
+        let outcome = Session::open(
+            Arc::clone(&store),
+            &region,
+            &caller,
+            hello.clone(),
+            Duration::ZERO,
+            now(),
+        );
+        assert!(matches!(outcome.await, Err(SessionError::Refused(_))), "{caller}");
+    }
+}
+
+/// Sends puts and tombstones as they are, past the publisher. Returns (key, reason) of each refusal.
+async fn send_raw(
+    session: &mut Session,
+    puts: Vec<(String, Bytes)>,
+    tombstones: Vec<String>,
+) -> Vec<(String, String)> {
+    let changes = wire::Changes {
+        batch: 9,
+        puts: puts.into_iter().map(|(key, value)| wire::Put { key, value }).collect(),
+        tombstones: tombstones
+            .into_iter()
+            .map(|key| wire::Tombstone { key, removal: wire::Removal::Explained.into() })
+            .collect(),
+    };
+    let message = Some(wire::publish_request::Message::Changes(changes));
+    let answers = session.receive(wire::PublishRequest { message }, now()).await.unwrap();
+    let Some(wire::publish_response::Message::Ack(ack)) = answers[0].message.clone() else {
+        panic!("{answers:?}")
+    };
+    ack.refused.into_iter().map(|refused| (refused.key, refused.reason)).collect()
+}
+
+#[tokio::test]
+async fn a_record_that_may_not_be_written_is_refused_by_itself() {
+    let store = store().await;
+    let mut agent = Agent::new(epoch("e", 1));
+    agent.says(&[cluster()], &crate::sync::CLUSTER_KINDS);
+    let (_publisher, mut session, _) = publish(&store, &mut agent).await;
+
+    let mut seal = |(key, body): (Key, Arc<Body>)| {
+        let (key, value) = agent.own.say(&key, &body);
+        (key.to_string(), value.unwrap())
+    };
+    let good = seal(namespace("good"));
+    let foreign = (good.0.replace("r-a", "r-b"), good.1.clone());
+    let damaged = (good.0.replace("good", "damaged"), Bytes::from_static(b"\xff"));
+    let early = seal(export(now() - Duration::from_hours(1)));
+    let far = seal(slice("169.254.169.254"));
+    let region = ("/tombolo/v1/r/_/region/_/r".to_owned(), good.1.clone());
+    let puts = vec![good, foreign, damaged, early, far, region];
+    let refused =
+        send_raw(&mut session, puts, vec!["/tombolo/v1/r/r-b/namespace/_/x".into()]).await;
+
+    let reasons: Vec<&str> = refused.iter().map(|(_, reason)| reason.as_str()).collect();
+    for (reason, why) in reasons.iter().zip([
+        "belongs to r/r-b",
+        "not a valid Envelope",
+        "claims precedence since",
+        "endpoint 169.254.169.254 is unspecified, link-local or multicast",
+        "belongs to r/_",
+        "belongs to r/r-b",
+    ]) {
+        assert!(reason.contains(why), "{reason}");
+    }
+    assert_eq!(reasons.len(), 6, "{reasons:?}");
+    assert_eq!(stored(&store).await.len(), 2, "the good one and the cluster");
+}
+
+#[tokio::test]
+async fn an_export_as_old_as_the_join_is_taken() {
+    let store = store().await;
+    let mut agent = Agent::new(epoch("e", 1));
+    agent.says(&[cluster()], &crate::sync::CLUSTER_KINDS);
+    let (mut publisher, mut session, _) = publish(&store, &mut agent).await;
+    let old = now() - Duration::from_secs(1_000_000);
+    agent.says(&[cluster(), export(old), slice("127.1.1.1")], &crate::sync::CLUSTER_KINDS);
+    let changes = publisher.changed(&agent.writer.current());
+    let refused = settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap();
+    assert_eq!(refused, [], "the join is known, so the claim is bounded by it");
+}

@@ -1,0 +1,150 @@
+//! Feed and intake: what a region passes on, and what a subscriber takes for gone.
+
+use super::*;
+
+/// A replica filled as a control plane's would be.
+fn held(epoch: Epoch, bodies: &[(Key, Arc<Body>)], kinds: &[Kind]) -> ReplicaWriter {
+    let mut agent = Agent::new(epoch);
+    agent.says(bodies, kinds);
+    agent.writer
+}
+
+fn subscribe(
+    source: &ReplicaWriter,
+    subscriber: &ReplicaWriter,
+) -> (Feed, Intake, Vec<wire::SubscribeResponse>) {
+    let intake = Intake::new(Accept::MeshBut("x/x-x".parse().unwrap()));
+    let request = intake.request(&subscriber.current());
+    let held = request.held.into_iter();
+    let held = held.map(|held| (held.owner.parse().unwrap(), held.digest.to_vec())).collect();
+    let interest = Interest::MeshBut("x/x-x".parse().unwrap());
+    let (feed, messages) = Feed::open(interest, &held, source.current());
+    (feed, intake, messages)
+}
+
+fn take(
+    intake: &mut Intake,
+    subscriber: &ReplicaWriter,
+    messages: Vec<wire::SubscribeResponse>,
+) -> Result<bool, IntakeError> {
+    let mut synced = false;
+    for message in messages {
+        let step = intake.receive(message, &subscriber.current())?;
+        synced |= step.synced;
+        subscriber.apply(step.batch, Instant::now());
+    }
+    Ok(synced)
+}
+
+fn keys(replica: &Replica) -> Vec<String> {
+    let records = replica.owners().flat_map(|(_, holding)| holding.records());
+    records.map(|(key, _)| key.to_string()).collect()
+}
+
+#[tokio::test]
+async fn a_subscriber_ends_up_with_the_same_and_follows() {
+    let mut agent = Agent::new(epoch("e", 1));
+    agent.says(&[cluster(), namespace("one"), namespace("two")], &crate::sync::CLUSTER_KINDS);
+    let (subscriber, _readers) = replica::channel();
+    let (mut feed, mut intake, messages) = subscribe(&agent.writer, &subscriber);
+    assert!(take(&mut intake, &subscriber, messages).unwrap());
+    assert_eq!(keys(&subscriber.current()), keys(&agent.writer.current()));
+
+    agent.says(&[cluster(), namespace("two"), namespace("three")], &crate::sync::CLUSTER_KINDS);
+    let messages = feed.advance(agent.writer.current());
+    take(&mut intake, &subscriber, messages).unwrap();
+    assert_eq!(keys(&subscriber.current()), keys(&agent.writer.current()));
+    take(&mut intake, &subscriber, vec![feed.digests()]).unwrap();
+
+    // Nothing is sent again to one that holds the same.
+    let (_, _, messages) = subscribe(&agent.writer, &subscriber);
+    let batches = messages.iter().filter(|message| {
+        matches!(message.message, Some(wire::subscribe_response::Message::Batch(_)))
+    });
+    assert_eq!(batches.count(), 0);
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_the_newest_of_each_key_once() {
+    let mut agent = Agent::new(epoch("e", 1));
+    agent.says(&[cluster()], &crate::sync::CLUSTER_KINDS);
+    let (subscriber, _readers) = replica::channel();
+    let (mut feed, _, _) = subscribe(&agent.writer, &subscriber);
+    for n in 0..100 {
+        let bodies = if n % 2 == 0 { vec![cluster(), namespace("x")] } else { vec![cluster()] };
+        agent.says(&bodies, &crate::sync::CLUSTER_KINDS);
+    }
+    agent.says(&[cluster(), namespace("x")], &crate::sync::CLUSTER_KINDS);
+    let messages = feed.advance(agent.writer.current());
+    let Some(wire::subscribe_response::Message::Batch(batch)) = &messages[0].message else {
+        panic!("{messages:?}")
+    };
+    assert_eq!(batch.items.len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_missed_goes_only_under_an_end_marker_that_is_not_older() {
+    let check = |sender: ReplicaWriter, kept: bool| {
+        let subscriber =
+            held(epoch("e", 5), &[cluster(), namespace("one")], &crate::sync::CLUSTER_KINDS);
+        let (_, mut intake, messages) = subscribe(&sender, &subscriber);
+        take(&mut intake, &subscriber, messages).unwrap();
+        let has = keys(&subscriber.current()).iter().any(|key| key.ends_with("/one"));
+        assert_eq!(has, kept);
+    };
+    let all = &crate::sync::CLUSTER_KINDS;
+    check(held(epoch("e", 5), &[cluster()], all), false);
+    check(held(epoch("e", 6), &[cluster()], all), false);
+    check(held(epoch("other", 1), &[cluster()], all), false);
+    // An older word on absence, no word on this kind, no word on anything: nothing goes.
+    check(held(epoch("e", 4), &[cluster()], all), true);
+    check(held(epoch("e", 6), &[cluster()], &[Kind::Cluster]), true);
+    check(replica::channel().0, true);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_has_changed_nothing_of_the_owner_it_was_at() {
+    let sender = held(epoch("e", 6), &[cluster(), namespace("new")], &crate::sync::CLUSTER_KINDS);
+    let count = subscribe(&sender, &replica::channel().0).2.len();
+    for cut in 0..count {
+        let subscriber =
+            held(epoch("e", 5), &[cluster(), namespace("old")], &crate::sync::CLUSTER_KINDS);
+        let before = keys(&subscriber.current());
+        let (_, mut intake, mut messages) = subscribe(&sender, &subscriber);
+        messages.truncate(cut);
+        assert!(!take(&mut intake, &subscriber, messages).unwrap());
+        assert_eq!(keys(&subscriber.current()), before, "cut at {cut} of {count}");
+    }
+}
+
+#[tokio::test]
+async fn a_difference_is_found_by_the_digests() {
+    let sender = held(epoch("e", 1), &[cluster(), namespace("one")], &crate::sync::CLUSTER_KINDS);
+    let (subscriber, _readers) = replica::channel();
+    let (feed, mut intake, messages) = subscribe(&sender, &subscriber);
+    take(&mut intake, &subscriber, messages).unwrap();
+    let missed = vec![(namespace("one").0, None)];
+    subscriber.apply(Batch { items: missed, ..Batch::default() }, Instant::now());
+    let error = take(&mut intake, &subscriber, vec![feed.digests()]).unwrap_err();
+    assert_eq!(error, IntakeError::DigestMismatch { owner: owner() });
+}
+
+#[tokio::test]
+async fn a_peer_is_believed_about_itself_only() {
+    let sender = held(epoch("e", 1), &[cluster()], &crate::sync::CLUSTER_KINDS);
+    let interest = Interest::Region("r".parse().unwrap());
+    let (_, messages) = Feed::open(interest, &BTreeMap::new(), sender.current());
+    let (subscriber, _readers) = replica::channel();
+    let mut intake = Intake::new(Accept::Region("other".parse().unwrap()));
+    let error = take(&mut intake, &subscriber, messages).unwrap_err();
+    assert!(error.to_string().contains("r/r-a, which is not its to send"), "{error}");
+    assert_eq!(keys(&subscriber.current()), [""; 0]);
+
+    let mut intake = Intake::new(Accept::Region("other".parse().unwrap()));
+    let item = wire::Item { key: cluster().0.to_string(), value: Some(Bytes::new()) };
+    let batch = wire::Batch { position: 1, items: vec![item], more: false };
+    let message = Some(wire::subscribe_response::Message::Batch(batch));
+    let stray = wire::SubscribeResponse { message };
+    take(&mut intake, &subscriber, vec![stray]).unwrap();
+    assert_eq!((keys(&subscriber.current()).len(), intake.refused()), (0, 1));
+}
