@@ -159,6 +159,18 @@ impl fmt::Debug for ServiceKey {
     }
 }
 
+impl FromStr for ServiceKey {
+    type Err = InvalidName;
+
+    /// Reads what `Display` writes: `<namespace>/<name>`.
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let invalid =
+            || InvalidName { what: "service", expected: "<namespace>/<name>", text: shorten(text) };
+        let (namespace, name) = text.split_once('/').ok_or_else(invalid)?;
+        Ok(Self { namespace: namespace.parse()?, name: name.parse()? })
+    }
+}
+
 /// Who alone may write a record: a cluster's agent, or a region's leader.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {

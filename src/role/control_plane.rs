@@ -271,6 +271,7 @@ impl View {
             distances: self.config.distances.clone(),
             reads_level: READS_LEVEL,
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Region::default()
         }
     }
 }

@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::key::Kind;
-use crate::names::RegionName;
+use crate::names::{ClusterId, NamespaceName, Owner, RegionName, ServiceKey};
 
 /// The content of a record, by the kind of its key. Kinds that this version stores and passes on
-/// without reading them (import, policy, decision) have no variant.
+/// without reading them (import, policy) have no variant.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Body {
     /// A region's description of itself.
@@ -27,6 +27,8 @@ pub enum Body {
     Endpoints(Endpoints),
     /// A sign of life.
     Beacon(Beacon),
+    /// An operator's word.
+    Decision(Decision),
 }
 
 impl Body {
@@ -40,6 +42,7 @@ impl Body {
             Self::Export(_) => Kind::Export,
             Self::Endpoints(_) => Kind::Endpoints,
             Self::Beacon(_) => Kind::Beacon,
+            Self::Decision(_) => Kind::Decision,
         }
     }
 }
@@ -55,6 +58,50 @@ pub struct Region {
     pub reads_level: u32,
     /// Of its control plane.
     pub software_version: String,
+    /// Made when the region's store was founded: another one means that it was lost. Empty in
+    /// records of level 1.
+    pub incarnation: String,
+    /// Regions that it mirrors.
+    pub peers: BTreeSet<RegionName>,
+    /// SHA-256 of each mesh root certificate that it pins.
+    pub pinned_roots: BTreeSet<[u8; 32]>,
+    /// What its clusters may speak of and are told of; one that is not named is entitled to all.
+    pub entitlements: BTreeMap<ClusterId, Entitlement>,
+    /// Regions that issue for its clusters while it is stale; the first that is up.
+    pub stand_ins: Vec<RegionName>,
+    /// Regions in the order in which policy is activated.
+    pub rollout_order: Vec<RegionName>,
+    /// The clusters that joined it, by id.
+    pub members: BTreeMap<ClusterId, Member>,
+}
+
+/// The namespaces that a cluster may speak of and is told of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Entitlement {
+    /// Every one.
+    All,
+    /// These.
+    Namespaces(BTreeSet<NamespaceName>),
+}
+
+impl Entitlement {
+    /// Whether it covers what is about `namespace`; what is about none is for everybody.
+    #[must_use]
+    pub fn covers(&self, namespace: Option<&NamespaceName>) -> bool {
+        match (self, namespace) {
+            (Self::All, _) | (_, None) => true,
+            (Self::Namespaces(names), Some(namespace)) => names.contains(namespace),
+        }
+    }
+}
+
+/// A cluster that joined a region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its UID: the cluster's incarnation.
+    pub uid: String,
+    /// When the region first recorded it.
+    pub joined: Timestamp,
 }
 
 /// A cluster's description of itself.
@@ -77,6 +124,71 @@ pub struct Cluster {
     pub software_version: String,
     /// A directory of manifests rather than a cluster with an API server.
     pub directory: bool,
+    /// Removals that its agent holds back because nothing explains them.
+    pub holds: Vec<Hold>,
+    /// Set while its readiness is not to be believed.
+    pub suspect: Option<Suspect>,
+}
+
+/// Removals that an agent holds back until they are approved, explained, or seen twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// Names this hold and no later one of the same records.
+    pub id: String,
+    /// When it began.
+    pub since: Timestamp,
+    /// Records that stay.
+    pub records: u32,
+    /// Endpoints that stay.
+    pub endpoints: u32,
+    /// Which limit it is above, in words.
+    pub why: String,
+    /// Some of the services concerned.
+    pub services: Vec<ServiceKey>,
+}
+
+/// The ready share of a cluster fell so fast that a split between nodes and API server is likelier
+/// than that all of it is down (DESIGN section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suspect {
+    /// Since when.
+    pub since: Timestamp,
+    /// Endpoints that are ready.
+    pub ready: u32,
+    /// Endpoints that are, or have been.
+    pub of: u32,
+}
+
+/// What an operator decided, said by the region where it was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Who, as the process could prove it.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// In the operator's words; may be empty.
+    pub note: String,
+    /// What.
+    pub what: Decided,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decided {
+    /// The removals that this hold of this cluster holds back may happen.
+    Approve {
+        /// Whose.
+        cluster: ClusterId,
+        /// Which: see [`Hold::id`].
+        hold: String,
+    },
+    /// This incarnation of an owner, a region's with its clusters, has left for good.
+    Leave {
+        /// A cluster, or a region.
+        owner: Owner,
+        /// The cluster's UID or the region's incarnation; empty for one that never said it.
+        incarnation: String,
+    },
 }
 
 /// A namespace exists in the cluster.

@@ -16,18 +16,22 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 pub use self::body::{
-    Beacon, Body, Cluster, Endpoint, EndpointPort, Endpoints, Export, IpFamily, Namespace,
-    Protocol, Region, ServicePort, ServiceType,
+    Beacon, Body, Cluster, Decided, Decision, Endpoint, EndpointPort, Endpoints, Entitlement,
+    Export, Hold, IpFamily, Member, Namespace, Protocol, Region, ServicePort, ServiceType, Suspect,
 };
 pub use self::open::RecordError;
 pub(crate) use self::open::epoch;
 pub use self::seal::{Sealed, body_hash, body_hash_of_value};
 use crate::key::Key;
 
-/// The schema level that this version writes at.
-pub const WRITES_LEVEL: u32 = 1;
+/// The highest schema level that this version writes at. What each level added:
+///
+/// 1. everything of the first version;
+/// 2. decisions; holds and suspicion of a cluster; incarnation, peers, roots, entitlements,
+///    stand-ins, rollout order and members of a region.
+pub const WRITES_LEVEL: u32 = 2;
 /// The highest schema level that this version reads.
-pub const READS_LEVEL: u32 = 1;
+pub const READS_LEVEL: u32 = 2;
 /// Values beyond this are refused wherever they come from, in bytes (etcd's own request limit is
 /// 1.5 MiB).
 pub const MAX_VALUE: usize = 1 << 20;
@@ -87,10 +91,17 @@ pub struct Record {
 }
 
 impl Record {
-    /// Encodes the record for the store and the wire.
+    /// Encodes the record for the store and the wire, at this version's own level.
     #[must_use]
     pub fn seal(&self) -> Sealed {
-        seal::seal(self)
+        self.seal_at(WRITES_LEVEL)
+    }
+
+    /// Encodes the record with what readers of `level` know: writers never exceed the lowest level
+    /// that the mesh advertises. Levels beyond 1 to [`WRITES_LEVEL`] are taken for the nearest.
+    #[must_use]
+    pub fn seal_at(&self, level: u32) -> Sealed {
+        seal::seal(self, level.clamp(1, WRITES_LEVEL))
     }
 
     /// Reads the value stored under `key`.
@@ -98,7 +109,15 @@ impl Record {
     /// # Errors
     /// See [`RecordError`]; the value is then to be kept as it is, not to be used.
     pub fn open(key: &Key, value: &Bytes) -> Result<Self, RecordError> {
-        open::open(key, value)
+        Self::open_at(key, value, READS_LEVEL)
+    }
+
+    /// Reads it as a reader of `level` does, for tests of mixed versions.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn open_at(key: &Key, value: &Bytes, level: u32) -> Result<Self, RecordError> {
+        open::open(key, value, level)
     }
 }
 

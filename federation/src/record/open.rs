@@ -6,11 +6,13 @@ use jiff::Timestamp;
 use prost::Message;
 
 use super::body::{
-    Beacon, Body, Cluster, Endpoint, EndpointPort, Endpoints, Export, IpFamily, Namespace,
-    Protocol, Region, ServicePort, ServiceType,
+    Beacon, Body, Cluster, Decided, Decision, Endpoint, EndpointPort, Endpoints, Entitlement,
+    Export, Hold, IpFamily, Member, Namespace, Protocol, Region, ServicePort, ServiceType, Suspect,
 };
-use super::{Epoch, MAX_VALUE, Origin, READS_LEVEL, Record};
+use super::seal::ALL_NAMESPACES;
+use super::{Epoch, MAX_VALUE, Origin, Record};
 use crate::key::{Key, Kind};
+use crate::names::RegionName;
 use crate::proto::records as wire;
 
 /// Why a value cannot be used. In each case it is kept and passed on as it is.
@@ -29,10 +31,12 @@ pub enum RecordError {
         source: prost::DecodeError,
     },
     /// Written by a newer version, for newer readers only.
-    #[error("the value wants a reader of schema level {needed}, this one reads {READS_LEVEL}")]
+    #[error("the value wants a reader of schema level {needed}, this one reads {reads}")]
     NewerReader {
         /// The level that it wants.
         needed: u32,
+        /// The level that there is.
+        reads: u32,
     },
     /// A kind that this version passes on unread.
     #[error("records of kind {0} are not read by this version")]
@@ -47,13 +51,13 @@ pub enum RecordError {
     },
 }
 
-pub(super) fn open(key: &Key, value: &Bytes) -> Result<Record, RecordError> {
+pub(super) fn open(key: &Key, value: &Bytes, reads: u32) -> Result<Record, RecordError> {
     if value.len() > MAX_VALUE {
         return Err(RecordError::TooLarge(value.len()));
     }
     let envelope: wire::Envelope = decode("Envelope", value)?;
-    if envelope.min_reader > READS_LEVEL {
-        return Err(RecordError::NewerReader { needed: envelope.min_reader });
+    if envelope.min_reader > reads {
+        return Err(RecordError::NewerReader { needed: envelope.min_reader, reads });
     }
     if envelope.schema_level == 0 {
         return Err(field("schema_level", "is missing"));
@@ -110,23 +114,55 @@ fn body(kind: Kind, bytes: &Bytes) -> Result<Body, RecordError> {
             let beacon: wire::Beacon = decode("Beacon", bytes)?;
             Body::Beacon(Beacon { nonce: beacon.nonce })
         }
-        Kind::Import | Kind::Policy | Kind::Decision => return Err(RecordError::NotRead(kind)),
+        Kind::Decision => Body::Decision(decision(decode("Decision", bytes)?)?),
+        Kind::Import | Kind::Policy => return Err(RecordError::NotRead(kind)),
     })
 }
 
 fn region(region: wire::Region) -> Result<Region, RecordError> {
-    let distances = region.distances.into_iter().map(|(name, distance)| {
-        let name = name
-            .parse()
-            .map_err(|e: crate::names::InvalidName| field("distances", e.to_string()))?;
-        Ok((name, distance))
+    let distances = region
+        .distances
+        .into_iter()
+        .map(|(name, distance)| Ok((parse("distances", &name)?, distance)));
+    let peers = region.peers.iter().map(|name| parse("peers", name));
+    let entitlements = region.entitlements.into_iter().map(|(cluster, namespaces)| {
+        Ok((parse("entitlements", &cluster)?, entitlement(&namespaces)?))
     });
     Ok(Region {
         distances: distances.collect::<Result<_, RecordError>>()?,
         addresses: region.addresses,
         reads_level: region.reads_level,
         software_version: region.software_version,
+        incarnation: region.incarnation,
+        peers: peers.collect::<Result<_, _>>()?,
+        pinned_roots: region.pinned_roots.iter().map(root).collect::<Result<_, _>>()?,
+        entitlements: entitlements.collect::<Result<_, RecordError>>()?,
+        stand_ins: regions("stand_ins", &region.stand_ins)?,
+        rollout_order: regions("rollout_order", &region.rollout_order)?,
+        members: region.members.into_iter().map(member).collect::<Result<_, _>>()?,
     })
+}
+
+fn regions(field: &str, names: &[String]) -> Result<Vec<RegionName>, RecordError> {
+    names.iter().map(|name| parse(field, name)).collect()
+}
+
+fn root(bytes: &Bytes) -> Result<[u8; 32], RecordError> {
+    <[u8; 32]>::try_from(&bytes[..])
+        .map_err(|_| field("pinned_roots", format!("has {} bytes, not 32", bytes.len())))
+}
+
+fn entitlement(namespaces: &wire::Namespaces) -> Result<Entitlement, RecordError> {
+    if namespaces.names.iter().any(|name| name == ALL_NAMESPACES) {
+        return Ok(Entitlement::All);
+    }
+    let names = namespaces.names.iter().map(|name| parse("entitlements", name));
+    Ok(Entitlement::Namespaces(names.collect::<Result<_, _>>()?))
+}
+
+fn member(member: wire::Member) -> Result<(crate::names::ClusterId, Member), RecordError> {
+    let joined = timestamp("members.joined_ms", member.joined_ms)?;
+    Ok((parse("members.cluster", &member.cluster)?, Member { uid: member.uid, joined }))
 }
 
 fn cluster(cluster: wire::Cluster) -> Result<Cluster, RecordError> {
@@ -142,7 +178,50 @@ fn cluster(cluster: wire::Cluster) -> Result<Cluster, RecordError> {
         zones: cluster.zones.into_iter().collect(),
         software_version: cluster.software_version,
         directory: cluster.directory,
+        holds: each("holds", cluster.holds, hold)?,
+        suspect: cluster.suspect.map(suspect).transpose()?,
     })
+}
+
+fn hold(hold: wire::Hold) -> Result<Hold, RecordError> {
+    let services = hold.services.iter().map(|service| parse("services", service));
+    Ok(Hold {
+        services: services.collect::<Result<_, _>>()?,
+        since: timestamp("since_ms", hold.since_ms)?,
+        id: hold.id,
+        records: hold.records,
+        endpoints: hold.endpoints,
+        why: hold.why,
+    })
+}
+
+fn suspect(suspect: wire::Suspect) -> Result<Suspect, RecordError> {
+    let since = timestamp("suspect.since_ms", suspect.since_ms)?;
+    Ok(Suspect { since, ready: suspect.ready, of: suspect.of })
+}
+
+fn decision(decision: wire::Decision) -> Result<Decision, RecordError> {
+    use wire::decision::What;
+    let what = match decision.what {
+        Some(What::Approve(approve)) => Decided::Approve {
+            cluster: parse("approve.cluster", &approve.cluster)?,
+            hold: approve.hold,
+        },
+        Some(What::Leave(leave)) => Decided::Leave {
+            owner: parse("leave.owner", &leave.owner)?,
+            incarnation: leave.incarnation,
+        },
+        None => return Err(field("what", "is missing, or of a newer version")),
+    };
+    let at = timestamp("at_ms", decision.at_ms)?;
+    Ok(Decision { by: decision.by, at, note: decision.note, what })
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(
+    name: &str,
+    text: &str,
+) -> Result<T, RecordError> {
+    text.parse().map_err(|error: T::Err| field(name, error.to_string()))
 }
 
 fn nets(name: &str, texts: &[String]) -> Result<Vec<IpNet>, RecordError> {

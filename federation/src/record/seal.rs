@@ -4,9 +4,15 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::{Body, Endpoint, Export, Origin, Record, ServiceType, WRITES_LEVEL, body, to_unix_ms};
+use super::{
+    Body, Decided, Endpoint, Entitlement, Export, Origin, Record, ServiceType, WRITES_LEVEL, body,
+    to_unix_ms,
+};
 use crate::key::Key;
 use crate::proto::records as wire;
+
+/// Entitles to every namespace.
+pub(super) const ALL_NAMESPACES: &str = "*";
 
 /// A record as it is stored and sent.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,7 +27,7 @@ pub struct Sealed {
 /// send again what the region has.
 #[must_use]
 pub fn body_hash(body: &Body) -> [u8; 32] {
-    Sha256::digest(encode(body)).into()
+    Sha256::digest(encode(body, WRITES_LEVEL)).into()
 }
 
 /// [`body_hash`] of a stored value; `None` if it is no envelope.
@@ -31,12 +37,12 @@ pub fn body_hash_of_value(value: &Bytes) -> Option<[u8; 32]> {
     Some(Sha256::digest(&envelope.body).into())
 }
 
-pub(super) fn seal(record: &Record) -> Sealed {
+pub(super) fn seal(record: &Record, level: u32) -> Sealed {
     let envelope = wire::Envelope {
-        schema_level: WRITES_LEVEL,
+        schema_level: level,
         min_reader: 1,
         origin: Some(origin(&record.origin)),
-        body: encode(&record.body).into(),
+        body: encode(&record.body, level).into(),
     };
     Sealed { key: record.key.clone(), value: envelope.encode_to_vec().into() }
 }
@@ -50,16 +56,10 @@ fn origin(origin: &Origin) -> wire::Origin {
     }
 }
 
-fn encode(body: &Body) -> Vec<u8> {
+fn encode(body: &Body, level: u32) -> Vec<u8> {
     match body {
-        Body::Region(region) => wire::Region {
-            addresses: region.addresses.clone(),
-            distances: region.distances.iter().map(|(name, d)| (name.to_string(), *d)).collect(),
-            reads_level: region.reads_level,
-            software_version: region.software_version.clone(),
-        }
-        .encode_to_vec(),
-        Body::Cluster(cluster) => self::cluster(cluster).encode_to_vec(),
+        Body::Region(region) => self::region(region, level).encode_to_vec(),
+        Body::Cluster(cluster) => self::cluster(cluster, level).encode_to_vec(),
         Body::Namespace(namespace) => wire::Namespace {
             labels: namespace.labels.clone(),
             annotations: namespace.annotations.clone(),
@@ -72,12 +72,59 @@ fn encode(body: &Body) -> Vec<u8> {
         }
         .encode_to_vec(),
         Body::Beacon(beacon) => wire::Beacon { nonce: beacon.nonce }.encode_to_vec(),
+        Body::Decision(decision) => self::decision(decision).encode_to_vec(),
     }
 }
 
-fn cluster(cluster: &body::Cluster) -> wire::Cluster {
+fn region(region: &body::Region, level: u32) -> wire::Region {
+    let names = |regions: &[crate::names::RegionName]| {
+        regions.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let first = wire::Region {
+        addresses: region.addresses.clone(),
+        distances: region.distances.iter().map(|(name, d)| (name.to_string(), *d)).collect(),
+        reads_level: region.reads_level,
+        software_version: region.software_version.clone(),
+        ..wire::Region::default()
+    };
+    if level < 2 {
+        return first;
+    }
+    wire::Region {
+        incarnation: region.incarnation.clone(),
+        peers: region.peers.iter().map(ToString::to_string).collect(),
+        pinned_roots: region.pinned_roots.iter().map(|root| root.to_vec().into()).collect(),
+        entitlements: region
+            .entitlements
+            .iter()
+            .map(|(cluster, entitlement)| (cluster.to_string(), namespaces(entitlement)))
+            .collect(),
+        stand_ins: names(&region.stand_ins),
+        rollout_order: names(&region.rollout_order),
+        members: region.members.iter().map(member).collect(),
+        ..first
+    }
+}
+
+fn namespaces(entitlement: &Entitlement) -> wire::Namespaces {
+    let names = match entitlement {
+        Entitlement::All => vec![ALL_NAMESPACES.to_owned()],
+        Entitlement::Namespaces(names) => names.iter().map(ToString::to_string).collect(),
+    };
+    wire::Namespaces { names }
+}
+
+fn member((cluster, member): (&crate::names::ClusterId, &body::Member)) -> wire::Member {
+    wire::Member {
+        cluster: cluster.to_string(),
+        uid: member.uid.clone(),
+        joined_ms: to_unix_ms(member.joined),
+    }
+}
+
+fn cluster(cluster: &body::Cluster, level: u32) -> wire::Cluster {
     let texts = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect();
-    wire::Cluster {
+    let first = wire::Cluster {
         uid: cluster.uid.clone(),
         network: cluster.network.clone(),
         pod_cidrs: texts(&cluster.pod_cidrs),
@@ -86,6 +133,48 @@ fn cluster(cluster: &body::Cluster) -> wire::Cluster {
         zones: cluster.zones.iter().cloned().collect(),
         software_version: cluster.software_version.clone(),
         directory: cluster.directory,
+        ..wire::Cluster::default()
+    };
+    if level < 2 {
+        return first;
+    }
+    wire::Cluster {
+        holds: cluster.holds.iter().map(hold).collect(),
+        suspect: cluster.suspect.map(|suspect| wire::Suspect {
+            since_ms: to_unix_ms(suspect.since),
+            ready: suspect.ready,
+            of: suspect.of,
+        }),
+        ..first
+    }
+}
+
+fn hold(hold: &body::Hold) -> wire::Hold {
+    wire::Hold {
+        id: hold.id.clone(),
+        since_ms: to_unix_ms(hold.since),
+        records: hold.records,
+        endpoints: hold.endpoints,
+        why: hold.why.clone(),
+        services: hold.services.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn decision(decision: &body::Decision) -> wire::Decision {
+    use wire::decision::What;
+    let what = match &decision.what {
+        Decided::Approve { cluster, hold } => {
+            What::Approve(wire::Approve { cluster: cluster.to_string(), hold: hold.clone() })
+        }
+        Decided::Leave { owner, incarnation } => {
+            What::Leave(wire::Leave { owner: owner.to_string(), incarnation: incarnation.clone() })
+        }
+    };
+    wire::Decision {
+        by: decision.by.clone(),
+        at_ms: to_unix_ms(decision.at),
+        note: decision.note.clone(),
+        what: Some(what),
     }
 }
 

@@ -71,6 +71,30 @@ fn sample(kind: &str) -> Record {
                 distances: [("eu".parse().unwrap(), 100)].into(),
                 reads_level: 1,
                 software_version: "0.1.0".into(),
+                incarnation: "i".into(),
+                peers: ["eu".parse().unwrap()].into(),
+                pinned_roots: [[3; 32]].into(),
+                entitlements: [("us-west1-a".parse().unwrap(), Entitlement::All)].into(),
+                stand_ins: vec!["eu".parse().unwrap()],
+                rollout_order: vec!["us-west1".parse().unwrap(), "eu".parse().unwrap()],
+                members: [(
+                    "us-west1-a".parse().unwrap(),
+                    Member { uid: "u".into(), joined: Timestamp::from_millisecond(8).unwrap() },
+                )]
+                .into(),
+            }),
+        ),
+        "approve" | "leave" => (
+            key("/tombolo/v1/us-west1/_/decision/_/one"),
+            Body::Decision(Decision {
+                by: "uid 0".into(),
+                at: Timestamp::from_millisecond(10).unwrap(),
+                note: "n".into(),
+                what: if kind == "leave" {
+                    Decided::Leave { owner: "eu/_".parse().unwrap(), incarnation: "i".into() }
+                } else {
+                    Decided::Approve { cluster: "us-west1-a".parse().unwrap(), hold: "h".into() }
+                },
             }),
         ),
         "beacon" => (
@@ -84,6 +108,19 @@ fn sample(kind: &str) -> Record {
                 network: "vpc".into(),
                 pod_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
                 directory: true,
+                holds: vec![Hold {
+                    id: "h".into(),
+                    since: Timestamp::from_millisecond(9).unwrap(),
+                    records: 2,
+                    endpoints: 21,
+                    why: "w".into(),
+                    services: vec!["shop/checkout".parse().unwrap()],
+                }],
+                suspect: Some(Suspect {
+                    since: Timestamp::from_millisecond(9).unwrap(),
+                    ready: 1,
+                    of: 4,
+                }),
                 ..Cluster::default()
             }),
         ),
@@ -97,9 +134,12 @@ fn sample(kind: &str) -> Record {
     Record { key, origin, body }
 }
 
+const KINDS: [&str; 8] =
+    ["approve", "beacon", "cluster", "endpoints", "export", "leave", "namespace", "region"];
+
 #[test]
 fn sealed_records_open_to_themselves() {
-    for kind in ["export", "endpoints", "cluster", "namespace", "region", "beacon"] {
+    for kind in KINDS {
         let record = sample(kind);
         let sealed = record.seal();
         assert_eq!(Record::open(&sealed.key, &sealed.value).unwrap(), record);
@@ -113,17 +153,23 @@ fn sealed_records_open_to_themselves() {
 fn the_bytes_of_every_kind_are_golden() {
     let golden: BTreeMap<&str, &str> =
         include_str!("golden.txt").lines().filter_map(|line| line.split_once(' ')).collect();
-    let mut made: BTreeMap<&str, String> = BTreeMap::new();
-    for kind in ["cluster", "export", "endpoints", "namespace", "region", "beacon"] {
-        made.insert(kind, hex(&sample(kind).seal().value));
+    let mut made: BTreeMap<String, String> = BTreeMap::new();
+    for kind in KINDS {
+        let sealed = sample(kind).seal();
+        made.insert(format!("{kind}/2"), hex(&sealed.value));
+        // Decisions came with level 2.
+        if sealed.key.kind != crate::key::Kind::Decision {
+            made.insert(format!("{kind}/1"), hex(&sample(kind).seal_at(1).value));
+        }
     }
     for (name, bytes) in messages() {
-        made.insert(name, hex(&bytes));
+        made.insert(name.to_owned(), hex(&bytes));
     }
     let mut digest = crate::digest::Digest::default();
     digest.add(b"key", b"value");
-    made.insert("digest", hex(&digest.to_bytes()));
-    let made: BTreeMap<&str, &str> = made.iter().map(|(name, hex)| (*name, hex.as_str())).collect();
+    made.insert("digest".to_owned(), hex(&digest.to_bytes()));
+    let made: BTreeMap<&str, &str> =
+        made.iter().map(|(name, hex)| (name.as_str(), hex.as_str())).collect();
     assert_eq!(made, golden);
 }
 
@@ -169,7 +215,9 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 tombstones: vec![api::Tombstone {
                     key: "t".into(),
                     removal: api::Removal::Explained.into(),
+                    sequence: 5,
                 }],
+                more: true,
             })),
         ),
         (
@@ -202,11 +250,20 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             })),
         ),
         (
+            "publish-surplus",
+            answer(publish_response::Message::Surplus(api::Surplus {
+                records: vec![api::Put { key: "k".into(), value: vec![2].into() }],
+            })),
+        ),
+        ("recover", api::RecoverRequest { reads_level: 2 }.encode_to_vec()),
+        (
             "subscribe",
             api::SubscribeRequest {
                 scope: api::Scope::Region.into(),
                 held: vec![digest()],
                 reads_level: 1,
+                position: 2,
+                uses: vec!["shop".into()],
             }
             .encode_to_vec(),
         ),
@@ -215,6 +272,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             feed(subscribe_response::Message::Start(api::Start {
                 owner: "r/_".into(),
                 same: true,
+                newest: Some(api::Newest { epoch: epoch(), sequence: 4 }),
+                delta: true,
             })),
         ),
         (
@@ -222,8 +281,17 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             feed(subscribe_response::Message::Batch(api::Batch {
                 position: 8,
                 items: vec![
-                    api::Item { key: "k".into(), value: Some(vec![3].into()) },
-                    api::Item { key: "g".into(), value: None },
+                    api::Item {
+                        key: "k".into(),
+                        value: Some(vec![3].into()),
+                        ..api::Item::default()
+                    },
+                    api::Item {
+                        key: "g".into(),
+                        value: None,
+                        removal: api::Removal::Released.into(),
+                        sequence: 6,
+                    },
                 ],
                 more: true,
             })),
@@ -244,6 +312,31 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 owners: vec![digest()],
             })),
         ),
+        (
+            "local-said",
+            local::Said {
+                epoch: epoch(),
+                sequence: 4,
+                removed: vec![local::Removed {
+                    key: "k".into(),
+                    removal: api::Removal::Approved.into(),
+                }],
+                more: true,
+            }
+            .encode_to_vec(),
+        ),
+        (
+            "local-founding",
+            local::Founding { id: "i".into(), founded_ms: 5, term: 6, recovered: true }
+                .encode_to_vec(),
+        ),
+        (
+            "local-ask",
+            local::Ask {
+                decision: Some(wire::Decision { by: "b".into(), ..wire::Decision::default() }),
+            }
+            .encode_to_vec(),
+        ),
         ("local-session", session.encode_to_vec()),
         ("local-complete", local::Complete { epoch: epoch() }.encode_to_vec()),
         ("local-resume", local::Resume { position: 11 }.encode_to_vec()),
@@ -262,7 +355,7 @@ fn what_cannot_be_used_says_why() {
     let good = wire::Envelope::decode(sample("export").seal().value).unwrap();
     let body = |body: Vec<u8>| wire::Envelope { body: body.into(), ..good.clone() };
 
-    check(&wire::Envelope { min_reader: 2, ..good.clone() }, EXPORT, "schema level 2");
+    check(&wire::Envelope { min_reader: 3, ..good.clone() }, EXPORT, "schema level 3");
     check(&wire::Envelope { origin: None, ..good.clone() }, EXPORT, "origin is missing");
     check(&body(vec![0xff; 3]), EXPORT, "not a valid Export");
     check(&body(Vec::new()), EXPORT, "type has the unknown value 0");

@@ -51,7 +51,11 @@ impl Feed {
         let mut messages = Vec::new();
         for (owner, holding) in replica.owners().filter(|(owner, _)| interest.includes(owner)) {
             let same = held.get(owner).is_some_and(|held| *held == holding.digest().to_bytes());
-            messages.push(message(Message::Start(wire::Start { owner: owner.to_string(), same })));
+            messages.push(message(Message::Start(wire::Start {
+                owner: owner.to_string(),
+                same,
+                ..wire::Start::default()
+            })));
             messages.extend(batches(replica.position, whole(holding, same)));
             messages
                 .extend(holding.complete().iter().map(|(kind, epoch)| end(owner, *kind, epoch)));
@@ -71,7 +75,7 @@ impl Feed {
             match change {
                 Change::Record(key) if self.interest.includes(&key.owner) => {
                     let value = replica.get(&key).map(|entry| entry.value.clone());
-                    items.push(wire::Item { key: key.to_string(), value });
+                    items.push(wire::Item { key: key.to_string(), value, ..wire::Item::default() });
                 }
                 Change::Complete(owner, kind) if self.interest.includes(&owner) => {
                     let epoch = replica.holding(&owner).and_then(|h| h.complete().get(&kind));
@@ -108,7 +112,11 @@ fn whole(holding: &Holding, same: bool) -> Vec<wire::Item> {
     let wanted = |(key, _): &(&Key, _)| !same || key.kind == Kind::Beacon;
     let records = holding.records().filter(wanted);
     records
-        .map(|(key, entry)| wire::Item { key: key.to_string(), value: Some(entry.value.clone()) })
+        .map(|(key, entry)| wire::Item {
+            key: key.to_string(),
+            value: Some(entry.value.clone()),
+            ..wire::Item::default()
+        })
         .collect()
 }
 

@@ -88,7 +88,12 @@ impl Intake {
             Accept::Region(_) => wire::Scope::Region,
         };
         let held = owners.map(digest).collect();
-        wire::SubscribeRequest { scope: scope.into(), held, reads_level: READS_LEVEL }
+        wire::SubscribeRequest {
+            scope: scope.into(),
+            held,
+            reads_level: READS_LEVEL,
+            ..wire::SubscribeRequest::default()
+        }
     }
 
     /// Items that the other side may not send, or that are no records.

@@ -115,6 +115,7 @@ impl Publisher {
             }
             (Response::Ack(ack), _) => Ok(self.acknowledged(ack, replica)),
             (Response::Accepted(_), _) => Err(PublishError::Unexpected("a second acceptance")),
+            (Response::Surplus(_), _) => Ok(Step::default()),
             (Response::Want(_), _) => Err(PublishError::Unexpected("a want out of turn")),
         }
     }
@@ -213,9 +214,11 @@ impl Publisher {
                 Some(value) => next.puts.push(wire::Put { key, value }),
                 // A source removes only what it saw go: see `manifests`. What is held back never
                 // gets here.
-                None => next
-                    .tombstones
-                    .push(wire::Tombstone { key, removal: wire::Removal::Explained.into() }),
+                None => next.tombstones.push(wire::Tombstone {
+                    key,
+                    removal: wire::Removal::Explained.into(),
+                    sequence: 0,
+                }),
             }
             if size >= TARGET_MESSAGE {
                 messages.push(std::mem::take(&mut next));

@@ -211,6 +211,24 @@ impl Federation for FederationApi {
         });
         Ok(Response::new(Box::pin(messages)))
     }
+
+    type RecoverStream = Answers<wire::SubscribeResponse>;
+
+    async fn recover(
+        &self,
+        request: Request<wire::RecoverRequest>,
+    ) -> Result<Response<Self::RecoverStream>, Status> {
+        let caller = caller(&request)?;
+        let Caller::ControlPlane { region } = &caller else {
+            return Err(Status::permission_denied(format!("{caller} has no region to recover")));
+        };
+        let mut replicas = self.replicas.clone();
+        let replica = self.fit(&caller, &mut replicas).await?;
+        let interest = Interest::Region(region.clone());
+        let (_, messages) = Feed::open(interest, &BTreeMap::new(), replica);
+        info!(%caller, messages = messages.len(), "recovers its region's records");
+        Ok(Response::new(Box::pin(tokio_stream::iter(messages.into_iter().map(Ok)))))
+    }
 }
 
 struct Publishing {

@@ -112,8 +112,8 @@ async fn nothing_is_vouched_for_before_the_store_was_read() {
     let mut client = FederationClient::new(region.channel());
     let request = wire::SubscribeRequest {
         scope: wire::Scope::Mesh.into(),
-        held: Vec::new(),
         reads_level: 1,
+        ..wire::SubscribeRequest::default()
     };
     let subscribe = async { client.subscribe(request).await.unwrap().into_inner() };
     let read = async {
@@ -143,8 +143,8 @@ async fn an_agent_is_not_told_that_a_part_is_all_and_a_peer_does_not_wait() {
     let agent = start(agent_of("r-a")).await;
     let request = |scope: wire::Scope| wire::SubscribeRequest {
         scope: scope.into(),
-        held: Vec::new(),
         reads_level: 1,
+        ..wire::SubscribeRequest::default()
     };
     let mut client = FederationClient::new(peer.channel());
     let answered = timeout(LONG, client.subscribe(request(wire::Scope::Region))).await.unwrap();
@@ -169,7 +169,7 @@ async fn who_may_not_call_is_refused() {
         writer.apply(Batch { position: Some(1), ..Batch::default() }, Instant::now());
         let region = Region::start(0, &store().await, &replicas, caller).await;
         let request =
-            wire::SubscribeRequest { scope: scope.into(), held: Vec::new(), reads_level: 1 };
+            wire::SubscribeRequest { scope: scope.into(), reads_level: 1, ..Default::default() };
         let mut client = FederationClient::new(region.channel());
         let outcome = timeout(LONG, client.subscribe(request)).await.unwrap();
         assert_eq!(outcome.map(drop).unwrap_err().code(), code);

@@ -29,7 +29,7 @@ impl Session {
             Body::Export(export) => self.admit_export(&export, now)?,
             Body::Endpoints(endpoints) => admit_addresses(self.cluster.as_ref(), &endpoints)?,
             Body::Cluster(cluster) => self.cluster = Some(cluster),
-            Body::Namespace(_) | Body::Beacon(_) | Body::Region(_) => {}
+            Body::Namespace(_) | Body::Beacon(_) | Body::Region(_) | Body::Decision(_) => {}
         }
         Ok(key)
     }

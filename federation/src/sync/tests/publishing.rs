@@ -120,8 +120,13 @@ async fn send_raw(
         puts: puts.into_iter().map(|(key, value)| wire::Put { key, value }).collect(),
         tombstones: tombstones
             .into_iter()
-            .map(|key| wire::Tombstone { key, removal: wire::Removal::Explained.into() })
+            .map(|key| wire::Tombstone {
+                key,
+                removal: wire::Removal::Explained.into(),
+                sequence: 0,
+            })
             .collect(),
+        more: false,
     };
     let message = Some(wire::publish_request::Message::Changes(changes));
     let answers = session.receive(wire::PublishRequest { message }, now()).await.unwrap();

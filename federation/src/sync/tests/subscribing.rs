@@ -141,7 +141,11 @@ async fn a_peer_is_believed_about_itself_only() {
     assert_eq!(keys(&subscriber.current()), [""; 0]);
 
     let mut intake = Intake::new(Accept::Region("other".parse().unwrap()));
-    let item = wire::Item { key: cluster().0.to_string(), value: Some(Bytes::new()) };
+    let item = wire::Item {
+        key: cluster().0.to_string(),
+        value: Some(Bytes::new()),
+        ..Default::default()
+    };
     let batch = wire::Batch { position: 1, items: vec![item], more: false };
     let message = Some(wire::subscribe_response::Message::Batch(batch));
     let stray = wire::SubscribeResponse { message };
