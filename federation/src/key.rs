@@ -143,6 +143,15 @@ impl Key {
         Self { owner, kind: Kind::Namespace, namespace: None, name, part: None }
     }
 
+    /// The namespace that the record is about: its object's, or the one that it describes.
+    #[must_use]
+    pub fn about(&self) -> Option<NamespaceName> {
+        match self.kind {
+            Kind::Namespace => self.name.as_str().parse().ok(),
+            _ => self.namespace.clone(),
+        }
+    }
+
     /// The service that the record is about, for `export`, `endpoints` and `import` records.
     #[must_use]
     pub fn service(&self) -> Option<ServiceKey> {

@@ -22,10 +22,10 @@ use tombolo_federation::store::election;
 use tombolo_federation::store::embedded::Embedded;
 use tombolo_federation::store::{Guard, Store};
 use tombolo_federation::sync::client::Link;
-use tombolo_federation::sync::mirror::{self, Leader, MirrorError};
+use tombolo_federation::sync::leader::{Leader, LeaderError};
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_federation::sync::service::FederationApi;
-use tombolo_federation::sync::{compactor, facts, follower};
+use tombolo_federation::sync::{compactor, facts, follower, mirror, spokesman};
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -205,14 +205,14 @@ impl Spokesman {
             self.view.leading.send_replace(true);
             let ended = tokio::select! {
                 () = stop.cancelled() => None,
-                () = leadership.lost() => Some(Ok(MirrorError::NotLeader)),
+                () = leadership.lost() => Some(Ok(LeaderError::NotLeader)),
                 ended = self.lead(leadership.fence()) => Some(ended),
             };
             self.view.leading.send_replace(false);
             leadership.resign().await;
             match ended {
                 None => return Ok(()),
-                Some(Ok(MirrorError::NotLeader)) => warn!("leadership lost, campaigning anew"),
+                Some(Ok(LeaderError::NotLeader)) => warn!("leadership lost, campaigning anew"),
                 Some(Ok(error)) => return Err(error.into()),
                 Some(Err(error)) => return Err(error),
             }
@@ -220,17 +220,17 @@ impl Spokesman {
     }
 
     /// Ends with the first part that ends.
-    async fn lead(&self, fence: Guard) -> anyhow::Result<MirrorError> {
+    async fn lead(&self, fence: Guard) -> anyhow::Result<LeaderError> {
         let leader =
             Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
         let config = &self.view.config;
         let own = Arc::clone(&self.own);
         let mut parts = JoinSet::new();
-        parts.spawn(mirror::speak_for_region(leader.clone(), own, self.view.region()));
+        parts.spawn(spokesman::speak_for_region(leader.clone(), own, self.view.region()));
         let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
         parts.spawn(async move {
             compacting.await;
-            MirrorError::Stopping
+            LeaderError::Stopping
         });
         for peer in &config.peers {
             let expected = Identity::ControlPlane { region: peer.region.clone() };

@@ -159,6 +159,57 @@ pub struct Suspect {
     pub of: u32,
 }
 
+/// Why a record was removed, as its owner says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Removal {
+    /// The owner saw it go: a DELETE event, a removed document, replicas 0, a leave.
+    Explained,
+    /// An operator approved it.
+    Approved,
+    /// Two complete lists, long enough apart, lacked it.
+    Released,
+    /// It is gone from a list, for no known reason.
+    Unexplained,
+}
+
+impl Removal {
+    /// As it is shown, and as metrics are labelled.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Explained => "explained",
+            Self::Approved => "approved",
+            Self::Released => "released",
+            Self::Unexplained => "unexplained",
+        }
+    }
+
+    /// Reads the wire's value; `None` for one that is missing or of a newer version.
+    #[must_use]
+    pub fn from_wire(value: i32) -> Option<Self> {
+        match crate::proto::federation::Removal::try_from(value).ok()? {
+            crate::proto::federation::Removal::Unspecified => None,
+            crate::proto::federation::Removal::Explained => Some(Self::Explained),
+            crate::proto::federation::Removal::Approved => Some(Self::Approved),
+            crate::proto::federation::Removal::Released => Some(Self::Released),
+            crate::proto::federation::Removal::Unexplained => Some(Self::Unexplained),
+        }
+    }
+
+    /// The wire's value.
+    #[must_use]
+    pub fn to_wire(self) -> i32 {
+        let wire = match self {
+            Self::Explained => crate::proto::federation::Removal::Explained,
+            Self::Approved => crate::proto::federation::Removal::Approved,
+            Self::Released => crate::proto::federation::Removal::Released,
+            Self::Unexplained => crate::proto::federation::Removal::Unexplained,
+        };
+        wire.into()
+    }
+}
+
 /// What an operator decided, said by the region where it was decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {

@@ -17,7 +17,8 @@ use jiff::Timestamp;
 
 pub use self::body::{
     Beacon, Body, Cluster, Decided, Decision, Endpoint, EndpointPort, Endpoints, Entitlement,
-    Export, Hold, IpFamily, Member, Namespace, Protocol, Region, ServicePort, ServiceType, Suspect,
+    Export, Hold, IpFamily, Member, Namespace, Protocol, Region, Removal, ServicePort, ServiceType,
+    Suspect,
 };
 pub use self::open::RecordError;
 pub(crate) use self::open::epoch;
@@ -66,6 +67,25 @@ impl fmt::Debug for Epoch {
     }
 }
 
+/// The newest change of an owner that somebody knows of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newest {
+    /// The owner's incarnation.
+    pub epoch: Epoch,
+    /// Its change, counted from 1 within the epoch.
+    pub sequence: u64,
+}
+
+impl Newest {
+    /// Whether this is known to come before `other`: whoever knows only this much of an owner has
+    /// no say against who knows that.
+    #[must_use]
+    pub fn is_older_than(&self, other: &Self) -> bool {
+        self.epoch.id == other.epoch.id
+            && (self.epoch.count, self.sequence) < (other.epoch.count, other.sequence)
+    }
+}
+
 /// The change that wrote a record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Origin {
@@ -77,6 +97,21 @@ pub struct Origin {
     pub resource_version: String,
     /// How old the fact was when it was written, in milliseconds.
     pub observed_age_ms: u64,
+}
+
+impl Origin {
+    /// Which change of its owner this was.
+    #[must_use]
+    pub fn newest(&self) -> Newest {
+        Newest { epoch: self.epoch.clone(), sequence: self.sequence }
+    }
+
+    /// Which change wrote `value`, also where the rest of it is for newer readers only. `None` if
+    /// it is no envelope, or has no origin.
+    #[must_use]
+    pub fn of_value(value: &Bytes) -> Option<Self> {
+        open::origin_of(value)
+    }
 }
 
 /// One thing that an owner says, opened and checked.

@@ -67,6 +67,10 @@ pub(super) fn open(key: &Key, value: &Bytes, reads: u32) -> Result<Record, Recor
     Ok(Record { key: key.clone(), origin, body })
 }
 
+pub(super) fn origin_of(value: &Bytes) -> Option<Origin> {
+    origin(wire::Envelope::decode(value.clone()).ok()?.origin).ok()
+}
+
 fn decode<M: Message + Default>(what: &'static str, bytes: &Bytes) -> Result<M, RecordError> {
     M::decode(bytes.clone()).map_err(|source| RecordError::Undecodable { what, source })
 }

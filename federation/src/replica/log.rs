@@ -13,32 +13,67 @@ const MAX_CHANGES: usize = 16_384;
 
 #[derive(Debug, Clone)]
 pub(super) struct Log {
-    recent: QueueSync<(u64, Arc<[Change]>)>,
+    recent: QueueSync<Step>,
     changes: usize,
+    /// The newest version, and the highest position, of which something was forgotten.
     forgotten: u64,
+    forgotten_position: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Step {
+    version: u64,
+    position: u64,
+    changes: Arc<[Change]>,
 }
 
 impl Log {
     pub(super) fn new() -> Self {
-        Self { recent: QueueSync::new_sync(), changes: 0, forgotten: 0 }
+        Self { recent: QueueSync::new_sync(), changes: 0, forgotten: 0, forgotten_position: 0 }
     }
 
-    pub(super) fn push(&mut self, version: u64, changes: Vec<Change>) {
+    /// Returns what is forgotten for it.
+    pub(super) fn push(
+        &mut self,
+        version: u64,
+        position: u64,
+        changes: Vec<Change>,
+    ) -> Vec<Arc<[Change]>> {
         self.changes += changes.len();
-        self.recent.enqueue_mut((version, changes.into()));
+        self.recent.enqueue_mut(Step { version, position, changes: changes.into() });
+        let mut forgotten = Vec::new();
         while self.changes > MAX_CHANGES {
-            let Some((version, changes)) = self.recent.peek().cloned() else { break };
+            let Some(step) = self.recent.peek().cloned() else { break };
             self.recent.dequeue_mut();
-            self.changes -= changes.len();
-            self.forgotten = version;
+            self.changes -= step.changes.len();
+            self.forgotten = step.version;
+            self.forgotten_position = self.forgotten_position.max(step.position);
+            forgotten.push(step.changes);
         }
+        forgotten
+    }
+
+    /// Positions up to here mean nothing any more.
+    pub(super) fn forget_positions(&mut self, before: u64) {
+        self.forgotten_position = self.forgotten_position.max(before);
     }
 
     pub(super) fn since(&self, version: u64) -> Option<BTreeSet<Change>> {
         if version < self.forgotten {
             return None;
         }
-        let newer = self.recent.iter().filter(|(at, _)| *at > version);
-        Some(newer.flat_map(|(_, changes)| changes.iter().cloned()).collect())
+        Some(self.changes(|step| step.version > version))
+    }
+
+    pub(super) fn since_position(&self, position: u64) -> Option<BTreeSet<Change>> {
+        if position < self.forgotten_position {
+            return None;
+        }
+        Some(self.changes(|step| step.position > position))
+    }
+
+    fn changes(&self, wanted: impl Fn(&Step) -> bool) -> BTreeSet<Change> {
+        let steps = self.recent.iter().filter(|step| wanted(step));
+        steps.flat_map(|step| step.changes.iter().cloned()).collect()
     }
 }

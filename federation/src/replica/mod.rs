@@ -5,12 +5,14 @@
 //! Feeds to subscribers and the catalog are both read from it. Promises: a record that cannot be
 //! opened keeps its last good version in use while its bytes are held and passed on as received;
 //! no key goes back to an older version of its owner; [`Replica::changes_since`] lets every reader
-//! work in proportion to what changed, without a queue per reader. Leaves to others: what may be
+//! work in proportion to what changed, without a queue per reader; of each owner it knows the
+//! newest change that was seen, so that an older server's word can be told from a newer one's. Leaves to others: what may be
 //! written (`sync`), what it means together (`catalog`).
 //!
 //! Turned down: a channel of changes per reader. A slow reader's queue grows with the rate of
 //! change; a cursor into the newest state coalesces by itself.
 
+mod holding;
 mod log;
 
 use std::collections::BTreeMap;
@@ -21,11 +23,11 @@ use rpds::RedBlackTreeMapSync;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use self::holding::{Entry, Holding, is_rewind};
 use self::log::Log;
-use crate::digest::Digest;
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Epoch, Record, RecordError};
+use crate::record::{Epoch, Newest, READS_LEVEL, Removal};
 
 /// One consistent view of all records that a process holds.
 #[derive(Debug, Clone)]
@@ -35,30 +37,19 @@ pub struct Replica {
     /// The revision of the store, where there is one: all commits up to it are in here.
     pub position: u64,
     owners: RedBlackTreeMapSync<Owner, Arc<Holding>>,
+    /// Of keys that the log has as changed and that are not there any more.
+    removed: RedBlackTreeMapSync<Key, Removed>,
     log: Log,
+    reads_level: u32,
 }
 
-/// What is held of one owner.
-#[derive(Debug, Clone)]
-pub struct Holding {
-    records: RedBlackTreeMapSync<Key, Entry>,
-    digest: Digest,
-    complete: BTreeMap<Kind, Epoch>,
-    beacon_changed: Option<Instant>,
-    quarantined: usize,
-}
-
-/// One record as it was received.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// The bytes, verbatim.
-    pub value: Bytes,
-    /// The newest version that could be opened: of these bytes, or of earlier ones.
-    pub record: Option<Arc<Record>>,
-    /// Why the bytes are quarantined, if they are.
-    pub problem: Option<Arc<RecordError>>,
-    /// Of this entry alone; zero for a beacon.
-    digest: Digest,
+/// How a record went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// Why.
+    pub removal: Removal,
+    /// Which change of its owner it was, 0 if that is not known.
+    pub sequence: u64,
 }
 
 /// What happens together.
@@ -68,15 +59,24 @@ pub struct Batch {
     pub position: Option<u64>,
     /// New bytes, or `None` for removed.
     pub items: Vec<(Key, Option<Bytes>)>,
+    /// What is known of the removals among the items.
+    pub removed: BTreeMap<Key, Removed>,
     /// Owners that said that a kind is complete.
     pub complete: Vec<(Owner, Kind, Epoch)>,
+    /// Changes that owners are known to have come to, beyond what the items show.
+    pub newest: Vec<(Owner, Newest)>,
+    /// Owners that are gone with all that they said. Applied before the rest.
+    pub forgotten: Vec<Owner>,
 }
 
 impl Batch {
     /// Whether it would change nothing but the position.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty() && self.complete.is_empty()
+        self.items.is_empty()
+            && self.complete.is_empty()
+            && self.newest.is_empty()
+            && self.forgotten.is_empty()
     }
 }
 
@@ -91,7 +91,14 @@ pub enum Change {
 
 impl Replica {
     fn new() -> Self {
-        Self { version: 0, position: 0, owners: RedBlackTreeMapSync::new_sync(), log: Log::new() }
+        Self {
+            version: 0,
+            position: 0,
+            owners: RedBlackTreeMapSync::new_sync(),
+            removed: RedBlackTreeMapSync::new_sync(),
+            log: Log::new(),
+            reads_level: READS_LEVEL,
+        }
     }
 
     /// All owners with what is held of them.
@@ -108,7 +115,7 @@ impl Replica {
     /// The record under `key`.
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<&Entry> {
-        self.holding(&key.owner)?.records.get(key)
+        self.holding(&key.owner)?.get(key)
     }
 
     /// What may differ from how it was at `version`, each thing once. `None` when that is too long
@@ -116,6 +123,22 @@ impl Replica {
     #[must_use]
     pub fn changes_since(&self, version: u64) -> Option<std::collections::BTreeSet<Change>> {
         self.log.since(version)
+    }
+
+    /// What may differ from how it was when all commits up to `position` were in here and none
+    /// later. `None` when that is too long ago, or of another history.
+    #[must_use]
+    pub fn changes_since_position(
+        &self,
+        position: u64,
+    ) -> Option<std::collections::BTreeSet<Change>> {
+        self.log.since_position(position)
+    }
+
+    /// How the record under `key` went, if that was recent and is known.
+    #[must_use]
+    pub fn removed(&self, key: &Key) -> Option<Removed> {
+        self.removed.get(key).copied()
     }
 
     /// What differs from `old`, by comparing everything.
@@ -135,144 +158,6 @@ impl Replica {
     }
 }
 
-impl Holding {
-    fn new() -> Self {
-        Self {
-            records: RedBlackTreeMapSync::new_sync(),
-            digest: Digest::default(),
-            complete: BTreeMap::new(),
-            beacon_changed: None,
-            quarantined: 0,
-        }
-    }
-
-    /// All its records, ascending by key: kinds in their order, then names.
-    pub fn records(&self) -> impl Iterator<Item = (&Key, &Entry)> {
-        self.records.iter()
-    }
-
-    /// How many records it has.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.records.size()
-    }
-
-    /// Whether it has none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-
-    /// Over keys and bytes of all records but beacons, which differ every 5 s and would make
-    /// every reconnect a full transfer.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        self.digest
-    }
-
-    /// The kinds that the owner said are complete, and in which epoch.
-    #[must_use]
-    pub fn complete(&self) -> &BTreeMap<Kind, Epoch> {
-        &self.complete
-    }
-
-    /// When a new beacon was last seen to arrive. One that was there from the start may be of any
-    /// age, so it does not count.
-    #[must_use]
-    pub fn beacon_changed(&self) -> Option<Instant> {
-        self.beacon_changed
-    }
-
-    /// Records whose newest bytes could not be opened.
-    #[must_use]
-    pub fn quarantined(&self) -> usize {
-        self.quarantined
-    }
-
-    fn differences(&self, owner: &Owner, other: Option<&Self>) -> Vec<Change> {
-        let differs = |(key, entry): &(&Key, &Entry)| {
-            other
-                .and_then(|other| other.records.get(key))
-                .is_none_or(|held| held.value != entry.value)
-        };
-        let records = self.records().filter(differs).map(|(key, _)| Change::Record(key.clone()));
-        let kinds = self.complete.iter().filter(|(kind, epoch)| {
-            other.and_then(|other| other.complete.get(kind)) != Some(epoch)
-        });
-        let kinds = kinds.map(|(kind, _)| Change::Complete(owner.clone(), *kind));
-        records.chain(kinds).collect()
-    }
-
-    /// Returns whether anything is different now.
-    fn set(&mut self, key: &Key, value: Option<Entry>, now: Instant) -> bool {
-        let held = self.records.get(key).cloned();
-        let Some(mut entry) = value else {
-            let Some(held) = held else { return false };
-            self.forget(&held);
-            self.records.remove_mut(key);
-            return true;
-        };
-        if held.as_ref().is_some_and(|held| held.value == entry.value) {
-            return false;
-        }
-        if let Some(held) = &held {
-            if entry.goes_back_before(held) {
-                return false;
-            }
-            if entry.problem.is_some() {
-                entry.record.clone_from(&held.record);
-            }
-            self.forget(held);
-            if key.kind == Kind::Beacon {
-                self.beacon_changed = Some(now);
-            }
-        }
-        self.digest += entry.digest;
-        self.quarantined += usize::from(entry.problem.is_some());
-        self.records.insert_mut(key.clone(), entry);
-        true
-    }
-
-    fn forget(&mut self, held: &Entry) {
-        self.digest -= held.digest;
-        self.quarantined -= usize::from(held.problem.is_some());
-    }
-}
-
-impl Entry {
-    /// All that costs: decoding and hashing.
-    fn open(key: &Key, value: Bytes) -> Self {
-        let digest = match key.kind {
-            Kind::Beacon => Digest::default(),
-            _ => Digest::of(key.to_string().as_bytes(), &value),
-        };
-        match Record::open(key, &value) {
-            Ok(record) => Self { value, record: Some(Arc::new(record)), problem: None, digest },
-            // Kinds that are only passed on are not in quarantine for it.
-            Err(RecordError::NotRead(_)) => Self { value, record: None, problem: None, digest },
-            Err(error) => {
-                tracing::warn!(%key, %error, "record quarantined, its last good version stays in use");
-                Self { value, record: None, problem: Some(Arc::new(error)), digest }
-            }
-        }
-    }
-
-    /// No observer may see a key go back to an older version of its owner (RELIABILITY promise
-    /// 14). Versions of different epoch ids have no order.
-    fn goes_back_before(&self, held: &Self) -> bool {
-        let (Some(new), Some(held)) = (&self.record, &held.record) else { return false };
-        is_rewind(new, held)
-    }
-}
-
-/// Whether `new` is an older version of what `held` holds.
-#[must_use]
-pub fn is_rewind(new: &Record, held: &Record) -> bool {
-    let (new, held) = (&new.origin, &held.origin);
-    new.epoch.id == held.epoch.id
-        && (new.epoch.count, new.sequence) < (held.epoch.count, held.sequence)
-}
-
 /// The writing end. Several tasks may write, each the owners that are its own business.
 #[derive(Debug)]
 pub struct ReplicaWriter {
@@ -288,33 +173,37 @@ pub struct Replicas {
 /// A connected pair that holds nothing yet.
 #[must_use]
 pub fn channel() -> (ReplicaWriter, Replicas) {
-    let (tx, rx) = watch::channel(Arc::new(Replica::new()));
+    channel_at(READS_LEVEL)
+}
+
+/// The same for a reader of another schema level, as tests of mixed versions need it.
+#[must_use]
+pub fn channel_at(reads_level: u32) -> (ReplicaWriter, Replicas) {
+    let (tx, rx) = watch::channel(Arc::new(Replica { reads_level, ..Replica::new() }));
     (ReplicaWriter { tx }, Replicas { rx })
 }
 
 impl ReplicaWriter {
     /// Applies all of `batch` at once. Readers are woken only if something is different.
-    pub fn apply(&self, batch: Batch, now: Instant) {
+    pub fn apply(&self, mut batch: Batch, now: Instant) {
         // Before the lock, which keeps readers waiting. What is held as it is need not be opened
         // again: a listing brings everything.
         let held = self.current();
         let open = |(key, value): (Key, Option<Bytes>)| {
             let entry = value.map(|value| match held.get(&key) {
                 Some(held) if held.value == value => held.clone(),
-                _ => Entry::open(&key, value),
+                _ => Entry::open(&key, value, held.reads_level),
             });
             (key, entry)
         };
-        let items: Vec<(Key, Option<Entry>)> = batch.items.into_iter().map(open).collect();
+        let items = std::mem::take(&mut batch.items);
+        let items: Vec<(Key, Option<Entry>)> = items.into_iter().map(open).collect();
         self.tx.send_if_modified(|current| {
             let mut next = (**current).clone();
-            next.position = batch.position.unwrap_or(next.position);
-            let changes = next.apply(items, batch.complete, now);
-            let moved = next.position != current.position || !changes.is_empty();
-            if !changes.is_empty() {
-                next.version += 1;
-                next.log.push(next.version, changes);
-            }
+            next.move_to(batch.position);
+            let (changes, saw) = next.apply(items, &batch, now);
+            let moved = next.position != current.position || !changes.is_empty() || saw;
+            next.record(changes, &batch.removed);
             if moved {
                 *current = Arc::new(next);
             }
@@ -336,35 +225,89 @@ impl ReplicaWriter {
 }
 
 impl Replica {
+    /// A store that was restored goes back: what positions meant before means nothing then.
+    fn move_to(&mut self, position: Option<u64>) {
+        let Some(position) = position else { return };
+        if position < self.position {
+            self.log.forget_positions(self.position);
+        }
+        self.position = position;
+    }
+
+    /// Returns what changed, and whether a newer change of an owner was heard of besides.
     fn apply(
         &mut self,
         items: Vec<(Key, Option<Entry>)>,
-        complete: Vec<(Owner, Kind, Epoch)>,
+        batch: &Batch,
         now: Instant,
-    ) -> Vec<Change> {
+    ) -> (Vec<Change>, bool) {
         let mut changes = Vec::new();
-        let mut working: BTreeMap<Owner, Holding> = BTreeMap::new();
+        for owner in &batch.forgotten {
+            changes.extend(self.forget(owner));
+        }
+        let mut working = Working { replica: self, holdings: BTreeMap::new() };
         for (key, entry) in items {
-            let holding = working
-                .entry(key.owner.clone())
-                .or_insert_with(|| self.holding(&key.owner).cloned().unwrap_or_else(Holding::new));
-            if holding.set(&key, entry, now) {
+            if working.holding(&key.owner).set(&key, entry, now) {
                 changes.push(Change::Record(key));
             }
         }
-        for (owner, kind, epoch) in complete {
-            let holding = working
-                .entry(owner.clone())
-                .or_insert_with(|| self.holding(&owner).cloned().unwrap_or_else(Holding::new));
-            if holding.complete.get(&kind) != Some(&epoch) {
-                holding.complete.insert(kind, epoch);
-                changes.push(Change::Complete(owner, kind));
+        for (owner, kind, epoch) in &batch.complete {
+            let holding = working.holding(owner);
+            if holding.complete.get(kind) != Some(epoch) {
+                holding.complete.insert(*kind, epoch.clone());
+                changes.push(Change::Complete(owner.clone(), *kind));
             }
         }
-        for (owner, holding) in working {
+        let mut saw = false;
+        for (owner, newest) in &batch.newest {
+            saw |= working.holding(owner).saw(newest.clone());
+        }
+        let Working { holdings, .. } = working;
+        for (owner, holding) in holdings {
             self.owners.insert_mut(owner, Arc::new(holding));
         }
-        changes
+        (changes, saw)
+    }
+
+    fn forget(&mut self, owner: &Owner) -> Vec<Change> {
+        let Some(holding) = self.owners.get(owner).cloned() else { return Vec::new() };
+        self.owners.remove_mut(owner);
+        holding.records().map(|(key, _)| Change::Record(key.clone())).collect()
+    }
+
+    /// Takes a new version into the log.
+    fn record(&mut self, changes: Vec<Change>, removed: &BTreeMap<Key, Removed>) {
+        if changes.is_empty() {
+            return;
+        }
+        for change in &changes {
+            let Change::Record(key) = change else { continue };
+            match removed.get(key) {
+                Some(removed) => self.removed.insert_mut(key.clone(), *removed),
+                None => drop(self.removed.remove_mut(key)),
+            }
+        }
+        self.version += 1;
+        for forgotten in self.log.push(self.version, self.position, changes) {
+            for change in forgotten.iter() {
+                if let Change::Record(key) = change {
+                    self.removed.remove_mut(key);
+                }
+            }
+        }
+    }
+}
+
+/// The holdings that a batch changes, each copied once.
+struct Working<'a> {
+    replica: &'a Replica,
+    holdings: BTreeMap<Owner, Holding>,
+}
+
+impl Working<'_> {
+    fn holding(&mut self, owner: &Owner) -> &mut Holding {
+        let held = || self.replica.holding(owner).cloned().unwrap_or_else(Holding::new);
+        self.holdings.entry(owner.clone()).or_insert_with(held)
     }
 }
 

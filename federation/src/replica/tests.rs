@@ -1,7 +1,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::record::{Beacon, Body, Namespace, Origin};
+use crate::digest::Digest;
+use crate::record::{Beacon, Body, Namespace, Origin, Record};
 
 fn key(text: &str) -> Key {
     text.parse().unwrap()

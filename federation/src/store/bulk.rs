@@ -45,29 +45,72 @@ pub async fn read(store: &dyn Store, key: &str) -> Result<Option<KeyValue>, Stor
 /// # Errors
 /// [`StoreError::Refused`], naming the key of an operation that is too large by itself.
 pub fn split(ops: impl IntoIterator<Item = Op>) -> Result<Vec<Txn>, StoreError> {
+    let parts = split_in_groups(ops, Room::default(), |_| None::<()>)?;
+    Ok(parts.into_iter().map(|ops| Txn { guards: Vec::new(), ops }).collect())
+}
+
+/// What [`split_in_groups`] leaves free in each part.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Room {
+    /// Operations.
+    pub ops: usize,
+    /// Bytes of keys and values.
+    pub bytes: usize,
+}
+
+/// Like [`split`], but leaves room in each part, and keeps a group (neighbours with an equal
+/// `Some`) in one part where it fits one.
+///
+/// # Errors
+/// Those of [`split`].
+pub fn split_in_groups<G: PartialEq>(
+    ops: impl IntoIterator<Item = Op>,
+    leave: Room,
+    group: impl Fn(&Op) -> Option<G>,
+) -> Result<Vec<Vec<Op>>, StoreError> {
     let (mut ordered, deletes): (Vec<_>, Vec<_>) =
         ops.into_iter().partition(|op| matches!(op, Op::Put { .. }));
     ordered.extend(deletes);
-    let mut parts: Vec<Txn> = Vec::new();
-    let mut room = 0;
-    for op in ordered {
-        let bytes = op.bytes();
-        if bytes > MAX_TXN_BYTES {
-            let key = op.key();
-            return Err(StoreError::Refused(format!(
-                "key {key:?} has {bytes} bytes, at most {MAX_TXN_BYTES} fit a transaction"
-            )));
+    let whole = Room { ops: MAX_OPS - leave.ops, bytes: MAX_TXN_BYTES - leave.bytes };
+    let mut parts: Vec<Vec<Op>> = Vec::new();
+    let mut left = Room::default();
+    for group in groups(ordered, group) {
+        let bytes: usize = group.iter().map(Op::bytes).sum();
+        let fits = |room: Room| group.len() <= room.ops && bytes <= room.bytes;
+        if !fits(left) && fits(whole) {
+            parts.push(Vec::new());
+            left = whole;
         }
-        match parts.last_mut() {
-            Some(part) if part.ops.len() < MAX_OPS && bytes <= room => part.ops.push(op),
-            _ => {
-                parts.push(Txn { guards: Vec::new(), ops: vec![op] });
-                room = MAX_TXN_BYTES;
+        for op in group {
+            let bytes = op.bytes();
+            if bytes > whole.bytes {
+                let key = op.key();
+                return Err(StoreError::Refused(format!(
+                    "key {key:?} has {bytes} bytes, at most {} fit a transaction",
+                    whole.bytes
+                )));
             }
+            if left.ops == 0 || bytes > left.bytes {
+                parts.push(Vec::new());
+                left = whole;
+            }
+            left = Room { ops: left.ops - 1, bytes: left.bytes - bytes };
+            parts.last_mut().into_iter().for_each(|part| part.push(op.clone()));
         }
-        room -= bytes;
     }
     Ok(parts)
+}
+
+fn groups<G: PartialEq>(ops: Vec<Op>, group: impl Fn(&Op) -> Option<G>) -> Vec<Vec<Op>> {
+    let mut groups: Vec<(Option<G>, Vec<Op>)> = Vec::new();
+    for op in ops {
+        let of = group(&op);
+        match groups.last_mut() {
+            Some((last, ops)) if of.is_some() && *last == of => ops.push(op),
+            _ => groups.push((of, vec![op])),
+        }
+    }
+    groups.into_iter().map(|(_, ops)| ops).collect()
 }
 
 #[cfg(test)]
@@ -95,6 +138,19 @@ mod tests {
         assert_eq!(sizes(puts(4, MAX_TXN_BYTES / 2)), [2, 2]);
         assert_eq!(sizes(puts(3, MAX_TXN_BYTES / 2 + 1)), [1, 1, 1]);
         assert_eq!(sizes(puts(1, MAX_TXN_BYTES)), [1]);
+    }
+
+    #[test]
+    fn a_group_that_fits_one_part_is_not_cut() {
+        let ops = || (0..200).map(|n| Op::put(format!("{n:04}"), "v"));
+        let groups_of = |size: usize| {
+            let group = move |op: &Op| op.key().parse::<usize>().ok().map(|n| n / size);
+            let parts = split_in_groups(ops(), Room { ops: 28, bytes: 0 }, group).expect("small");
+            parts.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(groups_of(1), [100, 100]);
+        assert_eq!(groups_of(40), [80, 80, 40]);
+        assert_eq!(groups_of(150), [100, 100], "one that fits none is cut");
     }
 
     #[test]

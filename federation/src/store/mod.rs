@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-pub use self::bulk::{list, read, split};
+pub use self::bulk::{Room, list, read, split, split_in_groups};
 
 /// Operations per transaction; etcd's own default limit.
 pub const MAX_OPS: usize = 128;

@@ -1,12 +1,18 @@
 //! Keys and values of a region's local facts.
+//!
+//! Under [`LOCAL_PREFIX`]: who publishes (`session`), what is complete (`complete`), up to which
+//! change an owner was heard (`said`), up to where peers were mirrored (`resume`), the store's own
+//! identity (`founding`), what operators asked for (`ask`), who leads (`election`). Nobody else
+//! reads them and no mirror copies them. What does not parse counts as never said.
 
 use bytes::Bytes;
 use prost::Message;
 
-use crate::key::{Kind, LOCAL_PREFIX};
+use crate::key::{Key, Kind, LOCAL_PREFIX};
 use crate::names::{Owner, RegionName};
 use crate::proto::{local as wire, records};
-use crate::record::Epoch;
+use crate::record::{Epoch, Newest, Removal};
+use crate::replica::Removed;
 use crate::store::Op;
 
 /// A local fact, read from its key.
@@ -14,6 +20,29 @@ use crate::store::Op;
 pub enum Fact {
     /// An owner completed a kind in this epoch.
     Complete(Owner, Kind, Epoch),
+    /// What the newest transaction of an owner said.
+    Said(Owner, Said),
+}
+
+/// What a transaction that changes records of an owner says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// The newest change of the owner that is in it.
+    pub newest: Newest,
+    /// What it removes, and why, where that is known.
+    pub removed: Vec<(Key, Option<Removal>)>,
+    /// More transactions of the same change follow.
+    pub more: bool,
+}
+
+impl Said {
+    /// The removals as a replica keeps them.
+    pub fn removals(&self) -> impl Iterator<Item = (Key, Removed)> {
+        self.removed.iter().filter_map(|(key, removal)| {
+            let removed = Removed { removal: (*removal)?, sequence: self.newest.sequence };
+            Some((key.clone(), removed))
+        })
+    }
 }
 
 /// Where the publisher of `owner` is recorded.
@@ -22,52 +51,154 @@ pub fn session_key(owner: &Owner) -> String {
     format!("{LOCAL_PREFIX}session/{owner}")
 }
 
+/// Below it, all sessions.
+#[must_use]
+pub fn sessions_prefix() -> String {
+    format!("{LOCAL_PREFIX}session/")
+}
+
 /// Where the leader of the region is elected.
 #[must_use]
 pub fn election_key() -> String {
     format!("{LOCAL_PREFIX}election/leader")
 }
 
+/// Where the store says which one it is.
+#[must_use]
+pub fn founding_key() -> String {
+    format!("{LOCAL_PREFIX}founding")
+}
+
+/// Below it, what operators asked replicas for and the leader has not said yet.
+#[must_use]
+pub fn asks_prefix() -> String {
+    format!("{LOCAL_PREFIX}ask/")
+}
+
+/// Up to where `peer` was mirrored.
+#[must_use]
+pub fn resume_key(peer: &RegionName) -> String {
+    format!("{LOCAL_PREFIX}resume/{peer}")
+}
+
+/// Reads what [`resume_op`] wrote; 0 for what does not parse.
+#[must_use]
+pub fn resume_position(value: &Bytes) -> u64 {
+    wire::Resume::decode(value.clone()).map(|resume| resume.position).unwrap_or_default()
+}
+
 /// The operation that records up to where a peer was mirrored.
 #[must_use]
 pub fn resume_op(peer: &RegionName, position: u64) -> Op {
-    let value = wire::Resume { position }.encode_to_vec();
-    Op::put(format!("{LOCAL_PREFIX}resume/{peer}"), value)
+    Op::put(resume_key(peer), wire::Resume { position }.encode_to_vec())
+}
+
+/// Where it is recorded that `owner` completed `kind`.
+#[must_use]
+pub fn complete_key(owner: &Owner, kind: Kind) -> String {
+    format!("{LOCAL_PREFIX}complete/{owner}/{kind}")
 }
 
 /// The operation that records that `owner` completed `kind`.
 #[must_use]
 pub fn complete_op(owner: &Owner, kind: Kind, epoch: &Epoch) -> Op {
-    let epoch = Some(records::Epoch { id: epoch.id.clone(), count: epoch.count });
-    let value = wire::Complete { epoch }.encode_to_vec();
-    Op::put(format!("{LOCAL_PREFIX}complete/{owner}/{kind}"), value)
+    let value = wire::Complete { epoch: Some(epoch_to_wire(epoch)) }.encode_to_vec();
+    Op::put(complete_key(owner, kind), value)
+}
+
+/// Where the newest change of `owner` is recorded.
+#[must_use]
+pub fn said_key(owner: &Owner) -> String {
+    format!("{LOCAL_PREFIX}said/{owner}")
+}
+
+/// The operation that records what a transaction says about itself. One per owner and transaction.
+#[must_use]
+pub fn said_op(owner: &Owner, said: &Said) -> Op {
+    let removed = said.removed.iter().map(|(key, removal)| wire::Removed {
+        key: key.to_string(),
+        removal: removal.map_or(0, Removal::to_wire),
+    });
+    let value = wire::Said {
+        epoch: Some(epoch_to_wire(&said.newest.epoch)),
+        sequence: said.newest.sequence,
+        removed: removed.collect(),
+        more: said.more,
+    };
+    Op::put(said_key(owner), value.encode_to_vec())
+}
+
+/// An epoch as messages have it.
+#[must_use]
+pub fn epoch_to_wire(epoch: &Epoch) -> records::Epoch {
+    records::Epoch { id: epoch.id.clone(), count: epoch.count }
 }
 
 /// Reads a fact that a replica holds; `None` for other facts, and for what does not parse, which
 /// then counts as never said.
 #[must_use]
 pub fn read(key: &str, value: &Bytes) -> Option<Fact> {
-    let (owner, kind) =
-        key.strip_prefix(LOCAL_PREFIX)?.strip_prefix("complete/")?.rsplit_once('/')?;
+    let path = key.strip_prefix(LOCAL_PREFIX)?;
+    if let Some(owner) = path.strip_prefix("said/") {
+        return Some(Fact::Said(owner.parse().ok()?, said(value)?));
+    }
+    let (owner, kind) = path.strip_prefix("complete/")?.rsplit_once('/')?;
     let complete = wire::Complete::decode(value.clone()).ok()?;
     let epoch = crate::record::epoch(complete.epoch).ok()?;
     Some(Fact::Complete(owner.parse().ok()?, kind.parse().ok()?, epoch))
+}
+
+/// The owner whose [`said_key`] this is: deleted when it has left.
+#[must_use]
+pub fn owner_of_said(key: &str) -> Option<Owner> {
+    key.strip_prefix(LOCAL_PREFIX)?.strip_prefix("said/")?.parse().ok()
+}
+
+fn said(value: &Bytes) -> Option<Said> {
+    let said = wire::Said::decode(value.clone()).ok()?;
+    let removed = said.removed.into_iter().filter_map(|removed| {
+        Some((removed.key.parse().ok()?, Removal::from_wire(removed.removal)))
+    });
+    let epoch = crate::record::epoch(said.epoch).ok()?;
+    let newest = Newest { epoch, sequence: said.sequence };
+    Some(Said { newest, removed: removed.collect(), more: said.more })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn written(op: Op) -> (String, Bytes) {
+        match op {
+            Op::Put { key, value, .. } => (key, value),
+            Op::Delete { .. } => panic!("not a put"),
+        }
+    }
+
     #[test]
     fn what_is_written_is_read() {
         let owner: Owner = "r/r-a".parse().unwrap();
         let epoch = Epoch { id: "e".into(), count: 4 };
-        let Op::Put { key, value, .. } = complete_op(&owner, Kind::Export, &epoch) else {
-            panic!("not a put")
-        };
+        let (key, value) = written(complete_op(&owner, Kind::Export, &epoch));
         assert_eq!(key, "/tombolo/local/v1/complete/r/r-a/export");
-        assert_eq!(read(&key, &value), Some(Fact::Complete(owner, Kind::Export, epoch)));
+        let complete = Fact::Complete(owner.clone(), Kind::Export, epoch.clone());
+        assert_eq!(read(&key, &value), Some(complete));
         assert_eq!(read(&key, &Bytes::from_static(b"\xff")), None);
         assert_eq!(read("/tombolo/local/v1/complete/r", &value), None);
+
+        let removed = vec![
+            ("/tombolo/v1/r/r-a/namespace/_/shop".parse().unwrap(), Some(Removal::Released)),
+            ("/tombolo/v1/r/r-a/namespace/_/pay".parse().unwrap(), None),
+        ];
+        let said = Said { newest: Newest { epoch, sequence: 9 }, removed, more: true };
+        let (key, value) = written(said_op(&owner, &said));
+        assert_eq!(read(&key, &value), Some(Fact::Said(owner.clone(), said.clone())));
+        assert_eq!(owner_of_said(&key), Some(owner));
+        assert_eq!(said.removals().count(), 1);
+
+        let region = "eu".parse().unwrap();
+        let (key, value) = written(resume_op(&region, 7));
+        assert_eq!((key, resume_position(&value)), (resume_key(&region), 7));
+        assert_eq!(resume_position(&Bytes::from_static(b"\xff")), 0);
     }
 }

@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use super::transactions::MAX_RECORD_BYTES;
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
 use crate::record::{Epoch, READS_LEVEL};
 use crate::replica::{Batch, Replica};
-use crate::store::MAX_TXN_BYTES;
 
 /// What the subscriber takes from the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +194,7 @@ impl Intake {
         let in_turn =
             self.collecting.as_ref().is_none_or(|collecting| collecting.owner == key.owner);
         let size = |value: &Bytes| item.key.len() + value.len();
-        let fits = item.value.as_ref().is_none_or(|value| size(value) <= MAX_TXN_BYTES);
+        let fits = item.value.as_ref().is_none_or(|value| size(value) <= MAX_RECORD_BYTES);
         if self.accepts(&key.owner) && in_turn && fits {
             Ok((key, item.value))
         } else {
@@ -248,7 +248,7 @@ impl Intake {
         let complete = current.map(|(kind, epoch)| (collected.owner.clone(), *kind, epoch.clone()));
         let complete = complete.collect();
         let items = collected.items.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
-        Batch { items: items.chain(gone).collect(), complete, position: None }
+        Batch { items: items.chain(gone).collect(), complete, ..Batch::default() }
     }
 
     fn compare(&self, digests: &wire::Digests, held: &Replica) -> Result<Step, IntakeError> {

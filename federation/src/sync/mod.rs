@@ -19,11 +19,14 @@ pub mod facts;
 pub mod feed;
 pub mod follower;
 pub mod intake;
+pub mod leader;
 pub mod mirror;
 pub mod own;
 pub mod publisher;
 pub mod service;
 pub mod session;
+pub mod spokesman;
+pub mod transactions;
 
 #[cfg(test)]
 mod service_tests;

@@ -17,9 +17,11 @@ use tonic::{Code, Request};
 
 use super::Caller;
 use super::client::{self, Link, Publication};
-use super::mirror::{Leader, MirrorError, mirror, speak_for_region};
+use super::leader::{Leader, LeaderError};
+use super::mirror::mirror;
 use super::own::{OwnRecords, with_join};
 use super::service::FederationApi;
+use super::spokesman::speak_for_region;
 use super::{facts, follower};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
@@ -381,7 +383,7 @@ async fn a_leader_mirrors_what_its_peer_owns_and_stops_when_it_leads_no_more() {
     ours.commit(Txn { guards: Vec::new(), ops }).await.unwrap();
     write_cluster(&theirs, 4, &["three", "four"]).await;
     let ended = timeout(LONG, mirroring.join_next()).await.expect("in time").unwrap().unwrap();
-    assert!(matches!(ended, MirrorError::NotLeader), "{ended:?}");
+    assert!(matches!(ended, LeaderError::NotLeader), "{ended:?}");
     let four = store::read(&*ours, "/tombolo/v1/r/r-a/namespace/_/four").await.unwrap();
     assert_eq!(four, None);
     peer.stop().await;

@@ -8,7 +8,7 @@ use super::Session;
 use crate::key::Key;
 use crate::proto::federation as wire;
 use crate::record::{Body, Cluster, Endpoints, Export, Record};
-use crate::store::MAX_TXN_BYTES;
+use crate::sync::transactions::MAX_RECORD_BYTES;
 use crate::sync::{CLUSTER_KINDS, chain};
 
 /// How far an agent's clock may be ahead of the region's (RELIABILITY promise 24).
@@ -19,9 +19,9 @@ impl Session {
     pub(super) fn admit(&mut self, put: &wire::Put, now: Timestamp) -> Result<Key, String> {
         let key = self.own_key(&put.key)?;
         let size = put.key.len() + put.value.len();
-        if size > MAX_TXN_BYTES {
+        if size > MAX_RECORD_BYTES {
             return Err(format!(
-                "has {size} bytes, more than the {MAX_TXN_BYTES} that a store takes"
+                "has {size} bytes, more than the {MAX_RECORD_BYTES} that a store takes"
             ));
         }
         let record = Record::open(&key, &put.value).map_err(|error| chain(&error))?;

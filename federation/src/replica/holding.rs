@@ -1,0 +1,241 @@
+//! What is held of one owner, and of one record.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rpds::RedBlackTreeMapSync;
+use tokio::time::Instant;
+
+use super::Change;
+use crate::digest::Digest;
+use crate::key::{Key, Kind};
+use crate::names::{NamespaceName, Owner};
+use crate::record::{Epoch, Newest, Origin, Record, RecordError};
+
+/// What is held of one owner.
+#[derive(Debug, Clone)]
+pub struct Holding {
+    records: RedBlackTreeMapSync<Key, Entry>,
+    digest: Digest,
+    /// Of the records about each namespace, and of those about none; together [`Self::digest`].
+    digests: RedBlackTreeMapSync<Option<NamespaceName>, Digest>,
+    pub(super) complete: BTreeMap<Kind, Epoch>,
+    newest: Option<Newest>,
+    beacon_changed: Option<Instant>,
+    quarantined: usize,
+}
+
+/// One record as it was received.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The bytes, verbatim.
+    pub value: Bytes,
+    /// The newest version that could be opened: of these bytes, or of earlier ones.
+    pub record: Option<Arc<Record>>,
+    /// Why the bytes are quarantined, if they are.
+    pub problem: Option<Arc<RecordError>>,
+    /// Which change these bytes are, where they cannot be opened but tell.
+    unopened: Option<Origin>,
+    /// Of this entry alone; zero for a beacon.
+    digest: Digest,
+}
+
+impl Holding {
+    pub(super) fn new() -> Self {
+        Self {
+            records: RedBlackTreeMapSync::new_sync(),
+            digest: Digest::default(),
+            digests: RedBlackTreeMapSync::new_sync(),
+            complete: BTreeMap::new(),
+            newest: None,
+            beacon_changed: None,
+            quarantined: 0,
+        }
+    }
+
+    /// All its records, ascending by key: kinds in their order, then names.
+    pub fn records(&self) -> impl Iterator<Item = (&Key, &Entry)> {
+        self.records.iter()
+    }
+
+    /// The record under `key`.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<&Entry> {
+        self.records.get(key)
+    }
+
+    /// How many records it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.size()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Over keys and bytes of all records but beacons, which differ every 5 s and would make
+    /// every reconnect a full transfer.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// [`Self::digest`] of the records about these namespaces, and about none.
+    pub fn digest_within(&self, within: impl Fn(Option<&NamespaceName>) -> bool) -> Digest {
+        let parts = self.digests.iter().filter(|(namespace, _)| within(namespace.as_ref()));
+        parts.fold(Digest::default(), |mut sum, (_, part)| {
+            sum += *part;
+            sum
+        })
+    }
+
+    /// The owner's newest change that was seen: of a record that is held, a removal, or a beacon.
+    #[must_use]
+    pub fn newest(&self) -> Option<&Newest> {
+        self.newest.as_ref()
+    }
+
+    /// The kinds that the owner said are complete, and in which epoch.
+    #[must_use]
+    pub fn complete(&self) -> &BTreeMap<Kind, Epoch> {
+        &self.complete
+    }
+
+    /// When a new beacon was last seen to arrive. One that was there from the start may be of any
+    /// age, so it does not count.
+    #[must_use]
+    pub fn beacon_changed(&self) -> Option<Instant> {
+        self.beacon_changed
+    }
+
+    /// Records whose newest bytes could not be opened.
+    #[must_use]
+    pub fn quarantined(&self) -> usize {
+        self.quarantined
+    }
+
+    pub(super) fn differences(&self, owner: &Owner, other: Option<&Self>) -> Vec<Change> {
+        let differs = |(key, entry): &(&Key, &Entry)| {
+            other
+                .and_then(|other| other.records.get(key))
+                .is_none_or(|held| held.value != entry.value)
+        };
+        let records = self.records().filter(differs).map(|(key, _)| Change::Record(key.clone()));
+        let kinds = self.complete.iter().filter(|(kind, epoch)| {
+            other.and_then(|other| other.complete.get(kind)) != Some(epoch)
+        });
+        let kinds = kinds.map(|(kind, _)| Change::Complete(owner.clone(), *kind));
+        records.chain(kinds).collect()
+    }
+
+    /// Returns whether anything is different now.
+    pub(super) fn set(&mut self, key: &Key, value: Option<Entry>, now: Instant) -> bool {
+        let held = self.records.get(key).cloned();
+        let Some(mut entry) = value else {
+            let Some(held) = held else { return false };
+            self.forget(key, &held);
+            self.records.remove_mut(key);
+            return true;
+        };
+        if held.as_ref().is_some_and(|held| held.value == entry.value) {
+            return false;
+        }
+        if let Some(held) = &held {
+            if entry.goes_back_before(held) {
+                return false;
+            }
+            if entry.problem.is_some() {
+                entry.record.clone_from(&held.record);
+            }
+            self.forget(key, held);
+            if key.kind == Kind::Beacon {
+                self.beacon_changed = Some(now);
+            }
+        }
+        self.change_digest(key, |digest| *digest += entry.digest);
+        self.quarantined += usize::from(entry.problem.is_some());
+        if let Some(origin) = entry.origin() {
+            self.saw(origin.newest());
+        }
+        self.records.insert_mut(key.clone(), entry);
+        true
+    }
+
+    fn forget(&mut self, key: &Key, held: &Entry) {
+        self.change_digest(key, |digest| *digest -= held.digest);
+        self.quarantined -= usize::from(held.problem.is_some());
+    }
+
+    fn change_digest(&mut self, key: &Key, change: impl Fn(&mut Digest)) {
+        change(&mut self.digest);
+        let about = key.about();
+        let mut part = self.digests.get(&about).copied().unwrap_or_default();
+        change(&mut part);
+        if part == Digest::default() {
+            self.digests.remove_mut(&about);
+        } else {
+            self.digests.insert_mut(about, part);
+        }
+    }
+
+    /// Another incarnation than the one known counts as newer: there is no order between them, and
+    /// the store has only one at a time.
+    pub(super) fn saw(&mut self, newest: Newest) -> bool {
+        let news = self
+            .newest
+            .as_ref()
+            .is_none_or(|held| held.epoch.id != newest.epoch.id || held.is_older_than(&newest));
+        if news {
+            self.newest = Some(newest);
+        }
+        news
+    }
+}
+
+impl Entry {
+    /// All that costs: decoding and hashing.
+    pub(super) fn open(key: &Key, value: Bytes, level: u32) -> Self {
+        let digest = match key.kind {
+            Kind::Beacon => Digest::default(),
+            _ => Digest::of(key.to_string().as_bytes(), &value),
+        };
+        let (record, problem) = match Record::open_at(key, &value, level) {
+            Ok(record) => (Some(Arc::new(record)), None),
+            // Kinds that are only passed on are not in quarantine for it.
+            Err(RecordError::NotRead(_)) => (None, None),
+            Err(error) => {
+                tracing::warn!(%key, %error, "record quarantined, its last good version stays in use");
+                (None, Some(Arc::new(error)))
+            }
+        };
+        let unopened = if record.is_none() { Origin::of_value(&value) } else { None };
+        Self { value, record, problem, unopened, digest }
+    }
+
+    /// No observer may see a key go back to an older version of its owner (RELIABILITY promise
+    /// 14). Versions of different epoch ids have no order.
+    fn goes_back_before(&self, held: &Self) -> bool {
+        let (Some(new), Some(held)) = (self.origin(), held.origin()) else { return false };
+        is_rewind(new, held)
+    }
+
+    /// Which change of its owner the bytes are, if they tell; also of a record that only newer
+    /// readers can open.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        match &self.record {
+            Some(record) if self.problem.is_none() => Some(&record.origin),
+            _ => self.unopened.as_ref(),
+        }
+    }
+}
+
+/// Whether `new` is known to come before `held`.
+#[must_use]
+pub fn is_rewind(new: &Origin, held: &Origin) -> bool {
+    new.newest().is_older_than(&held.newest())
+}

@@ -1,0 +1,91 @@
+//! Writing as the region's leader.
+//!
+//! Every transaction compares the election key's create revision: a leader that was paused and
+//! succeeded commits nothing (RELIABILITY promise 19).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::transactions::{Changes, by_owner, transactions};
+use crate::names::Owner;
+use crate::replica::{Batch, Replicas};
+use crate::store::{Commit, Guard, Op, Revision, Store, StoreError, Txn};
+
+/// Why a leader stops writing.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaderError {
+    /// Another process leads now: whatever this one still does commits nothing.
+    #[error("this process is not the leader any more")]
+    NotLeader,
+    /// The own store did not do as told.
+    #[error("the region's own store failed")]
+    Store(#[from] StoreError),
+    /// Nobody fills the replica any more.
+    #[error("this process is stopping")]
+    Stopping,
+}
+
+/// The own store, as a leader writes to it.
+#[derive(Debug, Clone)]
+pub struct Leader {
+    /// Where to.
+    pub store: Arc<dyn Store>,
+    /// What every transaction compares.
+    pub fence: Guard,
+    /// Follows the store.
+    pub replicas: Replicas,
+}
+
+impl Leader {
+    /// Commits what a batch says, in as many parts as it takes, and `last` with the last of them.
+    /// Returns the revision that has it all, `None` if there was nothing to commit.
+    ///
+    /// # Errors
+    /// See [`LeaderError`]; some of the parts may have been committed.
+    pub async fn commit(
+        &self,
+        batch: Batch,
+        last: Option<Op>,
+    ) -> Result<Option<Revision>, LeaderError> {
+        let replica = self.replicas.peek();
+        let epoch = |owner: &Owner| Some(&replica.holding(owner)?.newest()?.epoch);
+        self.commit_changes(by_owner(batch, epoch), last).await
+    }
+
+    /// The same for changes that are sorted already.
+    ///
+    /// # Errors
+    /// See [`LeaderError`].
+    pub async fn commit_changes(
+        &self,
+        changes: BTreeMap<Owner, Changes>,
+        last: Option<Op>,
+    ) -> Result<Option<Revision>, LeaderError> {
+        let mut revision = None;
+        for txn in transactions(changes, last)? {
+            match self.commit_guarded(txn).await? {
+                Commit::Done(done) => revision = Some(done),
+                Commit::GuardFailed => return Err(LeaderError::NotLeader),
+            }
+        }
+        Ok(revision)
+    }
+
+    /// Commits one transaction with guards of its own, beside the leader's.
+    ///
+    /// # Errors
+    /// [`LeaderError::Store`]. A guard that fails is not an error: whose it was is not known here.
+    pub async fn commit_guarded(&self, mut txn: Txn) -> Result<Commit, LeaderError> {
+        txn.guards.push(self.fence.clone());
+        Ok(self.store.commit(txn).await?)
+    }
+
+    /// Waits until the replica holds what was committed: the next comparison counts on it.
+    ///
+    /// # Errors
+    /// [`LeaderError::Stopping`].
+    pub async fn caught_up(&mut self, revision: Revision) -> Result<(), LeaderError> {
+        let caught_up = self.replicas.wait_for(|replica| replica.position >= revision).await;
+        caught_up.map(drop).ok_or(LeaderError::Stopping)
+    }
+}

@@ -1,0 +1,231 @@
+//! How changes of owners become transactions.
+//!
+//! Upserts first, deletes last, one service's records together, the markers that vouch for what
+//! went before after it, and what belongs to all of it (a resume point) only in the last part
+//! (DESIGN section 4). Each part says of each owner in it up to which change it goes, what it
+//! removes and why, and whether more follows, so that readers show a change whole.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::facts::{self, Said};
+use crate::key::{Key, Kind};
+use crate::names::Owner;
+use crate::record::{Epoch, Newest, Origin, Removal};
+use crate::replica::{Batch, Removed};
+use crate::store::{self, Op, Room, StoreError, Txn};
+
+/// Left for the fact that each part adds, with the names of all that it removes.
+const SAID: Room = Room { ops: 1, bytes: 96 << 10 };
+/// Key and value of a record together; more fits no transaction.
+pub const MAX_RECORD_BYTES: usize = store::MAX_TXN_BYTES - SAID.bytes;
+
+/// One owner's part of a change.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// New bytes, or `None` for removed.
+    pub items: Vec<(Key, Option<Bytes>)>,
+    /// What is known of the removals.
+    pub removed: BTreeMap<Key, Removed>,
+    /// The owner's newest change in it; without one the parts say nothing about themselves.
+    pub newest: Option<Newest>,
+    /// What is complete after it.
+    pub complete: Vec<(Kind, Epoch)>,
+    /// More of the same change comes in another call.
+    pub more: bool,
+}
+
+impl Changes {
+    /// The newest change that the items show, in `epoch` for removals, which do not name it.
+    #[must_use]
+    pub fn newest_of(
+        items: &[(Key, Option<Bytes>)],
+        removed: &BTreeMap<Key, Removed>,
+        epoch: Option<&Epoch>,
+    ) -> Option<Newest> {
+        let put = |value: &Bytes| Origin::of_value(value).map(|origin| origin.newest());
+        let of_puts = items.iter().filter_map(|(_, value)| put(value.as_ref()?));
+        let of_removals = removed.values().filter(|removed| removed.sequence > 0);
+        let of_removals = of_removals.filter_map(|removed| {
+            Some(Newest { epoch: epoch?.clone(), sequence: removed.sequence })
+        });
+        of_puts.chain(of_removals).reduce(
+            |newest, next| {
+                if newest.is_older_than(&next) { next } else { newest }
+            },
+        )
+    }
+}
+
+/// Sorts a batch by owner. Removals without a number count in the epoch that `epoch_of` knows.
+#[must_use]
+pub fn by_owner<'a>(
+    batch: Batch,
+    epoch_of: impl Fn(&Owner) -> Option<&'a Epoch>,
+) -> BTreeMap<Owner, Changes> {
+    let mut owners: BTreeMap<Owner, Changes> = BTreeMap::new();
+    for (key, value) in batch.items {
+        let changes = owners.entry(key.owner.clone()).or_default();
+        if let Some(removed) = batch.removed.get(&key) {
+            changes.removed.insert(key.clone(), *removed);
+        }
+        changes.items.push((key, value));
+    }
+    for (owner, kind, epoch) in batch.complete {
+        owners.entry(owner).or_default().complete.push((kind, epoch));
+    }
+    let mut told: BTreeMap<Owner, Newest> = batch.newest.into_iter().collect();
+    for (owner, newest) in &told {
+        owners.entry(owner.clone()).or_default().newest = Some(newest.clone());
+    }
+    for (owner, changes) in &mut owners {
+        let shown = Changes::newest_of(&changes.items, &changes.removed, epoch_of(owner));
+        changes.newest = match (told.remove(owner), shown) {
+            (Some(told), Some(shown)) if told.is_older_than(&shown) => Some(shown),
+            (Some(told), _) => Some(told),
+            (None, shown) => shown,
+        };
+    }
+    owners
+}
+
+/// The transactions that make `owners`' changes, in order; `last` goes with the last of them.
+///
+/// # Errors
+/// [`StoreError::Refused`], naming a record that is too large for a store.
+pub fn transactions(
+    owners: BTreeMap<Owner, Changes>,
+    last: Option<Op>,
+) -> Result<Vec<Txn>, StoreError> {
+    let mut txns: Vec<Txn> = Vec::new();
+    for (owner, changes) in owners {
+        for part in parts(&owner, changes)? {
+            append(&mut txns, part);
+        }
+    }
+    if let Some(last) = last {
+        append(&mut txns, vec![last]);
+    }
+    Ok(txns)
+}
+
+/// Parts of one owner: cut between services, each with what it says about itself.
+fn parts(owner: &Owner, changes: Changes) -> Result<Vec<Vec<Op>>, StoreError> {
+    let Changes { mut items, removed, newest, complete, more } = changes;
+    items.sort_by_cached_key(|(key, _)| key.service());
+    let ops = items.into_iter().map(|(key, value)| match value {
+        Some(value) => Op::put(key.to_string(), value),
+        None => Op::delete(key.to_string()),
+    });
+    let service = |op: &Op| op.key().parse::<Key>().ok()?.service();
+    let mut parts = store::split_in_groups(ops, SAID, service)?;
+    let markers = complete.iter().map(|(kind, epoch)| facts::complete_op(owner, *kind, epoch));
+    let markers: Vec<Op> = markers.collect();
+    match parts.last_mut() {
+        Some(last) if last.len() + markers.len() + SAID.ops <= store::MAX_OPS => {
+            last.extend(markers)
+        }
+        _ => parts.push(markers),
+    }
+    let Some(newest) = newest else { return Ok(parts) };
+    let count = parts.len();
+    for (index, part) in parts.iter_mut().enumerate() {
+        let more = more || index + 1 < count;
+        let removed = part.iter().filter_map(|op| why(op, &removed)).collect();
+        part.push(facts::said_op(owner, &Said { newest: newest.clone(), removed, more }));
+    }
+    Ok(parts)
+}
+
+fn why(op: &Op, removed: &BTreeMap<Key, Removed>) -> Option<(Key, Option<Removal>)> {
+    let Op::Delete { key } = op else { return None };
+    let key: Key = key.parse().ok()?;
+    let removal = removed.get(&key).map(|removed| removed.removal);
+    Some((key, removal))
+}
+
+/// Many small changes share a transaction.
+fn append(txns: &mut Vec<Txn>, ops: Vec<Op>) {
+    let bytes = |ops: &[Op]| ops.iter().map(Op::bytes).sum::<usize>();
+    match txns.last_mut() {
+        Some(txn)
+            if txn.ops.len() + ops.len() <= store::MAX_OPS
+                && bytes(&txn.ops) + bytes(&ops) <= store::MAX_TXN_BYTES =>
+        {
+            txn.ops.extend(ops);
+        }
+        _ if ops.is_empty() => {}
+        _ => txns.push(Txn { guards: Vec::new(), ops }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::facts::Fact;
+
+    fn put(service: &str, part: usize) -> (Key, Option<Bytes>) {
+        let key = format!("/tombolo/v1/r/r-a/endpoints/shop/{service}/{service}-{part}");
+        (key.parse().unwrap(), Some(Bytes::from_static(b"v")))
+    }
+
+    fn facts_of(txn: &Txn) -> Vec<Fact> {
+        let read = |op: &Op| match op {
+            Op::Put { key, value, .. } => facts::read(key, value),
+            Op::Delete { .. } => None,
+        };
+        txn.ops.iter().filter_map(read).collect()
+    }
+
+    fn epoch() -> Epoch {
+        Epoch { id: "e".into(), count: 1 }
+    }
+
+    #[test]
+    fn a_change_of_several_parts_says_so_in_each_and_vouches_in_the_last() {
+        let mut items: Vec<_> = (0..300).map(|n| put(&format!("s{}", n % 100), n / 100)).collect();
+        let gone = put("gone", 0).0;
+        items.push((gone.clone(), None));
+        let removed = [(gone.clone(), Removed { removal: Removal::Explained, sequence: 7 })].into();
+        let newest = Some(Newest { epoch: epoch(), sequence: 7 });
+        let complete = vec![(Kind::Endpoints, epoch())];
+        let changes = Changes { items, removed, newest, complete, more: false };
+        let owner: Owner = "r/r-a".parse().unwrap();
+        let resume = facts::resume_op(&"eu".parse().unwrap(), 3);
+        let txns = transactions([(owner, changes)].into(), Some(resume.clone())).unwrap();
+
+        assert_eq!(txns.len(), 3);
+        for (index, txn) in txns.iter().enumerate() {
+            txn.check().unwrap();
+            let last = index == 2;
+            let facts = facts_of(txn);
+            let said = facts.iter().find_map(|fact| match fact {
+                Fact::Said(_, said) => Some(said),
+                Fact::Complete(..) => None,
+            });
+            assert_eq!(said.unwrap().more, !last);
+            assert_eq!(facts.len(), if last { 2 } else { 1 }, "markers come last");
+            let services: Vec<_> =
+                txn.ops.iter().filter_map(|op| op.key().parse::<Key>().ok()?.service()).collect();
+            let together = services.windows(2).filter(|pair| pair[0] == pair[1]).count();
+            assert!(last || together * 3 == services.len() * 2, "a service is cut");
+        }
+        assert_eq!(txns[2].ops.last(), Some(&resume));
+        let deletes = txns[2].ops.iter().filter(|op| matches!(op, Op::Delete { .. })).count();
+        assert_eq!(deletes, 1, "deletes last");
+    }
+
+    #[test]
+    fn small_changes_of_many_owners_share_a_transaction() {
+        let changes = |n: usize| {
+            let owner: Owner = format!("r/r-{n}").parse().unwrap();
+            let mut key = put("a", 0).0;
+            key.owner = owner.clone();
+            (owner, Changes { items: vec![(key, None)], ..Changes::default() })
+        };
+        let txns = transactions((0..100).map(changes).collect(), None).unwrap();
+        assert_eq!(txns.len(), 1);
+        assert!(transactions(BTreeMap::new(), None).unwrap().is_empty());
+    }
+}
