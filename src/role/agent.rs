@@ -3,11 +3,12 @@
 //! Reads the cluster's own objects, serves them to the cluster at once, publishes them to the
 //! region, and serves what the region knows of the others. Never needs the region for its own.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
@@ -113,12 +114,14 @@ impl Agent {
         let known = state.joined_ms().and_then(|ms| Timestamp::from_millisecond(ms).ok());
         let (joined, joined_rx) = watch::channel(known);
         let (respected, respected_rx) = watch::channel(None);
+        let (judge, surplus) = mpsc::channel(1);
         let own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
             cluster: cluster_record(&config, &state),
             desired,
             joined: joined_rx.clone(),
             respected,
+            surplus,
             writer: Arc::clone(&writer),
         };
         tasks.start_fallible("own records", own.run());
@@ -128,6 +131,7 @@ impl Agent {
             epoch: state.epoch(),
             joined,
             respected: respected_rx,
+            judge,
         };
         let region = Identity::ControlPlane { region: config.region.clone() };
         let channel = grpc::dial(&config.control_plane, region.clone(), &held)?;
@@ -138,7 +142,8 @@ impl Agent {
             view.publishing.clone(),
         );
         tasks.start_endless("publish", publish);
-        let subscribe = client::subscribe(channel, owner, writer, view.subscribed.clone());
+        let subscribe =
+            client::subscribe(channel, owner, BTreeSet::new(), writer, view.subscribed.clone());
         tasks.start_endless("subscribe", subscribe);
 
         start_catalog(&mut tasks, &view, replicas, publisher);

@@ -20,12 +20,13 @@ use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
 use tombolo_federation::replica::{self, Replica, Replicas};
 use tombolo_federation::store::election;
 use tombolo_federation::store::embedded::Embedded;
-use tombolo_federation::store::{Guard, Store};
+use tombolo_federation::store::{Guard, Store, StoreError};
 use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::follower::Following;
 use tombolo_federation::sync::leader::{Leader, LeaderError};
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_federation::sync::service::FederationApi;
-use tombolo_federation::sync::{compactor, facts, follower, mirror, spokesman};
+use tombolo_federation::sync::{compactor, facts, follower, mirror, reseed, spokesman};
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -101,6 +102,7 @@ impl ControlPlane {
 
         let mut tasks = Tasks::new(stop.clone());
         let (whole, whole_rx) = watch::channel(false);
+        let following = watch::Sender::new(Following::default());
         let api = FederationApi::new(
             view.config.region.clone(),
             Arc::clone(&store),
@@ -119,12 +121,15 @@ impl ControlPlane {
         view.serving.start(&mut tasks, sockets.dns, &stop);
         admin::start(&mut tasks, sockets.admin, Arc::<View>::clone(&view), &stop);
         let region = view.config.region.clone();
-        let follower = follower::follow(Arc::clone(&store), Arc::new(writer));
+        let follower =
+            follower::follow(Arc::clone(&store), Arc::new(writer), None, following.clone());
         tasks.start_fallible("store follower", async move { follower.await.map_err(Into::into) });
         start_catalog(&mut tasks, &replicas, publisher, region, whole);
         let own = OwnRecords::new(Owner::region(view.config.region.clone()), state.epoch());
         let own = Arc::new(Mutex::new(own));
-        let region = Spokesman { epoch: state.epoch(), own, store, replicas, held, view };
+        let following = following.subscribe();
+        let region =
+            Spokesman { epoch: state.epoch(), own, store, replicas, following, held, view };
         tasks.start("leader", region.run(stop.clone()));
         if let Some(ca) = ca {
             identity.renew(&mut tasks, Issuer::Local(ca), &stop);
@@ -187,6 +192,7 @@ struct Spokesman {
     own: Arc<Mutex<OwnRecords>>,
     store: Arc<dyn Store>,
     replicas: Replicas,
+    following: watch::Receiver<Following>,
     held: Held,
     view: Arc<View>,
 }
@@ -221,8 +227,20 @@ impl Spokesman {
 
     /// Ends with the first part that ends.
     async fn lead(&self, fence: Guard) -> anyhow::Result<LeaderError> {
-        let leader =
+        let mut leader =
             Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
+        // Before anybody is compared with the store: what it has lost would look like their word.
+        let written = reseed::reseed(&mut leader, &self.following).await;
+        match written {
+            Ok(0) => {}
+            Ok(records) => warn!(records, "what the store had lost was written back"),
+            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
+                warn!(%error, "what the store has lost cannot be written back yet");
+                tokio::time::sleep(LEADER_TTL).await;
+                return Ok(LeaderError::NotLeader);
+            }
+            Err(error) => return Ok(error),
+        }
         let config = &self.view.config;
         let own = Arc::clone(&self.own);
         let mut parts = JoinSet::new();

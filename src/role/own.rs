@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::manifests::Desired;
-use tombolo_federation::record::{Beacon, Body, Cluster};
+use tombolo_federation::record::{Beacon, Body, Cluster, Removal};
 use tombolo_federation::replica::{Batch, ReplicaWriter};
+use tombolo_federation::sync::client::Surplus;
 use tombolo_federation::sync::own::{OwnRecords, with_join};
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
 
@@ -23,6 +24,8 @@ pub(crate) struct Own {
     pub(crate) joined: watch::Receiver<Option<Timestamp>>,
     /// The join that what was said respects.
     pub(crate) respected: watch::Sender<Option<Timestamp>>,
+    /// Asks what became of records that only the region has.
+    pub(crate) surplus: mpsc::Receiver<Surplus>,
     pub(crate) writer: Arc<ReplicaWriter>,
 }
 
@@ -44,6 +47,10 @@ impl Own {
                     Ok(()) => self.reconcile(),
                     Err(_) => return Ok(()),
                 },
+                surplus = self.surplus.recv() => match surplus {
+                    Some(surplus) => self.judge(surplus),
+                    None => return Ok(()),
+                },
                 _ = beat.tick() => {
                     nonce += 1;
                     let body = Arc::new(Body::Beacon(Beacon { nonce }));
@@ -52,6 +59,20 @@ impl Own {
                 }
             }
         }
+    }
+
+    /// What was published before this process started and is not wanted any more was removed by
+    /// somebody while it was away. With a gap nothing can be said.
+    fn judge(&mut self, surplus: Surplus) {
+        let desired = Arc::clone(&self.desired.borrow());
+        let known = if desired.complete { known_kinds(&desired) } else { &[] };
+        let wanted = self.bodies(&desired);
+        let gone = surplus.records.iter().map(|(key, _)| key);
+        let gone = gone.filter(|key| known.contains(&key.kind) && !wanted.contains_key(*key));
+        let gone: Vec<Key> = gone.cloned().collect();
+        let gone = gone.into_iter().map(|key| (key, self.records.remove(Removal::Explained)));
+        // Whoever asked is gone with its stream.
+        let _ = surplus.gone.send(gone.collect());
     }
 
     fn reconcile(&mut self) {

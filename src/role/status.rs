@@ -89,6 +89,15 @@ pub(crate) struct LinkStatus {
     pub(crate) problem: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) refused: BTreeMap<String, String>,
+    /// Records that the other side sent and may not send, or that are not known here.
+    #[serde(default)]
+    pub(crate) left_out: u64,
+    /// The last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_left_out: Option<String>,
+    /// How often what is held was not what the other side said that it should be.
+    #[serde(default)]
+    pub(crate) mismatches: u64,
 }
 
 /// `/api/v1/services`.
@@ -209,8 +218,8 @@ impl ClusterEndpoints {
 
 impl LinkStatus {
     pub(crate) fn of(name: String, link: &Link) -> Self {
-        let Link { synced, problem, refused } = link.clone();
-        Self { name, synced, problem, refused }
+        let Link { synced, problem, refused, left_out, last_left_out, mismatches } = link.clone();
+        Self { name, synced, problem, refused, left_out, last_left_out, mismatches }
     }
 }
 

@@ -32,6 +32,15 @@ pub enum Body {
 }
 
 impl Body {
+    /// How many endpoints it names.
+    #[must_use]
+    pub fn endpoints(&self) -> usize {
+        match self {
+            Self::Endpoints(endpoints) => endpoints.endpoints.len(),
+            _ => 0,
+        }
+    }
+
     /// The kind of key that this body belongs under.
     #[must_use]
     pub fn kind(&self) -> Kind {

@@ -10,6 +10,7 @@ fn key(text: &str) -> Key {
     text.parse().unwrap()
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn sample(kind: &str) -> Record {
     let (key, body) = match kind {
         "export" => (
@@ -225,6 +226,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             publish(publish_request::Message::Complete(api::Complete {
                 batch: 5,
                 kinds: vec!["export".into()],
+                sequence: 6,
             })),
         ),
         (

@@ -247,13 +247,18 @@ impl Replica {
         }
         let mut working = Working { replica: self, holdings: BTreeMap::new() };
         for (key, entry) in items {
+            // Nobody is held for what is not there.
+            if entry.is_none() && !working.holds(&key.owner) {
+                continue;
+            }
             if working.holding(&key.owner).set(&key, entry, now) {
                 changes.push(Change::Record(key));
             }
         }
         for (owner, kind, epoch) in &batch.complete {
             let holding = working.holding(owner);
-            if holding.complete.get(kind) != Some(epoch) {
+            let held = holding.complete.get(kind);
+            if held != Some(epoch) && held.is_none_or(|held| !epoch.is_older_than(held)) {
                 holding.complete.insert(*kind, epoch.clone());
                 changes.push(Change::Complete(owner.clone(), *kind));
             }
@@ -284,6 +289,11 @@ impl Replica {
             let Change::Record(key) = change else { continue };
             match removed.get(key) {
                 Some(removed) => self.removed.insert_mut(key.clone(), *removed),
+                // Its owner has left: nobody goes without a word to that effect.
+                None if self.holding(&key.owner).is_none() => {
+                    let left = Removed { removal: Removal::Explained, sequence: 0 };
+                    self.removed.insert_mut(key.clone(), left);
+                }
                 None => drop(self.removed.remove_mut(key)),
             }
         }
@@ -305,6 +315,10 @@ struct Working<'a> {
 }
 
 impl Working<'_> {
+    fn holds(&self, owner: &Owner) -> bool {
+        self.holdings.contains_key(owner) || self.replica.holding(owner).is_some()
+    }
+
     fn holding(&mut self, owner: &Owner) -> &mut Holding {
         let held = || self.replica.holding(owner).cloned().unwrap_or_else(Holding::new);
         self.holdings.entry(owner.clone()).or_insert_with(held)

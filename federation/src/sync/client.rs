@@ -3,13 +3,14 @@
 //! Both reconnect with jittered backoff, and give up on nothing: what was received stays in use.
 //! A stream that lives long enough to have been useful resets the backoff.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -18,12 +19,12 @@ use tracing::{debug, info, warn};
 use super::MAX_MESSAGE;
 use super::intake::{Accept, Intake, IntakeError};
 use super::publisher::{PublishError, Publisher};
-use crate::key::Kind;
-use crate::names::Owner;
+use crate::key::{Key, Kind};
+use crate::names::{NamespaceName, Owner};
 use crate::proto::federation as wire;
 use crate::proto::federation::federation_client::FederationClient;
 use crate::record::Epoch;
-use crate::replica::{Replica, ReplicaWriter, Replicas};
+use crate::replica::{Removed, Replica, ReplicaWriter, Replicas};
 
 /// Longest wait between two attempts.
 pub const MAX_BACKOFF: Duration = Duration::from_secs(5);
@@ -58,6 +59,17 @@ pub struct Publication {
     pub joined: watch::Sender<Option<Timestamp>>,
     /// The join that the records in the replica already respect.
     pub respected: watch::Receiver<Option<Timestamp>>,
+    /// Who says what became of records that only the region has.
+    pub judge: mpsc::Sender<Surplus>,
+}
+
+/// What the region holds of an owner and the owner did not declare, for the owner to judge.
+#[derive(Debug)]
+pub struct Surplus {
+    /// As they are stored.
+    pub records: Vec<(Key, Bytes)>,
+    /// Which of them are gone, and why. The others stay.
+    pub gone: oneshot::Sender<BTreeMap<Key, Removed>>,
 }
 
 /// How a connection to the region stands, for status and readiness.
@@ -69,6 +81,13 @@ pub struct Link {
     pub problem: Option<String>,
     /// Records that the region did not take: key and reason.
     pub refused: BTreeMap<String, String>,
+    /// What the other side sent and may not send, or what is not known here: how many since this
+    /// process started, and the last.
+    pub left_out: u64,
+    /// See [`Self::left_out`].
+    pub last_left_out: Option<String>,
+    /// How often what is held was not what the other side said that it should be.
+    pub mismatches: u64,
 }
 
 /// Why a stream ended.
@@ -201,6 +220,10 @@ async fn answer(
         heard.map_err(|_| StreamError::Stopping)?;
         step.send.extend(publisher.declare(&replicas.peek()));
     }
+    if let Some(records) = step.surplus.take() {
+        let gone = judged(records, publication, replicas).await?;
+        step.send.extend(publisher.judged(&gone));
+    }
     if step.complete {
         info!(owner = %publication.owner, "published: the region holds all of this cluster");
     }
@@ -210,6 +233,32 @@ async fn answer(
     let refused = step.refused.into_iter().map(|refused| (refused.key, refused.reason));
     note(link, step.complete, &step.settled, refused.collect());
     Ok(step.send)
+}
+
+/// What became of records that only the region has: what was removed lately is known, of the rest
+/// the owner is asked.
+async fn judged(
+    records: Vec<(Key, Bytes)>,
+    publication: &Publication,
+    replicas: &Replicas,
+) -> Result<BTreeMap<Key, Removed>, StreamError> {
+    let replica = replicas.peek();
+    let mut known = BTreeMap::new();
+    let mut records = records;
+    records.retain(|(key, _)| match replica.removed(key) {
+        Some(removed) if replica.get(key).is_none() => {
+            known.insert(key.clone(), removed);
+            false
+        }
+        _ => true,
+    });
+    if !records.is_empty() {
+        let (gone, judged) = oneshot::channel();
+        let surplus = Surplus { records, gone };
+        publication.judge.send(surplus).await.map_err(|_| StreamError::Stopping)?;
+        known.extend(judged.await.map_err(|_| StreamError::Stopping)?);
+    }
+    Ok(known)
 }
 
 /// Takes the region's word on records into the link's state.
@@ -231,19 +280,29 @@ fn note(
     });
 }
 
-/// Keeps the replica equal to what the region holds, for ever, but for the owner's own records.
+/// Keeps the replica equal to what the region holds and is about the namespaces that are used (all,
+/// if none is named), for ever, but for the owner's own records.
 pub async fn subscribe(
     channel: Channel,
     own: Owner,
+    uses: BTreeSet<NamespaceName>,
     writer: Arc<ReplicaWriter>,
     link: watch::Sender<Link>,
 ) {
     let mut backoff = backoff();
+    // Of the region's store, whichever of its replicas answers.
+    let mut position = 0;
     loop {
         let started = Instant::now();
-        let intake = Intake::new(Accept::MeshBut(own.clone()));
-        let ended = subscribe_stream(channel.clone(), intake, &writer, &link).await;
+        let mut intake = Intake::new(Accept::MeshBut(own.clone())).using(uses.iter().cloned());
+        let ended =
+            subscribe_stream(channel.clone(), &mut intake, &mut position, &writer, &link).await;
         let Err(error) = ended;
+        note_left_out(&link, &intake);
+        if matches!(error, StreamError::Intake(IntakeError::DigestMismatch { .. })) {
+            position = 0;
+            link.send_modify(|link| link.mismatches += 1);
+        }
         report(&link, &error, "subscription ended");
         if started.elapsed() > LASTED {
             backoff = self::backoff();
@@ -254,11 +313,12 @@ pub async fn subscribe(
 
 async fn subscribe_stream(
     channel: Channel,
-    mut intake: Intake,
+    intake: &mut Intake,
+    position: &mut u64,
     writer: &ReplicaWriter,
     link: &watch::Sender<Link>,
 ) -> Result<std::convert::Infallible, StreamError> {
-    let request = intake.request(&writer.current());
+    let request = intake.request(&writer.current(), *position);
     let mut responses = client(channel).subscribe(request).await?.into_inner();
     loop {
         let response = responses.message().await?.ok_or(StreamError::Closed)?;
@@ -266,9 +326,10 @@ async fn subscribe_stream(
         if !step.batch.is_empty() {
             writer.apply(step.batch, Instant::now());
         }
+        *position = step.position.unwrap_or(*position);
         if step.synced {
             info!("subscribed: this process holds all that its region holds");
-            link.send_replace(Link { synced: true, ..Link::default() });
+            in_step(link);
         }
     }
 }
@@ -277,6 +338,24 @@ pub(super) fn client(channel: Channel) -> FederationClient<Channel> {
     FederationClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
+}
+
+/// All has been transferred, and the stream is up.
+pub(super) fn in_step(link: &watch::Sender<Link>) {
+    link.send_modify(|link| {
+        link.synced = true;
+        link.problem = None;
+    });
+}
+
+/// Adds what a stream that ended had left out.
+pub(super) fn note_left_out(link: &watch::Sender<Link>, intake: &Intake) {
+    if let Some(last) = intake.last_refused() {
+        link.send_modify(|link| {
+            link.left_out += intake.refused();
+            link.last_left_out = Some(last.to_owned());
+        });
+    }
 }
 
 /// Says once why a link is down, not at every attempt.

@@ -1,116 +1,192 @@
 //! Store to replica: keeps a process's replica equal to its region's store.
 //!
-//! Lists once, watches from there, and lists anew whenever the watch cannot go on (compacted,
-//! too slow, store away). A relist is compared as a whole and applied at once; while the store is
-//! away the replica stays as it was and goes on serving.
+//! Lists once and watches from there. When the watch ends (store away, too slow, compacted) it
+//! goes on where it was if the store is still the same one ([`history`]), and lists anew if not. A
+//! listing of another history is compared with what is held: an owner's older word takes nothing
+//! away, and what the store lost is kept, shown as [`Lost`], and written back by the leader
+//! ([`reseed`](super::reseed)). While the store is away the replica stays as it was and goes on
+//! serving. A change that came in several transactions is shown at once.
 
-use std::collections::BTreeSet;
+mod state;
+
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
+use self::state::State;
+pub use self::state::{Lost, LostOwner};
 use super::client;
-use super::facts::{self, Fact};
-use crate::key::{Key, LOCAL_PREFIX, PREFIX};
-use crate::replica::{Batch, Replica, ReplicaWriter};
-use crate::store::{self, Event, KeyValue, Revision, Store, StoreError, WatchEvent};
+use super::history::{self, ResumePoint, Resumed};
+use crate::replica::ReplicaWriter;
+use crate::store::{self, Store, StoreError, Watch, WatchEvent};
 
 /// Follows all that Tombolo keeps.
-const ALL: &str = "/tombolo/";
+pub const ALL: &str = "/tombolo/";
+/// The rest of a change is waited for so long: its writer commits part after part, or is gone.
+const UNFINISHED: Duration = Duration::from_secs(2);
 
-/// Follows `store` for ever; ends only when dropped.
+/// How a follower is doing, for status and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Following {
+    /// From where it would go on.
+    pub resume: Option<ResumePoint>,
+    /// Why it does not follow just now.
+    pub problem: Option<String>,
+    /// Listings so far.
+    pub listings: u64,
+    /// How often the store turned out to have another history, and what was found the last time.
+    pub other_histories: u64,
+    /// See [`Self::other_histories`].
+    pub other_history: Option<String>,
+    /// What the store has lost and this process holds.
+    pub lost: Arc<Lost>,
+}
+
+/// Follows `store` for ever; ends only when dropped. `resume` goes with what `writer` already
+/// holds, if it comes from a disk cache.
 ///
 /// # Errors
 /// When the store is damaged: nothing that this process could do would mend it.
-pub async fn follow(store: Arc<dyn Store>, writer: Arc<ReplicaWriter>) -> Result<(), StoreError> {
+pub async fn follow(
+    store: Arc<dyn Store>,
+    writer: Arc<ReplicaWriter>,
+    resume: Option<ResumePoint>,
+    following: watch::Sender<Following>,
+) -> Result<(), StoreError> {
+    let mut follower = Follower { store, writer, state: State::new(resume), following };
     let mut backoff = client::backoff();
     loop {
-        match follow_once(&*store, &writer, &mut backoff).await {
+        match follower.once(&mut backoff).await {
             Err(error @ StoreError::Damaged(_)) => return Err(error),
-            Err(error) => {
-                warn!(%error, "the store cannot be followed, what was read last stays in use");
-            }
-            Ok(()) => debug!("the watch ended, listing anew"),
+            Err(error) => follower.report(&error),
+            Ok(()) => debug!("the watch ended"),
         }
         tokio::time::sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
     }
 }
 
-async fn follow_once(
-    store: &dyn Store,
-    writer: &ReplicaWriter,
-    backoff: &mut client::Backoff,
-) -> Result<(), StoreError> {
-    let (entries, revision) = store::list(store, ALL).await?;
-    let batch = relisted(&writer.current(), entries, revision);
-    info!(revision, changes = batch.items.len(), "read the store");
-    writer.apply(batch, Instant::now());
-    *backoff = client::backoff();
-    let mut watch = store.watch(ALL, revision + 1).await?;
-    while let Some(event) = watch.events.recv().await {
-        match event {
-            WatchEvent::Commit { revision, events } => {
-                writer.apply(committed(revision, events), Instant::now());
-            }
-            WatchEvent::Progress { revision } => {
-                let batch = Batch { position: Some(revision), ..Batch::default() };
-                writer.apply(batch, Instant::now());
-            }
-            WatchEvent::Compacted { .. } => return Ok(()),
-            WatchEvent::Ended(error) => return Err(error),
-        }
-    }
-    Ok(())
+struct Follower {
+    store: Arc<dyn Store>,
+    writer: Arc<ReplicaWriter>,
+    state: State,
+    following: watch::Sender<Following>,
 }
 
-/// What the listing says, and that what it does not say is gone: it is the store's own, complete
-/// word, read at one revision.
-fn relisted(held: &Replica, entries: Vec<KeyValue>, revision: Revision) -> Batch {
-    let mut batch = Batch { position: Some(revision), ..Batch::default() };
-    let mut listed = BTreeSet::new();
-    for entry in entries {
-        if let Some(key) = take(&mut batch, &entry.key, Some(entry.value)) {
-            listed.insert(key);
-        }
-    }
-    let records = held.owners().flat_map(|(_, holding)| holding.records());
-    let gone = records.map(|(key, _)| key).filter(|key| !listed.contains(*key)).cloned();
-    batch.items.extend(gone.map(|key| (key, None)).collect::<Vec<_>>());
-    batch
-}
-
-fn committed(revision: Revision, events: Vec<Event>) -> Batch {
-    let mut batch = Batch { position: Some(revision), ..Batch::default() };
-    for event in events {
-        match event {
-            Event::Put(entry) => take(&mut batch, &entry.key, Some(entry.value)),
-            Event::Delete { key, .. } => take(&mut batch, &key, None),
+impl Follower {
+    async fn once(&mut self, backoff: &mut client::Backoff) -> Result<(), StoreError> {
+        let watch = match self.resumed().await? {
+            Some(watch) => watch,
+            None => self.list().await?,
         };
+        *backoff = client::backoff();
+        self.following.send_modify(|following| following.problem = None);
+        self.follow(watch).await
     }
-    batch
+
+    /// The watch that goes on where the last one ended, if that is possible.
+    async fn resumed(&mut self) -> Result<Option<Watch>, StoreError> {
+        let Some(point) = self.state.resume() else { return Ok(None) };
+        match history::resume(&*self.store, ALL, &point).await? {
+            Resumed::Same(watch) => {
+                debug!(revision = point.revision, "the store is the same, going on");
+                // A part of a change may be held back; the rest was never delivered.
+                Ok(Some(watch))
+            }
+            Resumed::Other(why) => {
+                warn!(
+                    why,
+                    "the store has another history than the one that was followed: all of it is compared"
+                );
+                self.following.send_modify(|following| {
+                    following.other_histories += 1;
+                    following.other_history = Some(why);
+                });
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads everything. The watch begins at the revision that was read, not after it: its commit
+    /// is what shows the next time that the store is still the same.
+    async fn list(&mut self) -> Result<Watch, StoreError> {
+        let (entries, revision) = store::list(&*self.store, ALL).await?;
+        let batch = self.state.listed(&self.writer.current(), entries, revision);
+        info!(revision, changes = batch.items.len(), "read the store");
+        for (owner, lost) in &self.state.lost().owners {
+            warn!(%owner, records = lost.keys.len(), "the store has lost what is held of this owner");
+        }
+        self.writer.apply(batch, Instant::now());
+        self.following.send_modify(|following| following.listings += 1);
+        self.show();
+        self.store.watch(ALL, revision.max(1)).await
+    }
+
+    async fn follow(&mut self, mut watch: Watch) -> Result<(), StoreError> {
+        let mut unfinished = None;
+        loop {
+            let event = match unfinished {
+                None => watch.events.recv().await,
+                Some(since) => {
+                    let event = timeout_at(since + UNFINISHED, watch.events.recv()).await;
+                    let Ok(event) = event else {
+                        debug!("the rest of a change does not come, what is there is shown");
+                        self.writer.apply(self.state.flush(), Instant::now());
+                        unfinished = None;
+                        continue;
+                    };
+                    event
+                }
+            };
+            let batch = match event {
+                Some(WatchEvent::Commit { revision, events }) => {
+                    self.state.committed(revision, &events)
+                }
+                Some(WatchEvent::Progress { revision }) => self.state.progressed(revision),
+                Some(WatchEvent::Compacted { oldest }) => {
+                    debug!(oldest, "compacted under the watch");
+                    return Ok(());
+                }
+                Some(WatchEvent::Ended(error)) => return Err(error),
+                None => return Ok(()),
+            };
+            unfinished = match (self.state.has_unfinished(), unfinished) {
+                (true, Some(since)) => Some(since),
+                (true, None) => Some(Instant::now()),
+                (false, _) => None,
+            };
+            self.writer.apply(batch, Instant::now());
+            self.show();
+        }
+    }
+
+    /// Quietly: positions change with every commit, and only who asks wants them.
+    fn show(&self) {
+        let lost_changed = *self.following.borrow().lost != *self.state.lost();
+        self.following.send_if_modified(|following| {
+            // What is held back is not in the replica yet: going on after it would lose it.
+            if !self.state.has_unfinished() {
+                following.resume = self.state.resume();
+            }
+            if lost_changed {
+                following.lost = Arc::new(self.state.lost().clone());
+            }
+            lost_changed
+        });
+    }
+
+    fn report(&mut self, error: &StoreError) {
+        let problem = error.to_string();
+        if self.following.borrow().problem.as_ref() == Some(&problem) {
+            debug!(%error, "the store cannot be followed");
+        } else {
+            warn!(%error, "the store cannot be followed, what was read last stays in use");
+        }
+        self.following.send_modify(|following| following.problem = Some(problem));
+    }
 }
 
-/// Adds what a stored entry means. Returns the key of a record.
-fn take(batch: &mut Batch, key: &str, value: Option<Bytes>) -> Option<Key> {
-    if key.starts_with(LOCAL_PREFIX) {
-        if let Some(Fact::Complete(owner, kind, epoch)) = facts::read(key, &value?) {
-            batch.complete.push((owner, kind, epoch));
-        }
-        return None;
-    }
-    if !key.starts_with(PREFIX) {
-        return None;
-    }
-    match key.parse::<Key>() {
-        Ok(parsed) => {
-            batch.items.push((parsed.clone(), value));
-            Some(parsed)
-        }
-        Err(error) => {
-            warn!(%error, "the store has a key that is not a record's, it is left alone");
-            None
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

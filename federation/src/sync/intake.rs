@@ -1,8 +1,10 @@
 //! The receiving side of a subscription.
 //!
 //! What comes before `synced` is collected aside, owner by owner, and compared with what is held;
-//! only a kind under an end marker whose epoch is not older than the one held may lose records.
-//! A stream that breaks off half-way through an owner has changed nothing of it.
+//! only a kind under an end marker whose epoch is not older than the one held may lose records, and
+//! only if the other side knows all that is known here of the owner: the word of a server that is
+//! behind on an owner, or that was restored from a backup, is neither presence nor absence. A stream
+//! that breaks off half-way through an owner has changed nothing of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,11 +12,11 @@ use bytes::Bytes;
 
 use super::transactions::MAX_RECORD_BYTES;
 use crate::key::{Key, Kind};
-use crate::names::{Owner, RegionName};
+use crate::names::{NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
-use crate::record::{Epoch, READS_LEVEL};
-use crate::replica::{Batch, Replica};
+use crate::record::{Epoch, Newest, Origin, READS_LEVEL, Removal};
+use crate::replica::{Batch, Holding, Removed, Replica};
 
 /// What the subscriber takes from the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,17 +56,29 @@ pub enum IntakeError {
 #[derive(Debug)]
 pub struct Intake {
     accept: Accept,
+    uses: Vec<String>,
     collecting: Option<Collecting>,
-    pending: Vec<(Key, Option<Bytes>)>,
+    pending: Batch,
     synced: bool,
+    synced_at: u64,
+    /// Owners that the other side spoke of.
+    started: BTreeSet<Owner>,
+    /// Those of them on which it is behind.
+    behind: BTreeSet<Owner>,
     refused: u64,
+    last_refused: Option<String>,
 }
 
 #[derive(Debug)]
 struct Collecting {
     owner: Owner,
-    same: bool,
-    items: BTreeMap<Key, Bytes>,
+    /// The other side's word counts.
+    current: bool,
+    /// Everything of the owner follows, so that absence means something.
+    whole: bool,
+    newest: Option<Newest>,
+    items: BTreeMap<Key, Option<Bytes>>,
+    removed: BTreeMap<Key, Removed>,
     ends: BTreeMap<Kind, Epoch>,
 }
 
@@ -72,14 +86,33 @@ impl Intake {
     /// For the messages of one stream.
     #[must_use]
     pub fn new(accept: Accept) -> Self {
-        Self { accept, collecting: None, pending: Vec::new(), synced: false, refused: 0 }
+        Self {
+            accept,
+            uses: Vec::new(),
+            collecting: None,
+            pending: Batch::default(),
+            synced: false,
+            synced_at: 0,
+            started: BTreeSet::new(),
+            behind: BTreeSet::new(),
+            refused: 0,
+            last_refused: None,
+        }
     }
 
-    /// What to subscribe with: digests of what is held of the owners that may be sent.
+    /// Asks only for what is about these namespaces, and about none; for all, if it is empty.
     #[must_use]
-    pub fn request(&self, held: &Replica) -> wire::SubscribeRequest {
+    pub fn using(mut self, namespaces: impl IntoIterator<Item = NamespaceName>) -> Self {
+        self.uses = namespaces.into_iter().map(|namespace| namespace.to_string()).collect();
+        self
+    }
+
+    /// What to subscribe with: digests of what is held of the owners that may be sent, and up to
+    /// where the other side was followed, 0 to be sent whole owners.
+    #[must_use]
+    pub fn request(&self, held: &Replica, position: u64) -> wire::SubscribeRequest {
         let owners = held.owners().filter(|(owner, _)| self.accepts(owner));
-        let digest = |(owner, holding): (&Owner, &crate::replica::Holding)| wire::OwnerDigest {
+        let digest = |(owner, holding): (&Owner, &Holding)| wire::OwnerDigest {
             owner: owner.to_string(),
             digest: holding.digest().to_bytes().into(),
         };
@@ -88,18 +121,20 @@ impl Intake {
             Accept::Region(_) => wire::Scope::Region,
         };
         let held = owners.map(digest).collect();
-        wire::SubscribeRequest {
-            scope: scope.into(),
-            held,
-            reads_level: READS_LEVEL,
-            ..wire::SubscribeRequest::default()
-        }
+        let (reads_level, uses) = (READS_LEVEL, self.uses.clone());
+        wire::SubscribeRequest { scope: scope.into(), held, reads_level, position, uses }
     }
 
     /// Items that the other side may not send, or that are no records.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+
+    /// The last of them.
+    #[must_use]
+    pub fn last_refused(&self) -> Option<&str> {
+        self.last_refused.as_deref()
     }
 
     /// Takes a message. `held` must be what all earlier steps led to.
@@ -120,14 +155,16 @@ impl Intake {
             }
             Some(Message::Start(start)) => {
                 let batch = self.finish(held);
-                self.start(&start)?;
+                self.start(start, held)?;
                 Ok(Step { batch, ..Step::default() })
             }
-            Some(Message::Batch(batch)) => Ok(self.batch(batch)),
+            Some(Message::Batch(batch)) => Ok(self.batch(batch, held)),
             Some(Message::End(end)) => self.end(end),
             Some(Message::Synced(synced)) => {
                 self.synced = true;
-                let batch = self.finish(held);
+                self.synced_at = synced.position;
+                let mut batch = self.finish(held);
+                batch.forgotten = self.forgettable(held);
                 Ok(Step { batch, synced: true, position: Some(synced.position) })
             }
             Some(Message::Digests(digests)) => self.compare(&digests, held),
@@ -137,13 +174,14 @@ impl Intake {
     /// Says the first of a stream: one that sends many would fill the log.
     fn refuse(&mut self, what: &'static str, name: &str) {
         self.refused += 1;
+        let name: String = name.chars().take(300).collect();
         if self.refused == 1 {
-            let name: String = name.chars().take(300).collect();
             tracing::warn!(
                 name,
                 "left out {what} that is not the other side's to send, or not known here"
             );
         }
+        self.last_refused = Some(format!("{what} {name}"));
     }
 
     fn accepts(&self, owner: &Owner) -> bool {
@@ -153,60 +191,107 @@ impl Intake {
         }
     }
 
-    fn start(&mut self, start: &wire::Start) -> Result<(), IntakeError> {
+    fn start(&mut self, start: wire::Start, held: &Replica) -> Result<(), IntakeError> {
         let owner: Owner = parse(&start.owner)?;
         if !self.accepts(&owner) {
             return Err(IntakeError::Unexpected(format!(
                 "records of {owner}, which is not its to send"
             )));
         }
-        let (items, ends) = (BTreeMap::new(), BTreeMap::new());
-        self.collecting = Some(Collecting { owner, same: start.same, items, ends });
+        let newest = start.newest.map(newest).transpose()?;
+        let held = held.holding(&owner).and_then(Holding::newest);
+        let current = match (&newest, held) {
+            (Some(theirs), Some(ours)) => !theirs.is_older_than(ours),
+            (None, Some(_)) => false,
+            (_, None) => true,
+        };
+        if !current {
+            tracing::debug!(%owner, "the other side is behind on this owner, nothing of it counts");
+            self.behind.insert(owner.clone());
+        }
+        self.started.insert(owner.clone());
+        self.collecting = Some(Collecting {
+            owner,
+            current,
+            whole: !start.same && !start.delta,
+            newest,
+            items: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            ends: BTreeMap::new(),
+        });
         Ok(())
     }
 
-    fn batch(&mut self, batch: wire::Batch) -> Step {
-        let mut items = Vec::new();
+    fn batch(&mut self, batch: wire::Batch, held: &Replica) -> Step {
         for item in batch.items {
-            match self.item(item) {
-                Ok(item) => items.push(item),
-                Err(key) => self.refuse("a record", &key),
+            match self.item(item, held) {
+                Ok(Some((key, value, removed))) => self.take(key, value, removed),
+                Ok(None) => {}
+                Err(key) => self.refuse("record", &key),
             }
         }
-        if let Some(collecting) = &mut self.collecting {
-            let values = items.into_iter().filter_map(|(key, value)| Some((key, value?)));
-            collecting.items.extend(values);
+        if self.collecting.is_some() || batch.more {
             return Step::default();
         }
-        self.pending.extend(items);
-        if batch.more {
-            return Step::default();
-        }
-        let items = std::mem::take(&mut self.pending);
         let position = Some(batch.position);
-        Step { batch: Batch { items, ..Batch::default() }, position, synced: false }
+        Step { batch: std::mem::take(&mut self.pending), position, synced: false }
     }
 
-    /// The key alone for what the other side may not send. A kind that only a newer version knows
-    /// is left out too: levels keep writers from using it before all can read it.
-    fn item(&self, item: wire::Item) -> Result<(Key, Option<Bytes>), String> {
+    fn take(&mut self, key: Key, value: Option<Bytes>, removed: Option<Removed>) {
+        if let Some(collecting) = &mut self.collecting {
+            collecting.removed.extend(removed.map(|removed| (key.clone(), removed)));
+            collecting.items.insert(key, value);
+        } else {
+            self.pending.removed.extend(removed.map(|removed| (key.clone(), removed)));
+            self.pending.items.push((key, value));
+        }
+    }
+
+    /// Nothing, if it is a removal from before what is held; the key alone for what the other side
+    /// may not send. A kind that only a newer version knows is left out too: levels keep writers
+    /// from using it before all can read it.
+    fn item(&self, item: wire::Item, held: &Replica) -> Result<Option<Item>, String> {
         let Ok(key) = item.key.parse::<Key>() else { return Err(item.key) };
         let in_turn =
             self.collecting.as_ref().is_none_or(|collecting| collecting.owner == key.owner);
         let size = |value: &Bytes| item.key.len() + value.len();
         let fits = item.value.as_ref().is_none_or(|value| size(value) <= MAX_RECORD_BYTES);
-        if self.accepts(&key.owner) && in_turn && fits {
-            Ok((key, item.value))
-        } else {
-            Err(item.key)
+        if !self.accepts(&key.owner) || !in_turn || !fits {
+            return Err(item.key);
         }
+        if item.value.is_some() {
+            return Ok(Some((key, item.value, None)));
+        }
+        // One without a reason is still its owner's removal: it says so by sending it.
+        let removal = Removal::from_wire(item.removal).unwrap_or(Removal::Unexplained);
+        let removed = Removed { removal, sequence: item.sequence };
+        let origin = held.get(&key).and_then(|entry| entry.origin());
+        let rewinds = origin.is_some_and(|origin| self.rewinds(&item, &key.owner, origin, held));
+        Ok((!rewinds).then_some((key, None, Some(removed))))
+    }
+
+    /// Whether a removal comes from before `origin`, or from a server that is behind on its owner
+    /// and has not caught up. A removal does not name its epoch: it is the owner's present one.
+    fn rewinds(&self, item: &wire::Item, owner: &Owner, origin: &Origin, held: &Replica) -> bool {
+        let Some(newest) = held.holding(owner).and_then(Holding::newest) else { return false };
+        if self.behind.contains(owner) {
+            return item.sequence <= newest.sequence;
+        }
+        newest.epoch == origin.epoch && (1..origin.sequence).contains(&item.sequence)
+    }
+
+    /// Owners of whom nothing is held and the other side says nothing: they have left.
+    fn forgettable(&self, held: &Replica) -> Vec<Owner> {
+        let empty = held.owners().filter(|(_, holding)| holding.is_empty());
+        let empty = empty.map(|(owner, _)| owner).filter(|owner| self.accepts(owner));
+        empty.filter(|owner| !self.started.contains(*owner)).cloned().collect()
     }
 
     fn end(&mut self, end: wire::End) -> Result<Step, IntakeError> {
         let owner: Owner = parse(&end.owner)?;
         let Ok(kind) = end.kind.parse::<Kind>() else {
             // Of a newer version. It vouches for records that this one cannot hold anyway.
-            self.refuse("an end marker of kind", &end.kind);
+            self.refuse("end marker of kind", &end.kind);
             return Ok(Step::default());
         };
         let epoch = crate::record::epoch(end.epoch)
@@ -223,7 +308,9 @@ impl Intake {
                 Err(IntakeError::Unexpected(format!("an end marker of {owner} out of turn")))
             }
             None => {
-                let batch = Batch { complete: vec![(owner, kind, epoch)], ..Batch::default() };
+                let complete = (!self.behind.contains(&owner)).then_some((owner, kind, epoch));
+                let complete = complete.into_iter().collect();
+                let batch = Batch { complete, ..Batch::default() };
                 Ok(Step { batch, ..Step::default() })
             }
         }
@@ -232,6 +319,9 @@ impl Intake {
     /// Compares what was collected of an owner with what is held of it.
     fn finish(&mut self, held: &Replica) -> Batch {
         let Some(collected) = self.collecting.take() else { return Batch::default() };
+        if !collected.current {
+            return Batch::default();
+        }
         let holding = held.holding(&collected.owner);
         let older = |kind: &Kind, epoch: &Epoch| {
             let held = holding.and_then(|holding| holding.complete().get(kind));
@@ -239,29 +329,45 @@ impl Intake {
         };
         let current = collected.ends.iter().filter(|(kind, epoch)| !older(kind, epoch));
         let vouched: BTreeSet<Kind> = current.clone().map(|(kind, _)| *kind).collect();
-        let gone = holding.into_iter().flat_map(super::super::replica::Holding::records).filter(
-            |(key, _)| {
-                !collected.same && vouched.contains(&key.kind) && !collected.items.contains_key(key)
-            },
-        );
+        let gone = holding.into_iter().flat_map(Holding::records).filter(|(key, _)| {
+            collected.whole && vouched.contains(&key.kind) && !collected.items.contains_key(key)
+        });
         let gone = gone.map(|(key, _)| (key.clone(), None));
         let complete = current.map(|(kind, epoch)| (collected.owner.clone(), *kind, epoch.clone()));
         let complete = complete.collect();
-        let items = collected.items.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
-        Batch { items: items.chain(gone).collect(), complete, ..Batch::default() }
+        let newest = collected.newest.clone();
+        let newest = newest.map(|newest| (collected.owner.clone(), newest)).into_iter().collect();
+        let items = collected.items.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let items = items.chain(gone).collect();
+        Batch { items, removed: collected.removed, complete, newest, ..Batch::default() }
     }
 
-    fn compare(&self, digests: &wire::Digests, held: &Replica) -> Result<Step, IntakeError> {
+    fn compare(&mut self, digests: &wire::Digests, held: &Replica) -> Result<Step, IntakeError> {
         for theirs in &digests.owners {
             let owner: Owner = parse(&theirs.owner)?;
             let ours = held.holding(&owner).map(|holding| holding.digest().to_bytes());
             let ours = ours.unwrap_or_else(|| crate::digest::Digest::default().to_bytes());
-            if self.accepts(&owner) && ours[..] != theirs.digest[..] {
+            let same = ours[..] == theirs.digest[..];
+            // Right after the start it is known to be behind; a minute later it should not be.
+            let excused = self.behind.contains(&owner) && self.synced_at == digests.position;
+            if same {
+                self.behind.remove(&owner);
+            } else if self.accepts(&owner) && !excused {
                 return Err(IntakeError::DigestMismatch { owner });
             }
         }
         Ok(Step { position: Some(digests.position), ..Step::default() })
     }
+}
+
+/// A record or its removal, as it was sent.
+type Item = (Key, Option<Bytes>, Option<Removed>);
+
+fn newest(wire: wire::Newest) -> Result<Newest, IntakeError> {
+    let epoch = crate::record::epoch(wire.epoch).map_err(|error| {
+        IntakeError::Unexpected(format!("an owner's newest change whose {error}"))
+    })?;
+    Ok(Newest { epoch, sequence: wire.sequence })
 }
 
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, IntakeError> {

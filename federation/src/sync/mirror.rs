@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::client::{self, Link};
-use super::intake::{Accept, Intake, IntakeError};
+use super::intake::{Accept, Intake, IntakeError, Step};
 use super::leader::{Leader, LeaderError};
 use super::{chain, facts};
 use crate::names::RegionName;
@@ -50,9 +50,13 @@ pub async fn mirror(
     link: watch::Sender<Link>,
 ) -> LeaderError {
     let mut backoff = client::backoff();
+    // What differs is sent whole after this.
+    let mut distrusted = false;
     loop {
         let started = Instant::now();
-        let ended = mirror_once(leader.clone(), &peer, channel.clone(), &link).await;
+        let mut intake = Intake::new(Accept::Region(peer.clone()));
+        let mirroring = Mirroring { leader: leader.clone(), peer: &peer, link: &link };
+        let ended = mirroring.run(channel.clone(), &mut intake, distrusted).await;
         let error = match ended {
             Err(MirrorError::Leader(error @ (LeaderError::NotLeader | LeaderError::Stopping))) => {
                 return error;
@@ -60,6 +64,9 @@ pub async fn mirror(
             Err(error) => error,
             Ok(never) => match never {},
         };
+        distrusted = matches!(error, MirrorError::Intake(IntakeError::DigestMismatch { .. }));
+        link.send_modify(|link| link.mismatches += u64::from(distrusted));
+        client::note_left_out(&link, &intake);
         report(&link, &peer, &error);
         if started.elapsed() > client::MAX_BACKOFF * 2 {
             backoff = client::backoff();
@@ -68,33 +75,54 @@ pub async fn mirror(
     }
 }
 
-async fn mirror_once(
-    mut leader: Leader,
-    peer: &RegionName,
-    channel: Channel,
-    link: &watch::Sender<Link>,
-) -> Result<std::convert::Infallible, MirrorError> {
-    // A commit of an earlier attempt may have happened without an answer: compare with the store
-    // as it is now.
-    let prefix = facts::election_key();
-    let now = store::Range { prefix, after: None, limit: 1, revision: None };
-    let current = leader.store.range(now).await.map_err(LeaderError::Store)?.revision;
-    leader.caught_up(current).await?;
-    let mut intake = Intake::new(Accept::Region(peer.clone()));
-    let request = intake.request(&leader.replicas.current());
-    let mut responses = client::client(channel).subscribe(request).await?.into_inner();
-    loop {
-        let response = responses.message().await?.ok_or(MirrorError::Closed)?;
-        let step = intake.receive(response, &leader.replicas.current())?;
+struct Mirroring<'a> {
+    leader: Leader,
+    peer: &'a RegionName,
+    link: &'a watch::Sender<Link>,
+}
+
+impl Mirroring<'_> {
+    async fn run(
+        mut self,
+        channel: Channel,
+        intake: &mut Intake,
+        distrusted: bool,
+    ) -> Result<std::convert::Infallible, MirrorError> {
+        let resume = self.caught_up().await?;
+        let position = if distrusted { 0 } else { resume };
+        let request = intake.request(&self.leader.replicas.current(), position);
+        let mut responses = client::client(channel).subscribe(request).await?.into_inner();
+        loop {
+            let response = responses.message().await?.ok_or(MirrorError::Closed)?;
+            let step = intake.receive(response, &self.leader.replicas.current())?;
+            self.apply(&step).await?;
+            if step.synced {
+                info!(peer = %self.peer, "mirror in step: this region holds all that the peer owns");
+                client::in_step(self.link);
+            }
+        }
+    }
+
+    /// A commit of an earlier attempt, or leader, may have happened without an answer: what follows
+    /// compares with the store as it is now. Returns up to where the peer was mirrored.
+    async fn caught_up(&mut self) -> Result<u64, LeaderError> {
+        let prefix = facts::resume_key(self.peer);
+        let now = store::Range { prefix: prefix.clone(), after: None, limit: 1, revision: None };
+        let page = self.leader.store.range(now).await?;
+        self.leader.caught_up(page.revision).await?;
+        let resume = page.entries.iter().find(|entry| entry.key == prefix);
+        Ok(resume.map_or(0, |entry| facts::resume_position(&entry.value)))
+    }
+
+    /// Commits a step, the peer's position with it: apart from the data it could say that something
+    /// is here that is not.
+    async fn apply(&mut self, step: &Step) -> Result<(), LeaderError> {
         let resume = step.position.filter(|_| step.synced || !step.batch.is_empty());
-        let resume = resume.map(|position| facts::resume_op(peer, position));
-        if let Some(revision) = leader.commit(step.batch, resume).await? {
-            leader.caught_up(revision).await?;
+        let resume = resume.map(|position| facts::resume_op(self.peer, position));
+        if let Some(revision) = self.leader.commit(step.batch.clone(), resume).await? {
+            self.leader.caught_up(revision).await?;
         }
-        if step.synced {
-            info!(%peer, "mirror in step: this region holds all that the peer owns");
-            link.send_replace(Link { synced: true, ..Link::default() });
-        }
+        Ok(())
     }
 }
 

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Body, Epoch, Export, Origin, Record};
-use crate::replica::Batch;
+use crate::record::{Body, Epoch, Export, Newest, Origin, Record, Removal};
+use crate::replica::{Batch, Removed};
 
 /// Seals an owner's records, giving every change its (epoch, sequence). One per owner and process.
 #[derive(Debug)]
@@ -67,11 +67,27 @@ impl OwnRecords {
         }
         let gone = |key: &&Key| !desired.contains_key(*key) && key.kind != Kind::Beacon;
         let gone: Vec<Key> = self.said.keys().filter(gone).cloned().collect();
+        let mut removed = BTreeMap::new();
         for key in gone {
             self.said.remove(&key);
+            removed.insert(key.clone(), self.remove(Removal::Explained));
             items.push((key, None));
         }
-        Batch { items, ..Batch::default() }
+        let newest =
+            if items.is_empty() { Vec::new() } else { vec![(self.owner.clone(), self.newest())] };
+        Batch { items, removed, newest, ..Batch::default() }
+    }
+
+    /// Numbers a removal.
+    pub fn remove(&mut self, removal: Removal) -> Removed {
+        self.sequence += 1;
+        Removed { removal, sequence: self.sequence }
+    }
+
+    /// The newest change that was said.
+    #[must_use]
+    pub fn newest(&self) -> Newest {
+        Newest { epoch: self.epoch.clone(), sequence: self.sequence }
     }
 
     /// Says one thing, whether or not it was said before.

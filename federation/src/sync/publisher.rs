@@ -1,7 +1,8 @@
 //! The agent's side of a publish stream.
 //!
-//! Declares the full state as (key, hash) pairs, supplies what the region lacks, says that it is
-//! complete, and lets changes flow from then on. Never starts before the cluster's own source is
+//! Declares the full state as (key, hash) pairs, supplies what the region lacks, says what became
+//! of what the region holds beyond it (its owner's judgement, asked for by the caller), says that it
+//! is complete, and lets changes flow from then on. Never starts before the cluster's own source is
 //! complete: not yet known is not empty.
 
 use std::collections::BTreeMap;
@@ -17,8 +18,8 @@ use crate::proto::federation as wire;
 use crate::proto::federation::publish_request::Message as Request;
 use crate::proto::federation::publish_response::Message as Response;
 use crate::proto::records;
-use crate::record::{Epoch, READS_LEVEL, body_hash_of_value};
-use crate::replica::{Change, Replica};
+use crate::record::{Epoch, READS_LEVEL, Removal, body_hash_of_value};
+use crate::replica::{Change, Removed, Replica};
 
 /// What a publisher makes of a message.
 #[derive(Debug, Default)]
@@ -33,6 +34,9 @@ pub struct Step {
     pub refused: Vec<wire::RefusedRecord>,
     /// All that was declared is committed.
     pub complete: bool,
+    /// Records that the region holds and that were not declared: [`Publisher::judged`] goes on once
+    /// it is known what became of them.
+    pub surplus: Option<Vec<(Key, Bytes)>>,
 }
 
 /// Why a stream ends.
@@ -54,6 +58,7 @@ pub struct Publisher {
     epoch: Epoch,
     phase: Phase,
     batch: u64,
+    surplus: Vec<(Key, Bytes)>,
     /// What each batch without an acknowledgement has.
     in_flight: BTreeMap<u64, Vec<String>>,
 }
@@ -65,6 +70,8 @@ enum Phase {
     Accepted,
     /// The state was declared from this view; what the region wants of it is collected.
     Declared(Arc<Replica>, Vec<Key>),
+    /// The owner is asked about what the region holds beyond the declaration.
+    Judging(Arc<Replica>, Vec<Key>),
     /// All values were sent, as the batch of this number says.
     Completing(Arc<Replica>, u64),
     /// Changes up to this view were sent.
@@ -75,7 +82,15 @@ impl Publisher {
     /// A publisher for `owner`'s records.
     #[must_use]
     pub fn new(owner: Owner, uid: String, epoch: Epoch) -> Self {
-        Self { owner, uid, epoch, phase: Phase::Greeted, batch: 0, in_flight: BTreeMap::new() }
+        Self {
+            owner,
+            uid,
+            epoch,
+            phase: Phase::Greeted,
+            batch: 0,
+            surplus: Vec::new(),
+            in_flight: BTreeMap::new(),
+        }
     }
 
     /// The first message of the stream.
@@ -111,11 +126,23 @@ impl Publisher {
                     return Ok(Step::default());
                 }
                 let (view, wanted) = (Arc::clone(view), std::mem::take(wanted));
-                Ok(self.supply(&view, &wanted))
+                Ok(self.declared(view, wanted))
+            }
+            (Response::Surplus(surplus), Phase::Declared(..)) => {
+                self.surplus.extend(records(surplus));
+                Ok(Step::default())
+            }
+            // Found when everything had been said: it is asked about all the same.
+            (Response::Surplus(surplus), Phase::Completing(view, _) | Phase::Flowing(view)) => {
+                self.phase = Phase::Judging(Arc::clone(view), Vec::new());
+                Ok(Step { surplus: Some(records(surplus).collect()), ..Step::default() })
+            }
+            (Response::Surplus(surplus), Phase::Judging(..)) => {
+                Ok(Step { surplus: Some(records(surplus).collect()), ..Step::default() })
             }
             (Response::Ack(ack), _) => Ok(self.acknowledged(ack, replica)),
             (Response::Accepted(_), _) => Err(PublishError::Unexpected("a second acceptance")),
-            (Response::Surplus(_), _) => Ok(Step::default()),
+            (Response::Surplus(_), _) => Err(PublishError::Unexpected("surplus out of turn")),
             (Response::Want(_), _) => Err(PublishError::Unexpected("a want out of turn")),
         }
     }
@@ -132,9 +159,14 @@ impl Publisher {
             Change::Record(key) if key.owner == self.owner => Some(key),
             Change::Record(_) | Change::Complete(..) => None,
         });
-        let values: Vec<(Key, Option<Bytes>)> = own
+        let sequence = self.sequence(replica);
+        let values: Vec<(Key, Result<Bytes, Removed>)> = own
             .map(|key| {
                 let value = replica.get(&key).map(|entry| entry.value.clone());
+                // The replica forgets reasons after some thousand changes more. What is removed
+                // there was removed by its owner.
+                let explained = Removed { removal: Removal::Explained, sequence };
+                let value = value.ok_or_else(|| replica.removed(&key).unwrap_or(explained));
                 (key, value)
             })
             .collect();
@@ -168,14 +200,29 @@ impl Publisher {
         Ok(Step { joined: Some(joined), ..Step::default() })
     }
 
-    fn supply(&mut self, view: &Arc<Replica>, wanted: &[Key]) -> Step {
-        let value = |key: &Key| Some((key.clone(), Some(view.get(key)?.value.clone())));
-        let values =
-            wanted.iter().filter(|key| key.owner == self.owner).filter_map(value).collect();
-        let mut send = self.changes(values);
-        send.push(self.complete(view));
-        self.phase = Phase::Completing(Arc::clone(view), self.batch);
-        Step { send, ..Step::default() }
+    fn declared(&mut self, view: Arc<Replica>, wanted: Vec<Key>) -> Step {
+        self.phase = Phase::Judging(view, wanted);
+        let surplus = std::mem::take(&mut self.surplus);
+        if surplus.is_empty() {
+            return Step { send: self.judged(&BTreeMap::new()), ..Step::default() };
+        }
+        Step { surplus: Some(surplus), ..Step::default() }
+    }
+
+    /// What the owner says of the last [`Step::surplus`]: these are gone, and why. Of the others it
+    /// says nothing, and they stay.
+    pub fn judged(&mut self, gone: &BTreeMap<Key, Removed>) -> Vec<wire::PublishRequest> {
+        let Phase::Judging(view, wanted) = &mut self.phase else { return Vec::new() };
+        let (view, wanted) = (Arc::clone(view), std::mem::take(wanted));
+        let value = |key: &Key| Some((key.clone(), Ok(view.get(key)?.value.clone())));
+        let owner = self.owner.clone();
+        let values = wanted.iter().filter(|key| key.owner == owner).filter_map(value);
+        let gone = gone.iter().filter(|(key, _)| key.owner == owner);
+        let gone = gone.map(|(key, removed)| (key.clone(), Err(*removed)));
+        let mut send = self.changes(values.chain(gone).collect());
+        send.push(self.complete(&view));
+        self.phase = Phase::Completing(view, self.batch);
+        send
     }
 
     /// Vouches for the kinds of which the source knows all; of the others nothing may go for not
@@ -184,7 +231,14 @@ impl Publisher {
         self.batch += 1;
         let known = view.holding(&self.owner).map(|holding| holding.complete().keys());
         let kinds = known.into_iter().flatten().map(ToString::to_string).collect();
-        request(Request::Complete(wire::Complete { batch: self.batch, kinds }))
+        let sequence = self.sequence(view);
+        request(Request::Complete(wire::Complete { batch: self.batch, kinds, sequence }))
+    }
+
+    /// The owner's newest change that this view has.
+    fn sequence(&self, view: &Replica) -> u64 {
+        let newest = view.holding(&self.owner).and_then(crate::replica::Holding::newest);
+        newest.map_or(0, |newest| newest.sequence)
     }
 
     fn acknowledged(&mut self, ack: wire::Ack, replica: &Arc<Replica>) -> Step {
@@ -200,10 +254,11 @@ impl Publisher {
         step
     }
 
-    /// Upserts first, deletes last, in messages of bounded size.
-    fn changes(&mut self, values: Vec<(Key, Option<Bytes>)>) -> Vec<wire::PublishRequest> {
+    /// Upserts first, deletes last, in messages of bounded size, of which all but the last say that
+    /// more follows.
+    fn changes(&mut self, values: Vec<(Key, Result<Bytes, Removed>)>) -> Vec<wire::PublishRequest> {
         let (puts, tombstones): (Vec<_>, Vec<_>) =
-            values.into_iter().partition(|(_, value)| value.is_some());
+            values.into_iter().partition(|(_, value)| value.is_ok());
         let mut messages = Vec::new();
         let mut next = wire::Changes::default();
         let mut size = 0;
@@ -211,14 +266,11 @@ impl Publisher {
             let key = key.to_string();
             size += key.len() + value.as_ref().map_or(0, Bytes::len);
             match value {
-                Some(value) => next.puts.push(wire::Put { key, value }),
-                // A source removes only what it saw go: see `manifests`. What is held back never
-                // gets here.
-                None => next.tombstones.push(wire::Tombstone {
-                    key,
-                    removal: wire::Removal::Explained.into(),
-                    sequence: 0,
-                }),
+                Ok(value) => next.puts.push(wire::Put { key, value }),
+                Err(Removed { removal, sequence }) => {
+                    let removal = removal.to_wire();
+                    next.tombstones.push(wire::Tombstone { key, removal, sequence });
+                }
             }
             if size >= TARGET_MESSAGE {
                 messages.push(std::mem::take(&mut next));
@@ -228,7 +280,12 @@ impl Publisher {
         if !next.puts.is_empty() || !next.tombstones.is_empty() {
             messages.push(next);
         }
-        messages.into_iter().map(|changes| self.numbered(changes)).collect()
+        let last = messages.len().saturating_sub(1);
+        let numbered = messages
+            .into_iter()
+            .enumerate()
+            .map(|(index, changes)| self.numbered(wire::Changes { more: index < last, ..changes }));
+        numbered.collect()
     }
 
     fn numbered(&mut self, changes: wire::Changes) -> wire::PublishRequest {
@@ -238,6 +295,11 @@ impl Publisher {
         self.in_flight.insert(self.batch, keys.cloned().collect());
         request(Request::Changes(wire::Changes { batch: self.batch, ..changes }))
     }
+}
+
+/// What does not parse cannot be this owner's, and is the region's to mend.
+fn records(surplus: wire::Surplus) -> impl Iterator<Item = (Key, Bytes)> {
+    surplus.records.into_iter().filter_map(|put| Some((put.key.parse().ok()?, put.value)))
 }
 
 fn request(message: Request) -> wire::PublishRequest {

@@ -4,7 +4,7 @@
 //! Streams are driven by the reads of the transport, without a task or queue of their own, so that
 //! a stream that is dropped leaves nothing behind.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,16 +17,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-use super::feed::{Feed, Interest};
+use super::feed::{Feed, Has, Interest, Owners, entitlement};
 use super::session::{Session, SessionError};
 use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
-use crate::names::{Owner, RegionName};
+use crate::key::LOCAL_PREFIX;
+use crate::names::{InvalidName, NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::federation_server::{Federation, FederationServer};
 use crate::proto::federation::publish_request::Message as PublishMessage;
 use crate::proto::federation::publish_response::Message as PublishAnswer;
+use crate::record::Entitlement;
 use crate::replica::{Replica, Replicas};
-use crate::store::Store;
+use crate::store::{Range, Store};
 
 /// Wall time, passed in.
 pub type WallClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -106,6 +108,30 @@ impl FederationApi {
         Ok(replicas.current())
     }
 
+    /// Waits until the replica has what the subscriber has seen of this store elsewhere, so that no
+    /// key goes back for it (RELIABILITY promise 14). 0 if the store itself has not come so far: it
+    /// is another history then, and positions in it mean nothing.
+    async fn reach(&self, position: u64, replicas: &mut Replicas) -> Result<u64, Status> {
+        if replicas.peek().position >= position {
+            return Ok(position);
+        }
+        let newest =
+            Range { prefix: LOCAL_PREFIX.to_owned(), after: None, limit: 1, revision: None };
+        let current = self.store.range(newest).await.map_err(|error| {
+            warn!(%error, "a subscriber is ahead of this process, and the store does not answer");
+            Status::unavailable("this control plane is behind and its store does not answer")
+        })?;
+        if current.revision < position {
+            return Ok(0);
+        }
+        let reached = replicas.wait_for(|replica| replica.position >= position);
+        match tokio::time::timeout(FIT_DEADLINE, reached).await {
+            Ok(Some(_)) => Ok(position),
+            Ok(None) => Err(stopping()),
+            Err(_) => Err(Status::unavailable("this control plane is behind its store")),
+        }
+    }
+
     async fn open_session(
         &self,
         caller: &Caller,
@@ -182,16 +208,21 @@ impl Federation for FederationApi {
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let interest = interest(&self.region, &caller, request.scope())?;
-        let held = request.held.into_iter().filter_map(|held| {
+        let owners = owners(&self.region, &caller, request.scope())?;
+        let uses = uses(&request.uses)?;
+        let mut replicas = self.replicas.clone();
+        self.fit(&caller, &mut replicas).await?;
+        let position = self.reach(request.position, &mut replicas).await?;
+        let replica = replicas.current();
+        let entitlement = entitlement_of(&caller, &replica);
+        let digests = request.held.into_iter().filter_map(|held| {
             let owner: Owner = held.owner.parse().ok()?;
             Some((owner, held.digest.to_vec()))
         });
-        let held: BTreeMap<Owner, Vec<u8>> = held.collect();
-        let mut replicas = self.replicas.clone();
-        let replica = self.fit(&caller, &mut replicas).await?;
-        let (feed, messages) = Feed::open(interest, &held, replica);
-        info!(%caller, "subscribed");
+        let has = Has { digests: digests.collect(), position };
+        let interest = Interest { owners, entitlement: entitlement.clone(), uses };
+        let (feed, messages) = Feed::open(interest, &has, replica);
+        info!(%caller, position, "subscribed");
         let mut digests =
             tokio::time::interval_at(Instant::now() + DIGEST_INTERVAL, DIGEST_INTERVAL);
         digests.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -200,7 +231,9 @@ impl Federation for FederationApi {
             replicas,
             messages: messages.into(),
             digests,
-            stop: self.stop.clone(),
+            api: self.clone(),
+            caller,
+            entitlement,
         };
         let messages = futures::stream::unfold(Some(subscription), |state| async {
             let mut state = state?;
@@ -224,8 +257,8 @@ impl Federation for FederationApi {
         };
         let mut replicas = self.replicas.clone();
         let replica = self.fit(&caller, &mut replicas).await?;
-        let interest = Interest::Region(region.clone());
-        let (_, messages) = Feed::open(interest, &BTreeMap::new(), replica);
+        let interest = Interest::all(Owners::Region(region.clone()));
+        let (_, messages) = Feed::open(interest, &Has::default(), replica);
         info!(%caller, messages = messages.len(), "recovers its region's records");
         Ok(Response::new(Box::pin(tokio_stream::iter(messages.into_iter().map(Ok)))))
     }
@@ -265,7 +298,9 @@ struct Subscription {
     replicas: Replicas,
     messages: VecDeque<wire::SubscribeResponse>,
     digests: Interval,
-    stop: CancellationToken,
+    api: FederationApi,
+    caller: Caller,
+    entitlement: Entitlement,
 }
 
 impl Subscription {
@@ -275,11 +310,16 @@ impl Subscription {
                 return Ok(message);
             }
             tokio::select! {
-                () = self.stop.cancelled() => return Err(stopping()),
-                replica = self.replicas.next() => match replica {
-                    Some(replica) => self.messages.extend(self.feed.advance(replica)),
-                    None => return Err(stopping()),
-                },
+                () = self.api.stop.cancelled() => return Err(stopping()),
+                replica = self.replicas.next() => {
+                    let replica = replica.ok_or_else(stopping)?;
+                    if entitlement_of(&self.caller, &replica) != self.entitlement {
+                        return Err(Status::aborted(
+                            "what this subscriber is entitled to has changed: subscribe anew",
+                        ));
+                    }
+                    self.messages.extend(self.feed.advance(replica));
+                }
                 _ = self.digests.tick() => self.messages.push_back(self.feed.digests()),
             }
         }
@@ -295,16 +335,36 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     })
 }
 
-/// What a caller may see follows from who it is; what it asks for must be that.
-fn interest(region: &RegionName, caller: &Caller, scope: wire::Scope) -> Result<Interest, Status> {
+fn entitlement_of(caller: &Caller, replica: &Replica) -> Entitlement {
+    match caller {
+        Caller::Agent { region, cluster } => entitlement(replica, region, cluster),
+        Caller::ControlPlane { .. } => Entitlement::All,
+    }
+}
+
+/// Namespaces that a subscriber names; a bad name is told, since leaving it out would widen or
+/// narrow what it gets.
+fn uses(names: &[String]) -> Result<Option<BTreeSet<NamespaceName>>, Status> {
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let names = names.iter().map(|name| {
+        name.parse()
+            .map_err(|error: InvalidName| Status::invalid_argument(format!("uses: {error}")))
+    });
+    names.collect::<Result<_, _>>().map(Some)
+}
+
+/// Whose records a caller may see follows from who it is; what it asks for must be that.
+fn owners(region: &RegionName, caller: &Caller, scope: wire::Scope) -> Result<Owners, Status> {
     match (caller, scope) {
         (Caller::Agent { region: of, cluster }, wire::Scope::Mesh) if of == region => {
-            Ok(Interest::MeshBut(Owner::cluster(of.clone(), cluster.clone())))
+            Ok(Owners::MeshBut(Owner::cluster(of.clone(), cluster.clone())))
         }
         (Caller::Agent { region: of, .. }, wire::Scope::Mesh) => Err(Status::permission_denied(
             format!("{caller} belongs to region {of}, this is {region}"),
         )),
-        (Caller::ControlPlane { .. }, wire::Scope::Region) => Ok(Interest::Region(region.clone())),
+        (Caller::ControlPlane { .. }, wire::Scope::Region) => Ok(Owners::Region(region.clone())),
         (_, wire::Scope::Unspecified) => Err(Status::invalid_argument("the scope is missing")),
         (Caller::Agent { .. }, wire::Scope::Region)
         | (Caller::ControlPlane { .. }, wire::Scope::Mesh) => {

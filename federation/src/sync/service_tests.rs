@@ -1,12 +1,12 @@
 //! The federation API over real connections (without TLS, which is the wiring's).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -208,18 +208,27 @@ impl Agent {
         let (respected, respected_rx) = watch::channel(None);
         let (publishing, published) = watch::channel(Link::default());
         let (subscribing, subscribed) = watch::channel(Link::default());
+        let (judge, mut surplus) = mpsc::channel::<client::Surplus>(1);
         let publication = Publication {
             owner: owner.clone(),
             uid: format!("uid of {cluster}"),
             epoch: epoch.clone(),
             joined: joined_tx,
             respected: respected_rx,
+            judge,
         };
         let mut tasks = JoinSet::new();
+        // Such an agent says nothing about what it did not declare.
+        tasks.spawn(async move {
+            while let Some(surplus) = surplus.recv().await {
+                surplus.gone.send(BTreeMap::new()).unwrap();
+            }
+        });
         tasks.spawn(client::publish(channel.clone(), publication, replicas.clone(), publishing));
         tasks.spawn(client::subscribe(
             channel.clone(),
             owner.clone(),
+            BTreeSet::new(),
             Arc::clone(&writer),
             subscribing,
         ));
@@ -267,7 +276,8 @@ async fn two_agents_see_each_other_through_the_region_also_after_it_was_away() {
     let store = store().await;
     let (writer, replicas) = replica::channel();
     let mut following = JoinSet::new();
-    let follow = follower::follow(Arc::clone(&store), Arc::new(writer));
+    let follow =
+        follower::follow(Arc::clone(&store), Arc::new(writer), None, watch::Sender::default());
     following.spawn(async move { follow.await.unwrap() });
     // Every caller of one server is one agent here, so each agent has its own.
     let first = Region::start(0, &store, &replicas, Some(agent_of("r-a"))).await;
@@ -304,7 +314,8 @@ async fn region_with_a_cluster(namespaces: &[&str]) -> (Arc<dyn Store>, Replicas
     write_cluster(&store, 1, namespaces).await;
     let (writer, replicas) = replica::channel();
     let mut following = JoinSet::new();
-    let follow = follower::follow(Arc::clone(&store), Arc::new(writer));
+    let follow =
+        follower::follow(Arc::clone(&store), Arc::new(writer), None, watch::Sender::default());
     following.spawn(async move { follow.await.unwrap() });
     (store, replicas, following)
 }
@@ -341,7 +352,8 @@ async fn a_leader_mirrors_what_its_peer_owns_and_stops_when_it_leads_no_more() {
     let Commit::Done(led) = led else { panic!("{led:?}") };
     let (writer, mut replicas) = replica::channel();
     let mut tasks = JoinSet::new();
-    let follow = follower::follow(Arc::clone(&ours), Arc::new(writer));
+    let follow =
+        follower::follow(Arc::clone(&ours), Arc::new(writer), None, watch::Sender::default());
     tasks.spawn(async move { follow.await.unwrap() });
     let leader = Leader {
         store: Arc::clone(&ours),
@@ -394,7 +406,8 @@ async fn a_leader_of_a_second_term_is_heard() {
     let store = store().await;
     let (writer, mut replicas) = replica::channel();
     let mut tasks = JoinSet::new();
-    let follow = follower::follow(Arc::clone(&store), Arc::new(writer));
+    let follow =
+        follower::follow(Arc::clone(&store), Arc::new(writer), None, watch::Sender::default());
     tasks.spawn(async move { follow.await.unwrap() });
     let owner = Owner::region("r".parse().unwrap());
     let own = OwnRecords::new(owner.clone(), Epoch { id: "e".into(), count: 1 });

@@ -1,10 +1,10 @@
 //! The region's side of a publish stream.
 //!
 //! Every transaction compares the mod revision of the session record, so that of two streams that
-//! two replicas accepted, only the one accepted last commits anything. Nothing that the owner does
-//! not say under an end marker is taken for gone, and nothing is acknowledged before it is
-//! committed. One record that may not be written is refused by itself, with the reason; the rest
-//! of its batch goes on.
+//! two replicas accepted, only the one accepted last commits anything. Nothing is taken for gone
+//! because it is not declared: what is held beyond the declaration is told to the owner, who alone
+//! says what became of it. Nothing is acknowledged before it is committed. One record that may not
+//! be written or removed is refused by itself, with the reason; the rest of its batch goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,17 +14,23 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 
-use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, facts};
+use self::removals::Removals;
+use super::transactions::{Changes, transactions};
+use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, facts};
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::publish_request::Message as Request;
 use crate::proto::federation::publish_response::Message as Response;
-use crate::proto::{local, records};
-use crate::record::{Body, Cluster, Epoch, Record, body_hash_of_value};
+use crate::proto::local;
+use crate::record::{
+    Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, Region, body_hash_of_value,
+};
+use crate::replica::Removed;
 use crate::store::{self, Commit, Guard, KeyValue, Op, Store, StoreError, Txn};
 
 mod admit;
+mod removals;
 
 /// Keys per `want` message.
 const WANT_KEYS: usize = 1000;
@@ -59,8 +65,32 @@ pub struct Session {
     /// What the owner holds, by its own word; built up by declaration and changes.
     present: BTreeSet<Key>,
     declared: BTreeMap<Key, Bytes>,
+    /// What the store holds of it.
+    held: BTreeMap<Key, Held>,
+    /// What it was told of and had not declared.
+    told: BTreeSet<Key>,
+    /// Its newest change in this epoch.
+    sequence: u64,
+    removals: Removals,
     phase: Phase,
     cluster: Option<Cluster>,
+    entitlement: Entitlement,
+}
+
+/// What a session remembers of a stored record.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    newest: Option<Newest>,
+    /// How many endpoints it has.
+    endpoints: usize,
+}
+
+impl Held {
+    fn of(key: &Key, value: &Bytes) -> Self {
+        let newest = Origin::of_value(value).map(|origin| origin.newest());
+        let record = (key.kind == Kind::Endpoints).then(|| Record::open(key, value).ok()).flatten();
+        Self { newest, endpoints: record.map_or(0, |record| record.body.endpoints()) }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,14 +125,10 @@ impl Session {
         let key = facts::session_key(&owner);
         let held = store::read(&*store, &key).await?;
         let recorded = held.as_ref().map(|entry| decode_session(&owner, entry)).transpose()?;
+        let said = region_record(&*store, region).await?;
         let next = match &recorded {
             Some(recorded) => succeed(&owner, recorded, &hello.uid, &epoch, silent_for)?,
-            None => local::Session {
-                uid: hello.uid,
-                joined_ms: now.as_millisecond(),
-                number: 1,
-                epoch: Some(records::Epoch { id: epoch.id.clone(), count: epoch.count }),
-            },
+            None => first(&owner, said.as_ref(), hello.uid, &epoch, now),
         };
         let joined = Timestamp::from_millisecond(next.joined_ms).unwrap_or(now);
         let guard = Guard::ModRevision(key.clone(), held.map_or(0, |entry| entry.mod_revision));
@@ -112,12 +138,17 @@ impl Session {
             Commit::Done(revision) => Ok(Self {
                 fence: Guard::ModRevision(key, revision),
                 cluster: recorded_cluster(&*store, &owner).await?,
+                entitlement: entitlement(&owner, said.as_ref()),
                 store,
                 owner,
                 epoch,
                 joined,
                 present: BTreeSet::new(),
                 declared: BTreeMap::new(),
+                held: BTreeMap::new(),
+                told: BTreeSet::new(),
+                sequence: 0,
+                removals: Removals::default(),
                 phase: Phase::Declaring,
             }),
             Commit::GuardFailed => Err(SessionError::Superseded(owner)),
@@ -152,7 +183,7 @@ impl Session {
                 Ok(vec![self.change(changes, now).await?])
             }
             (Some(Request::Complete(complete)), Phase::Supplying | Phase::Flowing) => {
-                Ok(vec![self.complete(complete).await?])
+                self.complete(complete).await
             }
             // Of a newer version: what this one needs, a newer one still sends.
             (None, _) => Ok(Vec::new()),
@@ -180,20 +211,56 @@ impl Session {
         if !state.last {
             return Ok(Vec::new());
         }
-        let (held, _) = store::list(&*self.store, &Key::owner_prefix(&self.owner)).await?;
-        let held: BTreeMap<&str, Option<[u8; 32]>> = held
-            .iter()
-            .map(|entry| (entry.key.as_str(), body_hash_of_value(&entry.value)))
-            .collect();
-        let lacks = |(key, hash): &(&Key, &Bytes)| {
-            let held = held.get(key.to_string().as_str()).copied().flatten();
-            held.is_none_or(|held| held[..] != hash[..])
+        let stored = self.list().await?;
+        let hash = |value: &Bytes| body_hash_of_value(value);
+        let lacks = |(key, declared): &(&Key, &Bytes)| {
+            let held = stored.get(key).and_then(hash);
+            held.is_none_or(|held| held[..] != declared[..])
         };
         let wanted: Vec<String> =
             self.declared.iter().filter(lacks).map(|(key, _)| key.to_string()).collect();
         self.present = std::mem::take(&mut self.declared).into_keys().collect();
+        let held = |(key, value): (&Key, &Bytes)| (key.clone(), Held::of(key, value));
+        self.held = stored.iter().map(held).collect();
+        let mut answers = self.surplus(&stored, &CLUSTER_KINDS);
+        answers.extend(want(&wanted));
         self.phase = Phase::Supplying;
-        Ok(want(&wanted))
+        Ok(answers)
+    }
+
+    async fn list(&self) -> Result<BTreeMap<Key, Bytes>, StoreError> {
+        let (stored, _) = store::list(&*self.store, &Key::owner_prefix(&self.owner)).await?;
+        let records =
+            stored.into_iter().filter_map(|entry| Some((entry.key.parse().ok()?, entry.value)));
+        Ok(records.collect())
+    }
+
+    /// Tells of what is stored and was not declared, each once. The beacon is nobody's surplus.
+    fn surplus(
+        &mut self,
+        stored: &BTreeMap<Key, Bytes>,
+        kinds: &[Kind],
+    ) -> Vec<wire::PublishResponse> {
+        let mut messages = Vec::new();
+        let mut next = wire::Surplus::default();
+        let mut size = 0;
+        for (key, value) in stored {
+            let wanted = kinds.contains(&key.kind) && key.kind != Kind::Beacon;
+            if !wanted || self.present.contains(key) || !self.told.insert(key.clone()) {
+                continue;
+            }
+            let key = key.to_string();
+            size += key.len() + value.len();
+            next.records.push(wire::Put { key, value: value.clone() });
+            if size >= TARGET_MESSAGE {
+                messages.push(response(Response::Surplus(std::mem::take(&mut next))));
+                size = 0;
+            }
+        }
+        if !next.records.is_empty() {
+            messages.push(response(Response::Surplus(next)));
+        }
+        messages
     }
 
     async fn change(
@@ -201,86 +268,151 @@ impl Session {
         changes: wire::Changes,
         now: Timestamp,
     ) -> Result<wire::PublishResponse, SessionError> {
-        let mut ops = Vec::new();
+        let mut taken: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
+        let mut removed = BTreeMap::new();
         let mut refused = Vec::new();
-        let mut seen = BTreeSet::new();
         for put in changes.puts {
-            match self.admit(&put, now) {
-                // Twice in one batch: the transaction takes a key once, and neither is the newer.
-                Ok(key) if !seen.insert(key.clone()) => {
-                    refused.push(refusal(put.key, "stands twice in one batch".to_owned()));
-                }
-                Ok(key) => {
-                    self.present.insert(key);
-                    ops.push(Op::put(put.key, put.value));
-                }
+            let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
+            match outcome {
+                Ok(key) => drop(taken.insert(key, Some(put.value))),
                 Err(reason) => refused.push(refusal(put.key, reason)),
             }
         }
         for tombstone in changes.tombstones {
-            match self.own_key(&tombstone.key) {
-                Ok(key) if seen.insert(key.clone()) => {
-                    self.present.remove(&key);
-                    ops.push(Op::delete(tombstone.key));
-                }
-                Ok(_) => {
-                    refused.push(refusal(tombstone.key, "stands twice in one batch".to_owned()));
+            let key = self.own_key(&tombstone.key).and_then(|key| once(&taken, key));
+            let outcome = key.and_then(|key| Ok((self.admit_removal(&key, &tombstone)?, key)));
+            match outcome {
+                Ok((removal, key)) => {
+                    // At once: the next one is judged by what is left.
+                    self.held.remove(&key);
+                    let sequence = tombstone.sequence;
+                    removed.insert(key.clone(), Removed { removal, sequence });
+                    taken.insert(key, None);
                 }
                 Err(reason) => refused.push(refusal(tombstone.key, reason)),
             }
         }
-        self.commit(ops).await?;
+        self.note(&taken, &removed);
+        if !taken.is_empty() {
+            let items = taken.into_iter().collect();
+            let newest = Some(self.newest());
+            let changes =
+                Changes { items, removed, newest, more: changes.more, ..Changes::default() };
+            self.commit(changes).await?;
+        }
         Ok(response(Response::Ack(wire::Ack { batch: changes.batch, refused })))
     }
 
-    /// What is held beyond what the owner declared and sent is gone: the one place where absence
-    /// speaks, under an end marker of the epoch that was just accepted as the newest.
+    /// Before the commit: if that fails, the stream ends.
+    fn note(&mut self, taken: &BTreeMap<Key, Option<Bytes>>, removed: &BTreeMap<Key, Removed>) {
+        for (key, value) in taken {
+            if let Some(value) = value {
+                let held = Held::of(key, value);
+                let sequence = held.newest.as_ref().map_or(0, |newest| newest.sequence);
+                self.sequence = self.sequence.max(sequence);
+                self.present.insert(key.clone());
+                self.held.insert(key.clone(), held);
+            } else {
+                self.present.remove(key);
+            }
+        }
+        for removed in removed.values() {
+            self.sequence = self.sequence.max(removed.sequence);
+        }
+    }
+
+    fn newest(&self) -> Newest {
+        Newest { epoch: self.epoch.clone(), sequence: self.sequence }
+    }
+
+    /// The owner has said all. What is found that it did not declare and was not told of came since
+    /// (a store's loss that was made good): it is told of it, and says so again. What it was told
+    /// of and says nothing about stays, refused.
     async fn complete(
         &mut self,
         complete: wire::Complete,
-    ) -> Result<wire::PublishResponse, SessionError> {
+    ) -> Result<Vec<wire::PublishResponse>, SessionError> {
         let named = complete.kinds.iter().filter_map(|kind| kind.parse().ok());
         let kinds: BTreeSet<Kind> = named.filter(|kind| CLUSTER_KINDS.contains(kind)).collect();
-        let (held, _) = store::list(&*self.store, &Key::owner_prefix(&self.owner)).await?;
-        let gone = |entry: &KeyValue| {
-            let key = entry.key.parse::<Key>().ok();
-            key.is_some_and(|key| kinds.contains(&key.kind) && !self.present.contains(&key))
+        let kinds: Vec<Kind> = kinds.into_iter().collect();
+        let stored = self.list().await?;
+        let untold = self.surplus(&stored, &kinds);
+        if !untold.is_empty() {
+            return Ok(untold);
+        }
+        let silent = |key: &&Key| {
+            kinds.contains(&key.kind) && key.kind != Kind::Beacon && !self.present.contains(*key)
         };
-        let deletes = held.iter().filter(|entry| gone(entry)).map(|entry| Op::delete(&entry.key));
-        let mut ops: Vec<Op> = deletes.collect();
-        ops.extend(kinds.iter().map(|kind| facts::complete_op(&self.owner, *kind, &self.epoch)));
-        self.commit_in_order(ops).await?;
+        let refused = stored.keys().filter(silent).map(|key| {
+            refusal(key.to_string(), "is neither declared nor removed: it stays".to_owned())
+        });
+        let refused = refused.collect();
+        self.sequence = self.sequence.max(complete.sequence);
+        let complete_kinds = kinds.iter().map(|kind| (*kind, self.epoch.clone())).collect();
+        let newest = Some(self.newest());
+        let changes = Changes { complete: complete_kinds, newest, ..Changes::default() };
+        self.commit(changes).await?;
         self.phase = Phase::Flowing;
-        Ok(response(Response::Ack(wire::Ack { batch: complete.batch, refused: Vec::new() })))
+        // The next time it may know more.
+        self.told.clear();
+        Ok(vec![response(Response::Ack(wire::Ack { batch: complete.batch, refused }))])
     }
 
-    async fn commit(&self, ops: Vec<Op>) -> Result<(), SessionError> {
-        commit_parts(&*self.store, &self.owner, &self.fence, store::split(ops)?).await
-    }
-
-    /// Deletes before the markers that vouch for them: a reader that sees the marker must have
-    /// seen all it covers.
-    async fn commit_in_order(&self, ops: Vec<Op>) -> Result<(), SessionError> {
-        let (deletes, markers) = ops.into_iter().partition(|op| matches!(op, Op::Delete { .. }));
-        self.commit(deletes).await?;
-        self.commit(markers).await
+    async fn commit(&self, changes: Changes) -> Result<(), SessionError> {
+        let owners = BTreeMap::from([(self.owner.clone(), changes)]);
+        for mut part in transactions(owners, None)? {
+            part.guards.push(self.fence.clone());
+            match self.store.commit(part).await? {
+                Commit::Done(_) => {}
+                Commit::GuardFailed => return Err(SessionError::Superseded(self.owner.clone())),
+            }
+        }
+        Ok(())
     }
 }
 
-async fn commit_parts(
+/// Twice in one batch: the transaction takes a key once, and neither is the newer.
+fn once(taken: &BTreeMap<Key, Option<Bytes>>, key: Key) -> Result<Key, String> {
+    if taken.contains_key(&key) { Err("stands twice in one batch".to_owned()) } else { Ok(key) }
+}
+
+/// What the region says of itself in its own store, its members among it: that survives where
+/// sessions were lost.
+async fn region_record(
     store: &dyn Store,
+    region: &RegionName,
+) -> Result<Option<Region>, StoreError> {
+    let key = Key::of_owner(Owner::region(region.clone()), Kind::Region);
+    let entry = store::read(store, &key.to_string()).await?;
+    Ok(entry.and_then(|entry| match Record::open(&key, &entry.value).ok()?.body {
+        Body::Region(region) => Some(region),
+        _ => None,
+    }))
+}
+
+fn entitlement(owner: &Owner, region: Option<&Region>) -> Entitlement {
+    let cluster = owner.cluster.as_ref();
+    let named = cluster.and_then(|cluster| region?.entitlements.get(cluster));
+    named.cloned().unwrap_or(Entitlement::All)
+}
+
+/// The first session in this store. A cluster that the region remembers as a member joined when it
+/// says, not now.
+fn first(
     owner: &Owner,
-    fence: &Guard,
-    parts: Vec<Txn>,
-) -> Result<(), SessionError> {
-    for mut part in parts {
-        part.guards.push(fence.clone());
-        match store.commit(part).await? {
-            Commit::Done(_) => {}
-            Commit::GuardFailed => return Err(SessionError::Superseded(owner.clone())),
-        }
+    region: Option<&Region>,
+    uid: String,
+    epoch: &Epoch,
+    now: Timestamp,
+) -> local::Session {
+    let member = owner.cluster.as_ref().and_then(|cluster| region?.members.get(cluster));
+    let joined = member.filter(|member| member.uid == uid).map_or(now, |member| member.joined);
+    local::Session {
+        uid,
+        joined_ms: joined.as_millisecond(),
+        number: 1,
+        epoch: Some(facts::epoch_to_wire(epoch)),
     }
-    Ok(())
 }
 
 /// The certificate says which cluster the caller is; the message must agree.
@@ -328,7 +460,7 @@ fn succeed(
         )));
     }
     Ok(local::Session {
-        epoch: Some(records::Epoch { id: epoch.id.clone(), count: epoch.count }),
+        epoch: Some(facts::epoch_to_wire(epoch)),
         number: recorded.number + 1,
         ..recorded.clone()
     })

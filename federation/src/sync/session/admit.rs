@@ -7,7 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 use super::Session;
 use crate::key::Key;
 use crate::proto::federation as wire;
-use crate::record::{Body, Cluster, Endpoints, Export, Record};
+use tokio::time::Instant;
+
+use crate::record::{Body, Cluster, Endpoints, Export, Origin, Record, Removal};
 use crate::sync::transactions::MAX_RECORD_BYTES;
 use crate::sync::{CLUSTER_KINDS, chain};
 
@@ -24,7 +26,9 @@ impl Session {
                 "has {size} bytes, more than the {MAX_RECORD_BYTES} that a store takes"
             ));
         }
+        self.admit_namespace(&key)?;
         let record = Record::open(&key, &put.value).map_err(|error| chain(&error))?;
+        self.admit_origin(&key, &record.origin)?;
         match record.body {
             Body::Export(export) => self.admit_export(&export, now)?,
             Body::Endpoints(endpoints) => admit_addresses(self.cluster.as_ref(), &endpoints)?,
@@ -32,6 +36,64 @@ impl Session {
             Body::Namespace(_) | Body::Beacon(_) | Body::Region(_) | Body::Decision(_) => {}
         }
         Ok(key)
+    }
+
+    /// Why the record under `key` goes, if it may.
+    pub(super) fn admit_removal(
+        &mut self,
+        key: &Key,
+        tombstone: &wire::Tombstone,
+    ) -> Result<Removal, String> {
+        let removal = Removal::from_wire(tombstone.removal)
+            .ok_or_else(|| "a tombstone says why: this one does not".to_owned())?;
+        if tombstone.sequence == 0 {
+            return Err("a tombstone has a sequence number: this one has none".to_owned());
+        }
+        if let Some(held) = self.held.get(key).and_then(|held| held.newest.as_ref())
+            && held.epoch == self.epoch
+            && tombstone.sequence < held.sequence
+        {
+            return Err(format!(
+                "goes back: removed by change {}, and change {} of it is held",
+                tombstone.sequence, held.sequence
+            ));
+        }
+        if removal == Removal::Unexplained {
+            self.removals.allow(key, &self.held, Instant::now())?;
+        }
+        Ok(removal)
+    }
+
+    fn admit_namespace(&self, key: &Key) -> Result<(), String> {
+        let about = key.about();
+        if self.entitlement.covers(about.as_ref()) {
+            return Ok(());
+        }
+        Err(format!(
+            "is about namespace {}, which {} is not entitled to",
+            about.map(|namespace| namespace.to_string()).unwrap_or_default(),
+            self.owner
+        ))
+    }
+
+    /// A record names the stream's own epoch, and its changes only go up.
+    fn admit_origin(&self, key: &Key, origin: &Origin) -> Result<(), String> {
+        if origin.epoch != self.epoch {
+            return Err(format!(
+                "was written in epoch {}, this stream is of {}",
+                origin.epoch, self.epoch
+            ));
+        }
+        let held = self.held.get(key).and_then(|held| held.newest.as_ref());
+        match held {
+            Some(held) if held.epoch == self.epoch && origin.sequence < held.sequence => {
+                Err(format!(
+                    "goes back: change {} comes after change {} of it was taken",
+                    origin.sequence, held.sequence
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The key, if it is one of this owner's and of a kind that agents publish.

@@ -15,12 +15,14 @@ use tokio::time::Instant;
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::proto::federation as wire;
-use crate::record::{Body, Cluster, Endpoint, Endpoints, Epoch, Export, Namespace, ServiceType};
-use crate::replica::{self, Batch, Replica, ReplicaWriter};
+use crate::record::{
+    Body, Cluster, Endpoint, Endpoints, Epoch, Export, Namespace, Removal, ServiceType,
+};
+use crate::replica::{self, Batch, Removed, Replica, ReplicaWriter};
 use crate::store::embedded::Embedded;
 use crate::store::{self, Store};
 use crate::sync::Caller;
-use crate::sync::feed::{Feed, Interest};
+use crate::sync::feed::{Feed, Has, Interest, Owners};
 use crate::sync::intake::{Accept, Intake, IntakeError};
 use crate::sync::own::{OwnRecords, with_join};
 use crate::sync::publisher::Publisher;
@@ -107,6 +109,15 @@ impl Agent {
         self.writer.apply(batch, Instant::now());
     }
 
+    /// What it knows all of and does not want is gone; of the rest it says nothing.
+    fn judge(&mut self, surplus: &[(Key, Bytes)]) -> BTreeMap<Key, Removed> {
+        let replica = self.writer.current();
+        let known = replica.holding(&owner()).map(|held| held.complete().clone());
+        let known = known.unwrap_or_default();
+        let gone = surplus.iter().filter(|(key, _)| known.contains_key(&key.kind));
+        gone.map(|(key, _)| (key.clone(), self.own.remove(Removal::Explained))).collect()
+    }
+
     fn publisher(&self) -> Publisher {
         Publisher::new(owner(), "uid".into(), self.epoch.clone())
     }
@@ -144,6 +155,9 @@ async fn settle(
             let step = publisher.receive(answer, &agent.writer.current()).unwrap();
             refused.extend(step.refused);
             to_region.extend(step.send);
+            if let Some(surplus) = step.surplus {
+                to_region.extend(publisher.judged(&agent.judge(&surplus)));
+            }
         }
     }
     Ok(refused)
@@ -165,8 +179,10 @@ async fn publish(store: &Arc<dyn Store>, agent: &mut Agent) -> (Publisher, Sessi
         }
         for answer in session.receive(request, now()).await.unwrap() {
             let step = publisher.receive(answer, &agent.writer.current()).unwrap();
-            assert_eq!(step.refused, []);
             to_region.extend(step.send);
+            if let Some(surplus) = step.surplus {
+                to_region.extend(publisher.judged(&agent.judge(&surplus)));
+            }
         }
     }
     (publisher, session, values)

@@ -14,11 +14,12 @@ fn subscribe(
     subscriber: &ReplicaWriter,
 ) -> (Feed, Intake, Vec<wire::SubscribeResponse>) {
     let intake = Intake::new(Accept::MeshBut("x/x-x".parse().unwrap()));
-    let request = intake.request(&subscriber.current());
+    let request = intake.request(&subscriber.current(), 0);
     let held = request.held.into_iter();
-    let held = held.map(|held| (held.owner.parse().unwrap(), held.digest.to_vec())).collect();
-    let interest = Interest::MeshBut("x/x-x".parse().unwrap());
-    let (feed, messages) = Feed::open(interest, &held, source.current());
+    let digests = held.map(|held| (held.owner.parse().unwrap(), held.digest.to_vec())).collect();
+    let interest = Interest::all(Owners::MeshBut("x/x-x".parse().unwrap()));
+    let has = Has { digests, position: request.position };
+    let (feed, messages) = Feed::open(interest, &has, source.current());
     (feed, intake, messages)
 }
 
@@ -93,10 +94,15 @@ async fn what_was_missed_goes_only_under_an_end_marker_that_is_not_older() {
         assert_eq!(has, kept);
     };
     let all = &crate::sync::CLUSTER_KINDS;
-    check(held(epoch("e", 5), &[cluster()], all), false);
+    let mut removed = Agent::new(epoch("e", 5));
+    removed.says(&[cluster(), namespace("one")], all);
+    removed.says(&[cluster()], all);
+    check(removed.writer, false);
     check(held(epoch("e", 6), &[cluster()], all), false);
     check(held(epoch("other", 1), &[cluster()], all), false);
-    // An older word on absence, no word on this kind, no word on anything: nothing goes.
+    // The word of one who does not know all that is known here (a server that is behind, or was
+    // restored from a backup), an older word, no word on this kind, none on anything: nothing goes.
+    check(held(epoch("e", 5), &[cluster()], all), true);
     check(held(epoch("e", 4), &[cluster()], all), true);
     check(held(epoch("e", 6), &[cluster()], &[Kind::Cluster]), true);
     check(replica::channel().0, true);
@@ -132,8 +138,8 @@ async fn a_difference_is_found_by_the_digests() {
 #[tokio::test]
 async fn a_peer_is_believed_about_itself_only() {
     let sender = held(epoch("e", 1), &[cluster()], &crate::sync::CLUSTER_KINDS);
-    let interest = Interest::Region("r".parse().unwrap());
-    let (_, messages) = Feed::open(interest, &BTreeMap::new(), sender.current());
+    let interest = Interest::all(Owners::Region("r".parse().unwrap()));
+    let (_, messages) = Feed::open(interest, &Has::default(), sender.current());
     let (subscriber, _readers) = replica::channel();
     let mut intake = Intake::new(Accept::Region("other".parse().unwrap()));
     let error = take(&mut intake, &subscriber, messages).unwrap_err();

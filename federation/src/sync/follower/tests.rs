@@ -1,0 +1,304 @@
+use bytes::Bytes;
+
+use super::state::State;
+use super::*;
+use crate::key::{Key, Kind};
+use crate::names::Owner;
+use crate::record::{Body, Epoch, Namespace, Newest, Origin, Record, Removal};
+use crate::replica::{self, Batch, Removed};
+use crate::store::embedded::Embedded;
+use crate::store::{Op, Txn};
+use crate::sync::facts;
+use crate::sync::leader::Leader;
+use crate::sync::reseed::reseed;
+use crate::sync::transactions::{Changes, transactions};
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn owner() -> Owner {
+    "r/r-a".parse().unwrap()
+}
+
+fn epoch() -> Epoch {
+    Epoch { id: "e".into(), count: 1 }
+}
+
+fn key(name: &str) -> Key {
+    format!("/tombolo/v1/r/r-a/namespace/_/{name}").parse().unwrap()
+}
+
+fn value(name: &str, sequence: u64) -> Bytes {
+    let origin = Origin { epoch: epoch(), sequence, ..Origin::default() };
+    let body = Body::Namespace(Namespace::default());
+    Record { key: key(name), origin, body }.seal().value
+}
+
+fn put(name: &str, sequence: u64) -> (Key, Option<Bytes>) {
+    (key(name), Some(value(name, sequence)))
+}
+
+fn changes(items: Vec<(Key, Option<Bytes>)>, sequence: u64) -> Changes {
+    let gone = items.iter().filter(|(_, value)| value.is_none());
+    let removed = Removed { removal: Removal::Explained, sequence };
+    let removed = gone.map(|(key, _)| (key.clone(), removed)).collect();
+    let newest = Some(Newest { epoch: epoch(), sequence });
+    Changes { items, removed, newest, ..Changes::default() }
+}
+
+async fn commit(store: &dyn Store, changes: Changes) {
+    for txn in transactions([(owner(), changes)].into(), None).unwrap() {
+        assert!(store.commit(txn).await.unwrap().is_done());
+    }
+}
+
+fn names(replica: &replica::Replica) -> Vec<String> {
+    let holding = replica.holding(&owner());
+    let records = holding.into_iter().flat_map(replica::Holding::records);
+    records.map(|(key, _)| key.name.to_string()).collect()
+}
+
+/// A process: its replica survives the store.
+struct Process {
+    writer: Arc<ReplicaWriter>,
+    following: watch::Sender<Following>,
+    state: State,
+}
+
+impl Process {
+    fn new() -> Self {
+        let (writer, _) = replica::channel();
+        Self {
+            writer: Arc::new(writer),
+            following: watch::Sender::default(),
+            state: State::new(None),
+        }
+    }
+
+    /// Follows until all that the store has is in the replica.
+    async fn catch_up(&mut self, store: &Arc<Embedded>) {
+        let state = std::mem::take(&mut self.state);
+        let following = self.following.clone();
+        let mut follower = Follower {
+            store: Arc::<Embedded>::clone(store),
+            writer: Arc::clone(&self.writer),
+            state,
+            following,
+        };
+        let all = store::list(&**store, "/").await.unwrap().1;
+        // Of the history before, perhaps.
+        self.following.send_modify(|following| following.resume = None);
+        let (replicas, following) = (self.writer.subscribe(), self.following.subscribe());
+        let caught_up = async {
+            // The watch has begun, too: its first commit is what the next resumption shows.
+            let at = |point: &ResumePoint| point.revision == all;
+            while replicas.peek().position != all
+                || !following.borrow().resume.as_ref().is_some_and(at)
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let mut backoff = client::backoff();
+        tokio::select! {
+            ended = follower.once(&mut backoff) => panic!("{ended:?}"),
+            () = caught_up => {}
+        }
+        self.state = follower.state;
+    }
+
+    fn names(&self) -> Vec<String> {
+        names(&self.writer.current())
+    }
+
+    fn seen(&self) -> Following {
+        self.following.borrow().clone()
+    }
+}
+
+async fn store() -> Arc<Embedded> {
+    Arc::new(Embedded::in_memory().await.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_ended_goes_on_without_listing() {
+    let store = store().await;
+    commit(&*store, changes(vec![put("a", 1)], 1)).await;
+    let mut process = Process::new();
+    process.catch_up(&store).await;
+    commit(&*store, changes(vec![put("b", 2)], 2)).await;
+    process.catch_up(&store).await;
+    commit(&*store, changes(vec![(key("a"), None)], 3)).await;
+    process.catch_up(&store).await;
+    assert_eq!(process.names(), ["b"]);
+    assert_eq!((process.seen().listings, process.seen().other_histories), (1, 0));
+    let removed = process.writer.current().removed(&key("a")).unwrap();
+    assert_eq!(removed, Removed { removal: Removal::Explained, sequence: 3 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_that_is_gone_is_made_up_for_with_its_deletes() {
+    let store = store().await;
+    commit(&*store, changes(vec![put("a", 1), put("b", 1)], 1)).await;
+    let mut process = Process::new();
+    process.catch_up(&store).await;
+    commit(&*store, changes(vec![(key("a"), None)], 2)).await;
+    commit(&*store, changes(vec![put("c", 3)], 3)).await;
+    let newest = store::list(&*store, "/").await.unwrap().1;
+    store.compact(newest).await.unwrap();
+    process.catch_up(&store).await;
+    assert_eq!(process.names(), ["b", "c"]);
+    assert!(process.seen().lost.owners.is_empty());
+}
+
+/// The store was restored from a backup: what is held and was said after it stays, and is written
+/// back for all the others.
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
+    for written_past in [false, true] {
+        let before = store().await;
+        commit(&*before, changes(vec![put("a", 1), put("old", 1)], 1)).await;
+        commit(&*before, changes(vec![put("b", 2), (key("old"), None)], 2)).await;
+        commit(&*before, changes(vec![put("a", 3)], 3)).await;
+        let mut process = Process::new();
+        process.catch_up(&before).await;
+
+        let restored = store().await;
+        commit(&*restored, changes(vec![put("a", 1), put("old", 1)], 1)).await;
+        if written_past {
+            for n in 0..9 {
+                let ops = vec![Op::put("/tombolo/local/v1/x", n.to_string())];
+                restored.commit(Txn { guards: vec![], ops }).await.unwrap();
+            }
+        }
+        process.catch_up(&restored).await;
+        assert_eq!(process.seen().other_histories, 1, "{written_past}");
+        assert!(process.names().contains(&"b".to_owned()), "what was said since stays");
+        let held = process.writer.current();
+        let sequence = held.get(&key("a")).unwrap().origin().unwrap().sequence;
+        assert_eq!(sequence, 3, "nothing goes back");
+
+        let election = vec![Op::put(facts::election_key(), "me")];
+        restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
+        let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
+        process.catch_up(&restored).await;
+        let mut leader = Leader {
+            store: Arc::<Embedded>::clone(&restored),
+            fence: store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+            replicas: process.writer.subscribe(),
+        };
+        let written = reseed(&mut leader, &process.following.subscribe()).await.unwrap();
+        assert_eq!(written, 2, "b, and a as it was last");
+        let mut other = Process::new();
+        other.catch_up(&restored).await;
+        assert!(other.names().contains(&"b".to_owned()));
+        let newest = other.writer.current().holding(&owner()).unwrap().newest().cloned();
+        assert_eq!(newest, Some(Newest { epoch: epoch(), sequence: 3 }));
+        process.catch_up(&restored).await;
+        assert!(process.seen().lost.owners.is_empty(), "{:?}", process.seen().lost);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_spoke_to_the_restored_store_wins_over_what_was_lost() {
+    let before = store().await;
+    commit(&*before, changes(vec![put("a", 1), put("b", 2)], 2)).await;
+    let mut process = Process::new();
+    process.catch_up(&before).await;
+    let restored = store().await;
+    commit(&*restored, changes(vec![put("a", 1)], 1)).await;
+    process.catch_up(&restored).await;
+    assert_eq!(process.seen().lost.owners.len(), 1);
+
+    // It says all anew, without b.
+    let mut anew = changes(vec![put("a", 5)], 5);
+    anew.complete = vec![(Kind::Namespace, epoch())];
+    commit(&*restored, anew).await;
+    let election = vec![Op::put(facts::election_key(), "me")];
+    restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
+    let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
+    let mut leader = Leader {
+        store: Arc::<Embedded>::clone(&restored),
+        fence: store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+        replicas: process.writer.subscribe(),
+    };
+    // Before this process has seen it, and after.
+    let stale = Arc::clone(&process.seen().lost);
+    let lost = &stale.owners[&owner()];
+    let seed = crate::sync::reseed::Seed {
+        records: vec![(key("b"), value("b", 2))],
+        said_revision: lost.said_revision,
+        ..Default::default()
+    };
+    let written = crate::sync::reseed::seed_owner(&leader, &owner(), seed).await.unwrap();
+    assert_eq!(written, 0);
+    process.catch_up(&restored).await;
+    assert_eq!(process.names(), ["a"]);
+    assert_eq!(reseed(&mut leader, &process.following.subscribe()).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_in_several_transactions_is_shown_at_once() {
+    let store: Arc<Embedded> = store().await;
+    let (writer, mut replicas) = replica::channel();
+    let mut tasks = tokio::task::JoinSet::new();
+    let following = watch::Sender::default();
+    tasks.spawn(follow(Arc::<Embedded>::clone(&store), Arc::new(writer), None, following));
+    commit(&*store, changes(vec![put("first", 1)], 1)).await;
+    replicas.wait_for(|replica| names(replica).len() == 1).await.unwrap();
+
+    let items: Vec<_> = (0..300).map(|n| put(&format!("n{n}"), 2)).collect();
+    let txns = transactions([(owner(), changes(items, 2))].into(), None).unwrap();
+    let count = txns.len();
+    assert!(count > 2);
+    let mut seen = vec![1];
+    for (index, txn) in txns.into_iter().enumerate() {
+        store.commit(txn).await.unwrap();
+        let position = store::list(&*store, "/").await.unwrap().1;
+        let shown = replicas.wait_for(|replica| replica.position >= position).await.unwrap();
+        seen.push(names(&shown).len());
+        assert_eq!(names(&shown).len(), if index + 1 < count { 1 } else { 301 });
+    }
+
+    // A writer that dies in the middle holds nothing back for long.
+    let items: Vec<_> = (0..300).map(|n| put(&format!("m{n}"), 3)).collect();
+    let first = transactions([(owner(), changes(items, 3))].into(), None).unwrap().remove(0);
+    store.commit(first).await.unwrap();
+    let shown = tokio::time::timeout(LONG, replicas.wait_for(|replica| names(replica).len() > 301));
+    shown.await.expect("it is shown after 2 s").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_whose_last_word_is_deleted_is_forgotten() {
+    let store = store().await;
+    commit(&*store, changes(vec![put("a", 1)], 1)).await;
+    let mut process = Process::new();
+    process.catch_up(&store).await;
+    let ops = vec![Op::delete(facts::said_key(&owner())), Op::delete(key("a").to_string())];
+    store.commit(Txn { guards: vec![], ops }).await.unwrap();
+    process.catch_up(&store).await;
+    assert!(process.writer.current().holding(&owner()).is_none());
+}
+
+#[test]
+fn what_is_held_back_is_not_resumed_after() {
+    let mut state = State::new(None);
+    let mut part = changes(vec![put("a", 1)], 1);
+    part.more = true;
+    let txn = transactions([(owner(), part)].into(), None).unwrap().remove(0);
+    let events: Vec<_> = txn
+        .ops
+        .into_iter()
+        .filter_map(|op| match op {
+            Op::Put { key, value, .. } => Some(store::Event::Put(store::KeyValue {
+                key,
+                value,
+                create_revision: 1,
+                mod_revision: 1,
+            })),
+            Op::Delete { .. } => None,
+        })
+        .collect();
+    let batch = state.committed(1, &events);
+    assert!(batch.items.is_empty() && state.has_unfinished());
+    let flushed: Batch = state.flush();
+    assert_eq!(flushed.items.len(), 1);
+}

@@ -1,0 +1,105 @@
+//! Writing back what a store has lost.
+//!
+//! A store that was restored from a backup has forgotten what was said since; a new one has
+//! forgotten everything. What this region's processes still hold, and what its peers hold of it,
+//! is written back by the leader, as it was received, so that every process and every peer goes on
+//! seeing it until its owner speaks again (RELIABILITY promise 16). Promises: an owner that has
+//! spoken to the new store wins: each transaction compares when the owner last said anything here;
+//! the fact up to which change an owner is known comes last, so that a part is never taken for all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::facts;
+use super::follower::{Following, LostOwner};
+use super::leader::{Leader, LeaderError};
+use super::transactions::{Changes, transactions};
+use crate::key::{Key, Kind};
+use crate::names::Owner;
+use crate::record::{Epoch, Newest};
+use crate::replica::{Holding, Replica};
+use crate::store::{Commit, Guard, Range, Revision, Txn};
+
+/// One owner's records as somebody else still has them.
+#[derive(Debug, Clone, Default)]
+pub struct Seed {
+    /// Verbatim.
+    pub records: Vec<(Key, Bytes)>,
+    /// What was complete.
+    pub complete: Vec<(Kind, Epoch)>,
+    /// The owner's newest change in it.
+    pub newest: Option<Newest>,
+    /// When the owner's last word was written in this store; 0: never.
+    pub said_revision: Revision,
+}
+
+/// Writes back what the follower found lost. Returns how many records it was.
+///
+/// # Errors
+/// See [`LeaderError`].
+pub async fn reseed(
+    leader: &mut Leader,
+    following: &watch::Receiver<Following>,
+) -> Result<usize, LeaderError> {
+    let key = facts::election_key();
+    let now = Range { prefix: key, after: None, limit: 1, revision: None };
+    let current = leader.store.range(now).await?.revision;
+    leader.caught_up(current).await?;
+    let lost = Arc::clone(&following.borrow().lost);
+    let replica = leader.replicas.peek();
+    let mut records = 0;
+    for (owner, lost) in &lost.owners {
+        let seed = replica.holding(owner).map(|holding| held(&replica, holding, lost));
+        records += seed_owner(leader, owner, seed.unwrap_or_default()).await?;
+    }
+    Ok(records)
+}
+
+fn held(replica: &Replica, holding: &Holding, lost: &LostOwner) -> Seed {
+    let value = |key: &Key| Some((key.clone(), replica.get(key)?.value.clone()));
+    Seed {
+        records: lost.keys.iter().filter_map(value).collect(),
+        complete: holding.complete().iter().map(|(kind, epoch)| (*kind, epoch.clone())).collect(),
+        newest: holding.newest().cloned(),
+        said_revision: lost.said_revision,
+    }
+}
+
+/// Writes one owner's records, unless it has said something since. Returns how many.
+///
+/// # Errors
+/// See [`LeaderError`].
+pub async fn seed_owner(leader: &Leader, owner: &Owner, seed: Seed) -> Result<usize, LeaderError> {
+    let count = seed.records.len();
+    let said = Guard::ModRevision(facts::said_key(owner), seed.said_revision);
+    let items = seed.records.into_iter().map(|(key, value)| (key, Some(value))).collect();
+    let changes = Changes { items, complete: seed.complete, ..Changes::default() };
+    let newest = seed.newest.map(|newest| {
+        facts::said_op(owner, &facts::Said { newest, removed: Vec::new(), more: false })
+    });
+    for mut txn in transactions(BTreeMap::from([(owner.clone(), changes)]), newest)? {
+        txn.guards.push(said.clone());
+        if !commit(leader, txn).await? {
+            info!(%owner, "the owner spoke for itself while its records were written back");
+            return Ok(0);
+        }
+    }
+    warn!(%owner, records = count, "records that the store had lost were written back");
+    Ok(count)
+}
+
+/// Whether it was committed. Of the guards only the leader's is not about the owner.
+async fn commit(leader: &Leader, txn: Txn) -> Result<bool, LeaderError> {
+    if leader.commit_guarded(txn).await? != Commit::GuardFailed {
+        return Ok(true);
+    }
+    let fence = Txn { guards: Vec::new(), ops: Vec::new() };
+    match leader.commit_guarded(fence).await? {
+        Commit::Done(_) => Ok(false),
+        Commit::GuardFailed => Err(LeaderError::NotLeader),
+    }
+}
