@@ -56,6 +56,7 @@ mod wait;
 pub mod dns;
 pub mod etcd;
 pub mod http;
+pub mod logs;
 pub mod netns;
 pub mod proxy;
 pub mod versions;
