@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use super::*;
 use crate::etcd::{Etcd, Options, Release};
-use crate::{Process, Scratch, skip, wait_for};
+use crate::{Process, Scratch, http, skip, wait_for};
 
 /// Longer than anything takes between two namespaces that reach each other.
 const SHORT: Duration = Duration::from_millis(500);
@@ -140,6 +140,23 @@ fn a_reset_breaks_connections_and_refuses_new_ones() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     net.heal_all().unwrap();
     assert!(eu.inside(|| connect(address)).unwrap().is_ok());
+}
+
+#[test]
+fn http_is_asked_from_one_namespace_in_another() {
+    let Some(net) = made("http", &["us", "eu"]) else { return };
+    let (us, eu) = (net.of("us").unwrap(), net.of("eu").unwrap());
+    let listener = us.inside(|| TcpListener::bind((us.address(), 80))).unwrap().unwrap();
+    let server = thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        assert!(client.read(&mut [0; 1024]).unwrap() > 0);
+        let from = client.peer_addr().unwrap().ip().to_string();
+        let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{from}", from.len());
+        client.write_all(response.as_bytes()).unwrap();
+    });
+    let response = eu.inside(|| http::get((us.address(), 80).into(), "/")).unwrap().unwrap();
+    assert_eq!(response.text(), eu.address().to_string());
+    server.join().unwrap();
 }
 
 #[test]

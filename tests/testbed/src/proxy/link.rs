@@ -15,7 +15,7 @@ const CHUNK: usize = 4096;
 const QUEUE: usize = 128;
 
 /// How soon a thread that reads or writes sees that its connection is over.
-const TICK: Duration = Duration::from_millis(20);
+pub(super) const TICK: Duration = Duration::from_millis(20);
 
 const CONNECT: Duration = Duration::from_secs(5);
 

@@ -173,5 +173,6 @@ fn next(listener: &TcpListener, way: &Way) -> Option<TcpStream> {
         if let Ok((client, _)) = accepted {
             return Some(client);
         }
+        thread::park_timeout(link::TICK);
     }
 }
