@@ -3,7 +3,8 @@
 //!
 //! Owns: the pins in `tests/versions.toml` and where they are cached ([`versions`]), the tools
 //! ([`Tool`]), skipping ([`skip`], [`long`]), scratch directories ([`Scratch`]), processes
-//! ([`Process`]), waiting ([`wait_for`]), clients ([`http`], [`dns`]) and the demo as a child
+//! ([`Process`]), waiting ([`wait_for`]), clients ([`http`], [`dns`]), clusters of etcd ([`etcd`]),
+//! regions in network namespaces ([`netns`]), links that fail ([`proxy`]) and the demo as a child
 //! process ([`Demo`]).
 //!
 //! Promises: whatever is started here ends with the test, also when the test fails, and its
@@ -53,11 +54,15 @@ mod tool;
 mod wait;
 
 pub mod dns;
+pub mod etcd;
 pub mod http;
+pub mod logs;
+pub mod netns;
+pub mod proxy;
 pub mod versions;
 
 pub use demo::{Cluster, Demo, Layout, Region};
-pub use ports::free_ports;
+pub use ports::{KeptPorts, free_ports};
 pub use process::Process;
 pub use scratch::Scratch;
 pub use skips::{long, skip};
