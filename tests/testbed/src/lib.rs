@@ -3,8 +3,8 @@
 //!
 //! Owns: the pins in `tests/versions.toml` and where they are cached ([`versions`]), the tools
 //! ([`Tool`]), skipping ([`skip`], [`long`]), scratch directories ([`Scratch`]), processes
-//! ([`Process`]), waiting ([`wait_for`]), clients ([`http`], [`dns`]) and the demo as a child
-//! process ([`Demo`]).
+//! ([`Process`]), waiting ([`wait_for`]), clients ([`http`], [`dns`]), clusters of etcd ([`etcd`])
+//! and the demo as a child process ([`Demo`]).
 //!
 //! Promises: whatever is started here ends with the test, also when the test fails, and its
 //! logs are part of a failed test's output. Nothing here waits without a deadline or tries
@@ -53,11 +53,12 @@ mod tool;
 mod wait;
 
 pub mod dns;
+pub mod etcd;
 pub mod http;
 pub mod versions;
 
 pub use demo::{Cluster, Demo, Layout, Region};
-pub use ports::free_ports;
+pub use ports::{KeptPorts, free_ports};
 pub use process::Process;
 pub use scratch::Scratch;
 pub use skips::{long, skip};

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::versions::{Versions, dig_dir};
+use crate::versions::{Versions, debian_etcd_dir, dig_dir};
 
 /// A program that is not ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,16 @@ pub enum Tool {
     Dig,
     /// The Python of the virtual environment that holds the pinned packages.
     Python,
+    /// The pinned etcd.
+    Etcd,
+    /// The client of the pinned etcd.
+    EtcdCtl,
+    /// What works on the files of the pinned etcd: restores, defragments.
+    EtcdUtl,
+    /// The distribution's etcd, an older one.
+    EtcdDebian,
+    /// The client of the distribution's etcd, which also restores.
+    EtcdCtlDebian,
 }
 
 /// Why a tool cannot be used; made to be the reason of a [`skip`](crate::skip).
@@ -30,6 +40,18 @@ impl fmt::Display for Missing {
 impl std::error::Error for Missing {}
 
 impl Tool {
+    /// Every one of them.
+    pub const ALL: [Self; 8] = [
+        Self::Envoy,
+        Self::Dig,
+        Self::Python,
+        Self::Etcd,
+        Self::EtcdCtl,
+        Self::EtcdUtl,
+        Self::EtcdDebian,
+        Self::EtcdCtlDebian,
+    ];
+
     /// The environment variable by which `cargo xtask test` says where the tool is.
     #[must_use]
     pub const fn variable(self) -> &'static str {
@@ -37,6 +59,11 @@ impl Tool {
             Self::Envoy => "TOMBOLO_ENVOY",
             Self::Dig => "TOMBOLO_DIG",
             Self::Python => "TOMBOLO_PYTHON",
+            Self::Etcd => "TOMBOLO_ETCD",
+            Self::EtcdCtl => "TOMBOLO_ETCDCTL",
+            Self::EtcdUtl => "TOMBOLO_ETCDUTL",
+            Self::EtcdDebian => "TOMBOLO_ETCD_DEBIAN",
+            Self::EtcdCtlDebian => "TOMBOLO_ETCDCTL_DEBIAN",
         }
     }
 
@@ -53,9 +80,16 @@ impl Tool {
     #[must_use]
     pub fn installed(self) -> Option<PathBuf> {
         let in_venv = |file| Some(Versions::pinned().ok()?.python_dir().ok()?.join(file));
+        let built = |file| Some(Versions::pinned().ok()?.etcd_dir().ok()?.join(file));
+        let unpacked = |file| Some(debian_etcd_dir().ok()?.join("root/usr/bin").join(file));
         match self {
             Self::Envoy => in_venv("envoy"),
             Self::Python => in_venv("bin/python"),
+            Self::Etcd => built("etcd"),
+            Self::EtcdCtl => built("etcdctl"),
+            Self::EtcdUtl => built("etcdutl"),
+            Self::EtcdDebian => unpacked("etcd"),
+            Self::EtcdCtlDebian => unpacked("etcdctl"),
             Self::Dig => std::env::var_os("PATH")
                 .and_then(|path| on_path(&path, "dig"))
                 .or_else(|| Some(dig_dir().ok()?.join("dig"))),

