@@ -15,8 +15,7 @@ pub(super) async fn grant(members: &Members, ttl: Duration) -> Result<LeaseId, S
     }
     let whole = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
     let seconds = i64::try_from(whole).unwrap_or(i64::MAX);
-    let request =
-        |client: Client| async move { client.lease_client().grant(seconds, None).await };
+    let request = |client: Client| async move { client.lease_client().grant(seconds, None).await };
     let granted = members.call(Repeat::Freely, request).await?;
     Ok(LeaseId(granted.id().cast_unsigned()))
 }

@@ -11,8 +11,7 @@ use crate::store::{KeyValue, Page, Range, Revision, StoreError};
 
 pub(super) async fn range(members: &Members, range: Range) -> Result<Page, StoreError> {
     let (start, end) = (first_key(&range), end_of(&range.prefix));
-    let mut cut =
-        Cut { start, end, limit: range.limit.max(1), revision: range.revision };
+    let mut cut = Cut { start, end, limit: range.limit.max(1), revision: range.revision };
     let mut entries: Vec<KeyValue> = Vec::new();
     loop {
         let raw = piece(members, &mut cut).await?;
@@ -145,11 +144,7 @@ async fn nothing(
 
 /// As of a revision, and only if the one before it can still be read: etcd keeps the live keys of the
 /// revision that it is compacted at, but that one is forgotten.
-async fn at(
-    client: Client,
-    cut: Cut,
-    wanted: Revision,
-) -> Result<Result<Raw, StoreError>, Error> {
+async fn at(client: Client, cut: Cut, wanted: Revision) -> Result<Result<Raw, StoreError>, Error> {
     let before = GetOptions::new().with_count_only().with_revision(signed(wanted - 1));
     let page = options(&cut).with_revision(signed(wanted));
     let key = cut.start;

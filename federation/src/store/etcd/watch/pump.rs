@@ -64,8 +64,18 @@ impl Pump {
         };
         let stalled = false;
         Self {
-            client, requests, responses, events, joiner, wanted, scope, compacted, told,
-            owed: told, stalled, times,
+            client,
+            requests,
+            responses,
+            events,
+            joiner,
+            wanted,
+            scope,
+            compacted,
+            told,
+            owed: told,
+            stalled,
+            times,
         }
     }
 
