@@ -98,6 +98,3 @@ async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, S
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
-
-/// Between a client and a member that lives: what etcd says for sure, it says at once.
-const SOON: Duration = Duration::from_secs(5);

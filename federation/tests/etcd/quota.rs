@@ -1,6 +1,6 @@
 //! A database that is full, and what its members say before.
 
-use tombolo_federation::store::{Alarm, Op, Store, StoreError};
+use tombolo_federation::store::{Alarm, Op, StoreError};
 use tombolo_testbed::etcd::{Options, Release};
 
 use crate::{commit, config, connected, eventually, on_each, put, range, start};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tombolo_federation::store::etcd::{Etcd, EtcdConfig, EtcdTls};
-use tombolo_federation::store::{Store, StoreError, WatchEvent};
+use tombolo_federation::store::{StoreError, WatchEvent};
 use tombolo_testbed::etcd::{Options, Tls};
 
 use crate::{config, connected, next, on_each, put, range, start};

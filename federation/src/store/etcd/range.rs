@@ -6,12 +6,18 @@ use tracing::debug;
 
 use super::failure::{Failure, Refusal, classify};
 use super::members::{Members, Repeat};
-use super::{MAX_MESSAGE, OURS, end_of, signed, start_of, unsigned};
+use super::{MAX_MESSAGE, OURS, end_of, signed, start_of, unsigned, watch};
 use crate::store::{KeyValue, Page, Range, Revision, StoreError};
 
 pub(super) async fn range(members: &Members, range: Range) -> Result<Page, StoreError> {
-    let (start, end) = (first_key(&range), end_of(&range.prefix));
-    let mut cut = Cut { start, end, limit: range.limit.max(1), revision: range.revision };
+    let (mut start, end) = (first_key(&range), end_of(&range.prefix));
+    // `after` is behind all of the prefix. etcd takes such a range amiss.
+    let nothing = end != [0] && start >= end;
+    if nothing {
+        start = start_of(&range.prefix);
+    }
+    let (limit, revision) = (range.limit.max(1), range.revision);
+    let mut cut = Cut { start, end, nothing, limit, revision };
     let mut entries: Vec<KeyValue> = Vec::new();
     loop {
         let raw = piece(members, &mut cut).await?;
@@ -63,7 +69,7 @@ pub(super) async fn compacted_at(mut client: Client, key: Vec<u8>) -> Result<Rev
             return Ok(unsigned(response.compact_revision()));
         }
         if response.canceled() {
-            break;
+            return Err(watch::refused(response.cancel_reason()));
         }
     }
     Err(Error::WatchError("a watch of what is compacted ended without saying so".to_owned()))
@@ -74,6 +80,8 @@ pub(super) async fn compacted_at(mut client: Client, key: Vec<u8>) -> Result<Rev
 struct Cut {
     start: Vec<u8>,
     end: Vec<u8>,
+    /// There are no such keys; only the revision matters.
+    nothing: bool,
     limit: usize,
     revision: Option<Revision>,
 }
@@ -106,14 +114,6 @@ async fn piece(members: &Members, cut: &mut Cut) -> Result<Raw, StoreError> {
 
 /// On one member. The inner error is what the member said for sure.
 async fn read(client: Client, cut: Cut) -> Result<Result<Raw, StoreError>, Error> {
-    if !cut.end.eq(&[0]) && cut.start >= cut.end {
-        // etcd takes such a range amiss.
-        let revision = match cut.revision {
-            Some(revision) => revision,
-            None => current_of(client, OURS.into()).await?,
-        };
-        return Ok(Ok(Raw { kvs: Vec::new(), more: false, revision, cut: false }));
-    }
     match cut.revision {
         None => newest(client, cut).await.map(Ok),
         Some(revision @ (0 | 1)) => nothing(client, cut.start, revision).await,
@@ -185,6 +185,9 @@ async fn refused(
 }
 
 fn options(cut: &Cut) -> GetOptions {
+    if cut.nothing {
+        return GetOptions::new().with_count_only();
+    }
     let limit = i64::try_from(cut.limit).unwrap_or(i64::MAX);
     GetOptions::new().with_range(cut.end.clone()).with_limit(limit)
 }

@@ -125,18 +125,25 @@ fn created(
         return Ok(None);
     }
     let why = &first.cancel_reason;
-    let status = if why.contains("permission denied") && scope == Scope::Everything {
+    if why.contains("permission denied") && scope == Scope::Everything {
         let hint = "its progress answers are unordered, so all keys are watched: let the user read \
                     them, or upgrade to 3.5.13 or later";
-        Status::permission_denied(format!("{why} (etcd {version}: {hint})"))
-    } else if why.contains("permission denied") {
-        Status::permission_denied(why)
-    } else if ["auth token", "auth store", "user name"].iter().any(|auth| why.contains(auth)) {
+        let why = format!("{why} (etcd {version}: {hint})");
+        return Err(Error::GRpcStatus(Status::permission_denied(why)));
+    }
+    Err(refused(why))
+}
+
+/// Why a watch was canceled, as the error that any other request would have got.
+pub(super) fn refused(why: &str) -> Error {
+    let is = |words: &[&str]| words.iter().any(|word| why.contains(word));
+    Error::GRpcStatus(if is(&["auth token", "auth store", "user name"]) {
         Status::unauthenticated(why)
+    } else if is(&["permission denied"]) {
+        Status::permission_denied(why)
     } else {
         Status::unavailable(why)
-    };
-    Err(Error::GRpcStatus(status))
+    })
 }
 
 fn compacted(at: Revision) -> WatchEvent {
