@@ -23,7 +23,7 @@ use tombolo_testbed::etcd::{self as real, Options, Release};
 use tombolo_testbed::{Scratch, skip};
 
 /// Ten times what anything here may take.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// Runs `test` on each release that is here, in a directory of its own.
 async fn on_each(name: &str, test: impl AsyncFn(Release, &Path)) {

@@ -102,7 +102,9 @@ impl fmt::Debug for EtcdTls {
     }
 }
 
-/// A user of etcd.
+/// A user of etcd: one that may read and write `/tombolo/`. To compact, it needs the role root on
+/// releases that have closed that hole (3.6.16 has); so it does to watch on ones that are too old
+/// for production.
 #[derive(Clone)]
 pub struct EtcdCredentials {
     /// Its name.

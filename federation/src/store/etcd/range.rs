@@ -116,8 +116,8 @@ async fn piece(members: &Members, cut: &mut Cut) -> Result<Raw, StoreError> {
 async fn read(client: Client, cut: Cut) -> Result<Result<Raw, StoreError>, Error> {
     match cut.revision {
         None => newest(client, cut).await.map(Ok),
-        Some(revision @ (0 | 1)) => nothing(client, cut.start, revision).await,
-        Some(revision) => at(client, cut, revision).await,
+        Some(revision @ (0 | 1)) => Box::pin(nothing(client, cut.start, revision)).await,
+        Some(revision) => Box::pin(at(client, cut, revision)).await,
     }
 }
 

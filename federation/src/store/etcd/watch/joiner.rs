@@ -172,15 +172,15 @@ mod tests {
     #[test]
     fn only_what_was_asked_for_is_passed_on_and_all_is_seen() {
         let mut joiner = joiner("/a/", 3);
-        let joined = joiner.take(response(5, "+/a/1@2 +/a/1@3 +/b@3 +/b@4 +/a@5")).unwrap();
-        assert_eq!((shown(&joined).as_str(), joined.seen), ("3:+/a/1", 5));
+        let all = joiner.take(response(5, "+/a/1@2 +/a/1@3 +/b@3 +/b@4 +/a@5")).unwrap();
+        assert_eq!((shown(&all).as_str(), all.seen), ("3:+/a/1", 5));
     }
 
     #[test]
     fn foreign_keys_hide_nothing() {
         let mut joiner = joiner("/", 1);
-        let joined = joiner.take(response(3, "+/?@2 +/a@2 -/?@3")).unwrap();
-        assert_eq!((shown(&joined).as_str(), joined.seen), ("2:+/a", 3));
+        let all = joiner.take(response(3, "+/?@2 +/a@2 -/?@3")).unwrap();
+        assert_eq!((shown(&all).as_str(), all.seen), ("2:+/a", 3));
     }
 
     #[test]

@@ -94,10 +94,8 @@ async fn open(mut client: Client, wanted: Wanted) -> Result<Opened, Error> {
     // Old versions call every reason against a watch "permission denied"; a read says which.
     current_of(client.clone(), start_of(&wanted.prefix)).await?;
     let status = client.status().await?;
-    let scope = match version::orders_progress(status.version()) {
-        true => Scope::Prefix,
-        false => Scope::Everything,
-    };
+    let ordered = version::orders_progress(status.version());
+    let scope = if ordered { Scope::Prefix } else { Scope::Everything };
     let options = WatchOptions::new().with_start_revision(signed(wanted.start())).with_fragment();
     let (key, options) = match scope {
         Scope::Prefix => (start_of(&wanted.prefix), options.with_range(end_of(&wanted.prefix))),

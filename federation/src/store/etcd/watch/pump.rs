@@ -176,9 +176,8 @@ impl Pump {
             self.alive().await?;
         }
         match timeout(self.times.stall, self.requests.request_progress()).await {
-            Ok(Ok(())) => Ok(()),
-            // The stream has ended, which says more.
-            Ok(Err(_)) => Ok(()),
+            // If the stream has ended, that says more.
+            Ok(_) => Ok(()),
             Err(_) => Err(ended("the member takes no more requests")),
         }
     }
