@@ -1,8 +1,13 @@
 //! Members that are not there, die, or freeze.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, tcp};
+use tokio::task::JoinSet;
 use tombolo_federation::store::etcd::EtcdConfig;
 use tombolo_federation::store::{Op, StoreError, WatchEvent};
 use tombolo_testbed::etcd::Options;
@@ -186,6 +191,59 @@ async fn one_member_that_was_away_is_found_again() {
         let mut watch = store.watch("/", before).await.expect("watches");
         let again = next(&mut watch).await;
         assert!(matches!(again, Some(WatchEvent::Commit { revision, .. }) if revision == before));
+    })
+    .await;
+}
+
+/// Passes connections on until `age` is raised: those that are older are then held and silent, as if
+/// a firewall had forgotten them.
+async fn forgetful(to: SocketAddr, age: Arc<AtomicUsize>, tasks: &mut JoinSet<()>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tasks.spawn(async move {
+        let mut pipes = JoinSet::new();
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(to).await.expect("etcd is there");
+            let ((up, client), (down, server)) = (client.into_split(), server.into_split());
+            pipes.spawn(pipe(up, server, Arc::clone(&age)));
+            pipes.spawn(pipe(down, client, Arc::clone(&age)));
+        }
+    });
+    format!("http://{address}")
+}
+
+async fn pipe(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, age: Arc<AtomicUsize>) {
+    let (born, mut buffer) = (age.load(Ordering::SeqCst), vec![0; 1 << 16]);
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if age.load(Ordering::SeqCst) > born {
+            std::future::pending::<()>().await;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_died_silently_is_replaced() {
+    on_each("silent", async |release, dir| {
+        let etcd = start(release, dir, Options::default());
+        let (age, mut tasks) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
+        let through = forgetful(etcd.addresses()[0], Arc::clone(&age), &mut tasks).await;
+        let mut settings = config(&etcd);
+        settings.endpoints = vec![through];
+        settings.request_timeout = Duration::from_millis(500);
+        let limit = settings.request_timeout;
+        let store = connected(settings).await;
+        put(&*store, "/a", "0").await;
+        let mut watch = store.watch("/", 1).await.expect("watches");
+        age.fetch_add(1, Ordering::SeqCst);
+        let since = Instant::now();
+        eventually("a read", async || store.range(range("/a", 1, None)).await).await;
+        assert!(since.elapsed() < limit * 8, "{:?}", since.elapsed());
+        put(&*store, "/a", "1").await;
+        let ended = last_word(&mut watch).await;
+        assert!(matches!(ended, Some(WatchEvent::Ended(StoreError::Unavailable(_)))), "{ended:?}");
     })
     .await;
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error, GetOptions};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::EtcdConfig;
@@ -84,6 +84,11 @@ impl Members {
                 Err(failed) => failed,
             };
             debug!(endpoint = member.endpoint, ?failure, "a request to etcd failed");
+            if matches!(failure, Failure::Unknown(_)) && !member.heard_within(self.timeout * 2) {
+                // Its connection may be dead and not know it, which TCP can take a quarter of an
+                // hour to find out. Somebody who is connecting anew already is not waited for.
+                let _ = timeout(PAUSE, member.forget(generation)).await;
+            }
             match failure {
                 Failure::Refused(refusal) => return Err(self.named(refusal)),
                 Failure::Stale(_) if !round.healed => {

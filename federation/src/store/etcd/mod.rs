@@ -10,8 +10,9 @@
 //! next one is. Reads, leases and the opening of watches are repeated like that. A transaction is
 //! not, once it may have been sent: its outcome is then unknown, [`StoreError::Unavailable`]. So
 //! that this stays rare, a member that was not heard from for a second is asked something harmless
-//! before a transaction is entrusted to it. A client asks with `hasleader`: a member that is cut off
-//! from the others says so at once and ends its watches. [`Etcd::connect`] talks to nobody.
+//! before a transaction is entrusted to it; one that was silent for two requests' time is connected
+//! to anew. A client asks with `hasleader`: a member that is cut off from the others says so at once
+//! and ends its watches. [`Etcd::connect`] talks to nobody.
 //!
 //! **Authentication.** A token that expired is renewed by `etcd-client`. One that is older than the
 //! last change of any user or role is refused in another way (`revision of auth store is old`),
