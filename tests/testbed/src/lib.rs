@@ -3,8 +3,9 @@
 //!
 //! Owns: the pins in `tests/versions.toml` and where they are cached ([`versions`]), the tools
 //! ([`Tool`]), skipping ([`skip`], [`long`]), scratch directories ([`Scratch`]), processes
-//! ([`Process`]), waiting ([`wait_for`]), clients ([`http`], [`dns`]), clusters of etcd ([`etcd`])
-//! and the demo as a child process ([`Demo`]).
+//! ([`Process`]), waiting ([`wait_for`]), clients ([`http`], [`dns`]), clusters of etcd ([`etcd`]),
+//! regions in network namespaces ([`netns`]), links that fail ([`proxy`]) and the demo as a child
+//! process ([`Demo`]).
 //!
 //! Promises: whatever is started here ends with the test, also when the test fails, and its
 //! logs are part of a failed test's output. Nothing here waits without a deadline or tries
@@ -55,6 +56,9 @@ mod wait;
 pub mod dns;
 pub mod etcd;
 pub mod http;
+pub mod logs;
+pub mod netns;
+pub mod proxy;
 pub mod versions;
 
 pub use demo::{Cluster, Demo, Layout, Region};

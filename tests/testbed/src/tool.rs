@@ -31,6 +31,12 @@ pub enum Tool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing(String);
 
+impl Missing {
+    pub(crate) fn because(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}
+
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

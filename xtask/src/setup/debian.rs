@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
-use tombolo_testbed::Tool;
 use tombolo_testbed::versions::{APT_CONFIG, DIG_SCRIPT, ETCD_PACKAGES, debian_etcd_dir, dig_dir};
+use tombolo_testbed::{Tool, netns};
 
+use super::lenient;
 use crate::cache::{Held, ensure_made};
 use crate::log::Log;
+use crate::run::Verdict;
 use crate::workspace::Workspace;
 
 /// Installs dig, or unpacks it for a user who may not install.
@@ -21,11 +23,48 @@ pub(super) fn dig(workspace: &Workspace, log: &mut Log) -> anyhow::Result<Option
         return Ok(None);
     }
     ensure!(has_apt(), "no dig: install Debian's bind9-dnsutils, or what your system calls it");
-    if rustix::process::geteuid().is_root() {
+    if is_root() {
         install_dig(workspace, log).map(|()| None)
     } else {
         ensure_made(&unpacked, log, dig_works, |dir, log| unpack_dig(workspace, dir, log)).map(Some)
     }
+}
+
+/// What makes regions in network namespaces and cuts them off from each other.
+const NETWORK: [(&str, &str); 2] = [("ip", "iproute2"), ("iptables", "iptables")];
+
+/// Installs what is missing, where that is allowed, and says which faults can be made here. Whoever
+/// is not root has none of it, also in CI: the tests skip, and the list of skips decides.
+pub(super) fn network(workspace: &Workspace, log: &mut Log) -> anyhow::Result<Verdict> {
+    let missing = NETWORK.iter().filter(|(program, _)| !runs(program, log));
+    let packages: Vec<_> = missing.map(|(_, package)| *package).collect();
+    if !packages.is_empty() && is_root() && has_apt() {
+        let install = ["install", "-q", "-y", "--no-install-recommends"];
+        let installed = log
+            .quietly(&mut apt(workspace, &["update", "-q"]))
+            .and_then(|()| log.quietly(apt(workspace, &install).args(&packages)));
+        lenient(workspace, installed)?;
+    }
+    Ok(match netns::available() {
+        Ok(()) => {
+            println!(
+                "faults: processes, links by proxy, regions in network namespaces, partitions"
+            );
+            Verdict::Passed
+        }
+        Err(missing) => {
+            println!("faults: processes, links by proxy");
+            Verdict::Warned(format!("{missing}: tests of regions cut off from each other skip"))
+        }
+    })
+}
+
+fn runs(program: &str, log: &mut Log) -> bool {
+    log.quietly(Command::new(program).arg("-V")).is_ok()
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// apt-get, as it runs with nobody to ask.

@@ -3,6 +3,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::thread;
 
 use super::*;
+use crate::netns::{self, Namespaces};
 use crate::skip;
 
 // Printed by dig 9.18.
@@ -123,6 +124,21 @@ fn dig_asks_over_both_transports() {
         Ok(_) => check_client(|question| question.dig(&["+noedns"])),
         Err(missing) => skip("dns::dig_asks_over_both_transports", missing),
     }
+}
+
+#[test]
+fn dig_asks_inside_a_network_namespace() {
+    if let Err(missing) = Tool::Dig.path().map(|_| ()).and_then(|()| netns::available()) {
+        return skip("dns::dig_asks_inside_a_network_namespace", missing);
+    }
+    let net = Namespaces::make(&["us"]).unwrap();
+    // The servers are on the namespace's loopback, where dig from outside finds nobody.
+    net.all()[0].inside(|| check_client(|question| question.dig(&["+noedns"]))).unwrap();
+    let (udp, served) = net.all()[0].inside(udp_server).unwrap();
+    let name = "web.shop.svc.clusterset.local.";
+    assert!(Question::udp(udp, name, "A").dig(&["+time=1", "+tries=1"]).is_err());
+    net.all()[0].inside(|| Question::udp(udp, name, "A").dig(&["+noedns"])).unwrap().unwrap();
+    served.join().unwrap();
 }
 
 #[test]

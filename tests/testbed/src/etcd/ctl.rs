@@ -52,8 +52,8 @@ struct Header {
 }
 
 impl Etcd {
-    /// What etcdctl prints for `arguments`, asked of whichever member answers. As root, if auth is
-    /// on.
+    /// What etcdctl prints for `arguments`, asked of whichever member answers; from the namespace of
+    /// the first that runs, if they are in any. As root, if auth is on.
     ///
     /// # Errors
     ///
@@ -90,12 +90,13 @@ impl Etcd {
         arguments: &[&str],
     ) -> anyhow::Result<String> {
         let endpoints: Vec<_> = members.iter().map(|member| self.endpoint(member)).collect();
-        ensure!(!endpoints.is_empty(), "{}: no member runs", self.name);
+        let first = members.first().with_context(|| format!("{}: no member runs", self.name))?;
         let mut client = command(&self.programs.client);
         client.arg(format!("--endpoints={}", endpoints.join(",")));
         client.args(self.options.tls.iter().flat_map(Tls::client_flags));
         client.args(user.map(|user| format!("--user={user}")));
-        output(client.args(arguments))
+        client.args(arguments);
+        first.inside(|| output(&mut client))
     }
 
     /// What a member says of itself; it need not have a leader.

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use super::release::command;
 use crate::Process;
+use crate::netns::Namespace;
 
 #[derive(Debug)]
 pub(super) struct Member {
@@ -16,6 +17,7 @@ pub(super) struct Member {
     pub(super) client: SocketAddr,
     pub(super) peer: SocketAddr,
     pub(super) data: PathBuf,
+    pub(super) namespace: Option<Namespace>,
     pub(super) process: Option<Process>,
 }
 
@@ -44,6 +46,17 @@ impl Member {
         server.arg(format!("--advertise-client-urls={scheme}://{}", self.client));
         server.arg(format!("--listen-peer-urls={}", self.peer_url()));
         server
+    }
+
+    /// Does `work` where the member is.
+    pub(super) fn inside<T: Send>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        match &self.namespace {
+            Some(namespace) => namespace.inside(work)?,
+            None => work(),
+        }
     }
 
     pub(super) fn running(&mut self) -> anyhow::Result<&mut Process> {

@@ -112,10 +112,13 @@ impl Etcd {
         let ports = KeptPorts::take(2 * options.members)?;
         let members = ports.ports().chunks_exact(2).enumerate().map(|(index, pair)| {
             let name = format!("{name}-{index}");
+            let namespace = options.namespace(index).cloned();
+            let listen = namespace.as_ref().map_or(options.listen, |one| one.address().into());
             Member {
-                client: (options.listen, pair[0]).into(),
-                peer: (options.listen, pair[1]).into(),
+                client: (listen, pair[0]).into(),
+                peer: (listen, pair[1]).into(),
                 data: dir.join(&name),
+                namespace,
                 process: None,
                 name,
             }
@@ -224,7 +227,8 @@ impl Etcd {
         server.args(self.options.tls.iter().flat_map(Tls::server_flags));
         server.args(self.options.quota.map(|bytes| format!("--quota-backend-bytes={bytes}")));
         server.args(&self.options.flags);
-        down.process = Some(Process::start(&down.name, &mut server, &self.dir)?);
+        let started = down.inside(|| Process::start(&down.name, &mut server, &self.dir))?;
+        down.process = Some(started);
         Ok(())
     }
 

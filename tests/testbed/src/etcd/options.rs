@@ -3,13 +3,18 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use crate::netns::Namespace;
+
 /// What a cluster is started with; the default is one member on loopback without TLS.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How many members: 1 or 3, say.
     pub members: usize,
-    /// Where they listen.
+    /// Where they listen, unless they are in namespaces.
     pub listen: IpAddr,
+    /// The network namespaces they run in, one after the other and round again. Each listens on
+    /// its namespace's address. Empty: none of them does.
+    pub namespaces: Vec<Namespace>,
     /// Certificates for clients. Members talk to each other in plain text.
     pub tls: Option<Tls>,
     /// The size of the database, in bytes, at which writes are refused.
@@ -23,6 +28,7 @@ impl Default for Options {
         Self {
             members: 1,
             listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            namespaces: Vec::new(),
             tls: None,
             quota: None,
             flags: Vec::new(),
@@ -35,6 +41,11 @@ impl Options {
     #[must_use]
     pub fn members(members: usize) -> Self {
         Self { members, ..Self::default() }
+    }
+
+    /// The namespace of a member.
+    pub(super) fn namespace(&self, member: usize) -> Option<&Namespace> {
+        self.namespaces.get(member.checked_rem(self.namespaces.len())?)
     }
 }
 
