@@ -3,7 +3,7 @@
 //! Owns: the trait [`Store`], after etcd's model: one revision for the whole store that grows by
 //! one with each commit, multi-version reads, guarded transactions, watches from a revision, and
 //! leases. Two implementations have to pass one conformance suite: [`embedded`] (redb; one process,
-//! durable or in memory) and etcd. Promises to callers: a committed transaction survives kill -9;
+//! durable or in memory) and [`etcd`]. Promises to callers: a committed transaction survives kill -9;
 //! a watch delivers every commit from its revision on, once, in order and whole, or says
 //! [`WatchEvent::Compacted`]. Leaves to others: what keys and values mean.
 //!
@@ -18,6 +18,8 @@ mod bulk;
 pub mod conformance;
 pub mod election;
 pub mod embedded;
+pub mod etcd;
+mod health;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 pub use self::bulk::{Room, list, read, split, split_in_groups};
+pub use self::health::{Alarm, Member, MemberState};
 
 /// Operations per transaction; etcd's own default limit.
 pub const MAX_OPS: usize = 128;
@@ -277,8 +280,9 @@ pub enum StoreError {
     /// The lease ended or never was.
     #[error("lease {0:?} does not exist")]
     NoLease(LeaseId),
-    /// The transaction breaks the store's limits, or names a key twice. A bug of the caller.
-    #[error("transaction refused: {0}")]
+    /// The transaction breaks the store's limits, or names a key twice: a bug of the caller. Or
+    /// what the store was told to connect to makes no sense. Trying again does not help.
+    #[error("refused: {0}")]
     Refused(String),
     /// Nothing is known about whether it happened; try again, guarded.
     #[error("the store is not available: {0}")]
@@ -315,4 +319,10 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// Ends a lease and deletes its keys.
     async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// How its servers are, those that do not answer included. A store within this process has
+    /// none.
+    async fn members(&self) -> Vec<Member> {
+        Vec::new()
+    }
 }

@@ -2,8 +2,9 @@
 //!
 //! A factory makes stores without keys that nobody else uses; every case gets a fresh one and
 //! counts from the revision it finds. [`all`] runs the cases of [`cases`], [`watches`] and
-//! [`leases`] one by one, and [`random::history`] over some seeds. A case panics where the store
-//! is wrong. Deadlines are ten times what a slow store may take, so that only a hang reaches them.
+//! [`leases`] one by one, and [`random::history`] over some seeds; those of [`elections`] want to be
+//! told how long to wait, and are run apart. A case panics where the store is wrong. Deadlines are
+//! ten times what a slow store may take, so that only a hang reaches them.
 //!
 //! Turned down: a macro that makes a `#[test]` per case. A remote store has to be started first,
 //! and its tests then differ from ours in how they start, not in what they ask.
@@ -11,6 +12,7 @@
 #![expect(clippy::missing_panics_doc, reason = "tests: each panics where the store is wrong")]
 
 pub mod cases;
+pub mod elections;
 pub mod leases;
 pub mod model;
 pub mod random;

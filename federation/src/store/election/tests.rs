@@ -1,192 +1,44 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
 
-use async_trait::async_trait;
-
-use super::*;
+use crate::store::Store;
+use crate::store::conformance::elections::{self, Pace};
 use crate::store::embedded::Embedded;
-use crate::store::{Page, Watch};
 
-const KEY: &str = "/tombolo/local/v1/leader";
+/// As long as in production, since it costs nothing.
 const TTL: Duration = Duration::from_secs(9);
-/// Ten times what anything here may take.
-const LONG: Duration = Duration::from_secs(90);
+const PACE: Pace = Pace { ttl: TTL, hold: Duration::from_secs(90), late: Duration::from_secs(3) };
 
 async fn store() -> Arc<dyn Store> {
     Arc::new(Embedded::in_memory().await.expect("memory"))
 }
 
-async fn lead(store: &Arc<dyn Store>, id: &str) -> Leadership {
-    let campaign = campaign(Arc::clone(store), KEY, id, TTL);
-    timeout(LONG, campaign).await.expect("in time").expect("leads")
-}
-
-async fn write(store: &dyn Store, fence: Guard, value: &'static str) -> Commit {
-    let ops = vec![Op::put("/data", value)];
-    store.commit(Txn { guards: vec![fence], ops }).await.expect("is answered")
-}
-
-/// A store that can be cut off.
-#[derive(Debug)]
-struct Cut {
-    store: Arc<dyn Store>,
-    off: AtomicBool,
-}
-
-impl Cut {
-    fn new(store: &Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { store: Arc::clone(store), off: AtomicBool::new(false) })
-    }
-
-    fn reach(&self) -> Result<&dyn Store, StoreError> {
-        if self.off.load(Ordering::SeqCst) {
-            return Err(StoreError::Unavailable("cut off".to_owned()));
-        }
-        Ok(&*self.store)
-    }
-}
-
-#[async_trait]
-impl Store for Cut {
-    async fn range(&self, range: Range) -> Result<Page, StoreError> {
-        self.reach()?.range(range).await
-    }
-    async fn commit(&self, txn: Txn) -> Result<Commit, StoreError> {
-        self.reach()?.commit(txn).await
-    }
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-        self.reach()?.watch(prefix, from).await
-    }
-    async fn compact(&self, oldest: Revision) -> Result<(), StoreError> {
-        self.reach()?.compact(oldest).await
-    }
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.reach()?.grant_lease(ttl).await
-    }
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        if self.off.load(Ordering::SeqCst) {
-            // As a packet into nowhere.
-            std::future::pending::<()>().await;
-        }
-        self.reach()?.keep_alive(lease).await
-    }
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.reach()?.revoke_lease(lease).await
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn of_many_candidates_one_leads() {
-    let store = store().await;
-    let mut candidates = JoinSet::new();
-    for n in 0..5 {
-        let store = Arc::clone(&store);
-        candidates.spawn(async move { campaign(store, KEY, &format!("c{n}"), TTL).await });
-    }
-    let mut fences = Vec::new();
-    for _ in 0..5 {
-        let won = timeout(LONG, candidates.join_next()).await.expect("in time");
-        let leadership = won.expect("one is left").expect("no panic").expect("leads");
-        // Far longer than the lease: signs of life keep it.
-        let waited = timeout(TTL * 10, candidates.join_next()).await;
-        assert!(matches!(waited, Err(_) | Ok(None)), "another one leads too");
-        assert!(!leadership.is_lost());
-        assert!(write(&*store, leadership.fence(), "v").await.is_done());
-        for old in &fences {
-            assert_eq!(write(&*store, Guard::clone(old), "v").await, Commit::GuardFailed);
-        }
-        fences.push(leadership.fence());
-        let asked = Instant::now();
-        leadership.resign().await;
-        assert!(asked.elapsed() < TTL / 2, "resigning does not wait for the lease");
-    }
-    assert_eq!(leader(&*store, KEY).await, Ok(None));
+    elections::of_many_candidates_one_leads(store().await, PACE).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_is_cut_off_is_followed_and_fenced() {
-    let store = store().await;
-    let cut = Cut::new(&store);
-    let reach: Arc<dyn Store> = Arc::clone(&cut) as _;
-    let first = lead(&reach, "first").await;
-    assert_eq!(leader(&*store, KEY).await, Ok(Some("first".to_owned())));
-    assert!(write(&*reach, first.fence(), "first").await.is_done());
-
-    cut.off.store(true, Ordering::SeqCst);
-    let since = Instant::now();
-    let second = lead(&store, "second").await;
-    assert!(since.elapsed() <= TTL + TTL / 3, "after {:?}", since.elapsed());
-    assert!(since.elapsed() >= TTL * 2 / SIGNS, "the first is given its time");
-    assert_eq!(leader(&*store, KEY).await, Ok(Some("second".to_owned())));
-    timeout(TTL, first.lost()).await.expect("it knows by itself");
-    assert!(first.is_lost());
-
-    cut.off.store(false, Ordering::SeqCst);
-    assert!(write(&*store, second.fence(), "second").await.is_done());
-    assert_eq!(write(&*reach, first.fence(), "late").await, Commit::GuardFailed);
-    let data = read(&*store, "/data").await.expect("reads").expect("is there");
-    assert_eq!(data.value, "second");
-    // Its late farewell does not take the other's key.
-    first.resign().await;
-    assert!(!second.is_lost());
-    assert!(write(&*store, second.fence(), "second").await.is_done());
+    elections::a_leader_that_is_cut_off_is_followed_and_fenced(store().await, PACE).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn lost_before_another_can_lead() {
-    let store = store().await;
-    let cut = Cut::new(&store);
-    let reach: Arc<dyn Store> = Arc::clone(&cut) as _;
-    let first = lead(&reach, "first").await;
-    let lost = first.lost();
-    let mut tasks = JoinSet::new();
-    let other = Arc::clone(&store);
-    tasks.spawn(async move { campaign(other, KEY, "second", TTL).await });
-    cut.off.store(true, Ordering::SeqCst);
-    timeout(LONG, lost).await.expect("in time");
-    let early = tasks.try_join_next();
-    assert!(early.is_none(), "the first must not believe in itself while a second leads");
-    let second = timeout(LONG, tasks.join_next()).await.expect("in time");
-    drop(second.expect("one").expect("no panic").expect("leads"));
+    elections::lost_before_another_can_lead(store().await, PACE).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn dropping_resigns() {
-    let store = store().await;
-    let first = lead(&store, "first").await;
-    let lost = first.lost();
-    let since = Instant::now();
-    drop(first);
-    timeout(LONG, lost).await.expect("at once");
-    drop(lead(&store, "second").await);
-    assert!(since.elapsed() < TTL / 2, "without waiting for the lease");
+    elections::dropping_resigns(store().await, PACE).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deleted_key_ends_leadership() {
-    let store = store().await;
-    let first = lead(&store, "first").await;
-    let ops = vec![Op::delete(KEY)];
-    store.commit(Txn { guards: vec![], ops }).await.expect("deletes");
-    timeout(TTL / 2, first.lost()).await.expect("it looks with each sign of life");
-    assert_eq!(write(&*store, first.fence(), "late").await, Commit::GuardFailed);
+    elections::a_deleted_key_ends_leadership(store().await, PACE).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_campaign_outlasts_an_absent_store() {
-    let store = store().await;
-    let cut = Cut::new(&store);
-    let reach: Arc<dyn Store> = Arc::clone(&cut) as _;
-    cut.off.store(true, Ordering::SeqCst);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move { campaign(reach, KEY, "patient", TTL).await });
-    let early = timeout(TTL * 5, tasks.join_next()).await;
-    assert!(early.is_err(), "it waits: {early:?}");
-    cut.off.store(false, Ordering::SeqCst);
-    let won = timeout(LONG, tasks.join_next()).await.expect("in time").expect("one");
-    drop(won.expect("no panic").expect("leads"));
-    let refused = campaign(Arc::clone(&store), KEY, "no time", Duration::ZERO).await;
-    assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
-    let endless = campaign(Arc::clone(&store), KEY, "all time", Duration::MAX);
-    let endless = timeout(LONG, endless).await.expect("in time").expect("leads");
-    assert!(write(&*store, endless.fence(), "v").await.is_done());
+    elections::a_campaign_outlasts_an_absent_store(store().await, PACE).await;
 }
