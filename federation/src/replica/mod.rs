@@ -57,6 +57,8 @@ pub struct Entry {
     pub record: Option<Arc<Record>>,
     /// Why the bytes are quarantined, if they are.
     pub problem: Option<Arc<RecordError>>,
+    /// The bytes of `record`, where they are not `value`: the last good ones, for the disk.
+    pub good: Option<Bytes>,
     /// Of this entry alone; zero for a beacon.
     digest: Digest,
 }
@@ -221,6 +223,7 @@ impl Holding {
             }
             if entry.problem.is_some() {
                 entry.record.clone_from(&held.record);
+                entry.good = held.good_bytes();
             }
             self.forget(held);
             if key.kind == Kind::Beacon {
@@ -247,14 +250,24 @@ impl Entry {
             _ => Digest::of(key.to_string().as_bytes(), &value),
         };
         match Record::open(key, &value) {
-            Ok(record) => Self { value, record: Some(Arc::new(record)), problem: None, digest },
+            Ok(record) => {
+                Self { value, record: Some(Arc::new(record)), problem: None, good: None, digest }
+            }
             // Kinds that are only passed on are not in quarantine for it.
-            Err(RecordError::NotRead(_)) => Self { value, record: None, problem: None, digest },
+            Err(RecordError::NotRead(_)) => {
+                Self { value, record: None, problem: None, good: None, digest }
+            }
             Err(error) => {
                 tracing::warn!(%key, %error, "record quarantined, its last good version stays in use");
-                Self { value, record: None, problem: Some(Arc::new(error)), digest }
+                Self { value, record: None, problem: Some(Arc::new(error)), good: None, digest }
             }
         }
+    }
+
+    /// The bytes that `record` was opened from.
+    fn good_bytes(&self) -> Option<Bytes> {
+        self.record.as_ref()?;
+        Some(self.good.clone().unwrap_or_else(|| self.value.clone()))
     }
 
     /// No observer may see a key go back to an older version of its owner (RELIABILITY promise
