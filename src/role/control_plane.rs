@@ -14,6 +14,7 @@ use tombolo_ca::material::Held;
 use tombolo_ca::region::RegionCa;
 use tombolo_ca::renew::Issuer;
 use tombolo_ca::service::Authority;
+use tombolo_federation::cache::{Image, Standing};
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::names::{Owner, RegionName};
 use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
@@ -31,9 +32,10 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use super::admin::{self, Visible};
+use super::cache::{self, Opened, Restored};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
-use super::status::{self, LinkStatus, Status};
+use super::status::{self, CacheStatus, LinkStatus, Sources, Status};
 use super::tasks::Tasks;
 use super::{grpc, wall_clock};
 use crate::config::{ControlPlaneConfig, Peer};
@@ -86,18 +88,25 @@ impl ControlPlane {
     /// Runs until stopped or until the first task fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         self.sockets.announce()?;
+        // Before the store, which may be away.
+        let belongs_to = format!("control plane of {}/{}", self.config.mesh, self.config.region);
+        let opened = cache::open(&self.state, belongs_to).await?;
         let embedded = Arc::new(Embedded::open(self.state.file("store.redb")).await?);
         let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
-        let outcome = self.run_on(store).await;
+        let outcome = self.run_on(store, opened).await;
         embedded.close().await;
         outcome
     }
 
-    async fn run_on(self, store: Arc<dyn Store>) -> anyhow::Result<()> {
+    async fn run_on(self, store: Arc<dyn Store>, opened: Opened) -> anyhow::Result<()> {
         let Self { config, state, identity, ca, sockets, serving, publisher, stop } = self;
         let (writer, replicas) = replica::channel();
         let held = identity.held();
-        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving));
+        let (image, restored, kept) = opened.into_parts();
+        let standing = standing(image);
+        let standing_rx = standing.subscribe();
+        let serves = (serving, restored, standing_rx.clone());
+        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serves));
 
         let mut tasks = Tasks::new(stop.clone());
         let (whole, whole_rx) = watch::channel(false);
@@ -121,7 +130,11 @@ impl ControlPlane {
         let region = view.config.region.clone();
         let follower = follower::follow(Arc::clone(&store), Arc::new(writer));
         tasks.start_fallible("store follower", async move { follower.await.map_err(Into::into) });
-        start_catalog(&mut tasks, &replicas, publisher, region, whole);
+        let served_whole = watch::Sender::new(standing.borrow().replica.is_some());
+        let kept_whole = served_whole.subscribe();
+        cache::keep(&mut tasks, kept, replicas.clone(), standing_rx, kept_whole, &stop);
+        let told = Told { agents: whole, cache: served_whole };
+        start_catalog(&mut tasks, &replicas, publisher, region, (told, standing));
         let own = OwnRecords::new(Owner::region(view.config.region.clone()), state.epoch());
         let own = Arc::new(Mutex::new(own));
         let region = Spokesman { epoch: state.epoch(), own, store, replicas, held, view };
@@ -136,39 +149,61 @@ impl ControlPlane {
     }
 }
 
-/// Opens the catalog once what was read of the store is whole, and says so; see [`gate`].
+/// What was restored from disk, beside the store: the replica has what is in the store and nothing
+/// else, since agents, peers and commits are compared with it.
+fn standing(image: Option<Image>) -> watch::Sender<Standing> {
+    let replica = image.map(cache::replica_of);
+    let owners = replica.iter().flat_map(|image| image.owners());
+    let owners = owners.map(|(owner, _)| owner.clone()).collect();
+    watch::Sender::new(Standing { replica, owners })
+}
+
+/// Who is told that all is there.
+struct Told {
+    /// Agents that subscribe: they open their own catalogs by it.
+    agents: watch::Sender<bool>,
+    /// The disk cache, which keeps nothing less. From the start if an image was restored: with what
+    /// stands of it, what is served is never less than that was.
+    cache: watch::Sender<bool>,
+}
+
+/// Opens the catalog at once for what was restored from disk, else once what was read of the store
+/// is whole, and says so; see [`gate`].
 fn start_catalog(
     tasks: &mut Tasks,
     replicas: &Replicas,
     publisher: Publisher,
     region: RegionName,
-    whole: watch::Sender<bool>,
+    (told, standing): (Told, watch::Sender<Standing>),
 ) {
-    let (gate_tx, gate_rx) = watch::channel(Gate::Closed);
-    tasks.start_endless("gate", gate(region, replicas.clone(), gate_tx, whole));
-    tasks.start_fallible("catalog", build(replicas.clone(), gate_rx, publisher));
+    let restored = standing.borrow().replica.is_some();
+    let first = if restored { Gate::Open } else { Gate::Closed };
+    let (gate_tx, gate_rx) = watch::channel(first);
+    tasks.start_endless("gate", gate(region, replicas.clone(), gate_tx, told));
+    tasks.start_fallible("catalog", build(replicas.clone(), gate_rx, publisher, standing));
 }
 
 /// Opens the catalog once the store was read, a cluster of this region is complete, and so is every
 /// owner that is held: what was complete when it was committed is complete when it is read back. A
 /// store that is new, or was lost, has nothing to vouch for until its agents have come, which they
-/// are given 10 s for; until then what is not found is not known (RELIABILITY promise 4).
+/// are given 10 s for; until then what is not found is not known (RELIABILITY promise 4), unless it
+/// was restored from disk: then the catalog is open already.
 ///
-/// The same word goes to agents that subscribe: they open their own catalogs by it.
-async fn gate(
-    region: RegionName,
-    mut replicas: Replicas,
-    gate: watch::Sender<Gate>,
-    told: watch::Sender<bool>,
-) {
+/// The same word goes to agents that subscribe. What is only taken for all is not kept on disk.
+async fn gate(region: RegionName, mut replicas: Replicas, gate: watch::Sender<Gate>, told: Told) {
     if replicas.wait_for(|replica| replica.position > 0).await.is_some() {
-        gate.send_replace(Gate::Partial);
+        if *gate.borrow() == Gate::Closed {
+            gate.send_replace(Gate::Partial);
+        }
         let whole = replicas.wait_for(|replica| is_whole(&region, replica));
         if tokio::time::timeout(AGENTS_COME_WITHIN, whole).await.is_err() {
             info!("not all owners are complete, serving what there is");
         }
         gate.send_replace(Gate::Open);
-        told.send_replace(true);
+        told.agents.send_replace(true);
+        if replicas.wait_for(|replica| is_whole(&region, replica)).await.is_some() {
+            told.cache.send_replace(true);
+        }
     }
     // The catalog follows the gate for as long as it stands.
     std::future::pending::<()>().await;
@@ -251,13 +286,21 @@ struct View {
     leading: watch::Sender<bool>,
     links: BTreeMap<RegionName, watch::Sender<Link>>,
     serving: Serving,
+    restored: Restored,
+    standing: watch::Receiver<Standing>,
 }
 
 impl View {
-    fn new(config: ControlPlaneConfig, replicas: Replicas, held: Held, serving: Serving) -> Self {
+    fn new(
+        config: ControlPlaneConfig,
+        replicas: Replicas,
+        held: Held,
+        (serving, restored, standing): (Serving, Restored, watch::Receiver<Standing>),
+    ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
-        Self { config, replicas, held, leading: watch::Sender::new(false), links, serving }
+        let leading = watch::Sender::new(false);
+        Self { config, replicas, held, leading, links, serving, restored, standing }
     }
 
     /// What the region says of itself.
@@ -284,6 +327,16 @@ impl Visible for View {
             Some(catalog) if !catalog.complete => vec!["this region's agents".to_owned()],
             Some(_) => Vec::new(),
         };
+        // What stands first: it only shrinks, when the replica has taken over.
+        let standing = self.standing.borrow().clone();
+        let sources = Sources {
+            replica: &self.replicas.clone().current(),
+            own: None,
+            started: self.serving.started,
+            heard: &self.restored.heard,
+            standing: Some(&standing),
+            now: wall_clock()(),
+        };
         let links = self.links.iter();
         let links =
             links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
@@ -297,12 +350,13 @@ impl Visible for View {
             pending,
             leader: Some(*self.leading.borrow()),
             catalog,
-            sources: status::sources(&self.replicas.clone().current(), None, self.serving.started),
+            sources: sources.status(),
             links: links.collect(),
             problems: Vec::new(),
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),
+            cache: CacheStatus::of(&self.restored.standings.borrow()),
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod agent;
+pub(crate) mod cache;
 pub(crate) mod catalog;
 pub(crate) mod common;
 pub(crate) mod control_plane;
