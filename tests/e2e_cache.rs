@@ -19,6 +19,8 @@ use tombolo_testbed::{Process, Scratch, http, wait_for};
 const REJOINED: Duration = Duration::from_secs(20);
 /// RELIABILITY promise 3.
 const PROMISED: Duration = Duration::from_secs(5);
+const SAVES: &str = "tombolo_cache_saves_total{outcome=\"saved\"} ";
+const FAILURES: &str = "tombolo_cache_saves_total{outcome=\"failed\"} ";
 /// An Envoy of no configuration starts in a second; ten times that.
 const AFTER_START: Duration = Duration::from_secs(10);
 const AGENT: &str = "us-west1-alpha";
@@ -127,7 +129,7 @@ fn an_agent_alone_with_its_manifests_and_region_gone_serves_the_mesh_from_disk()
     let age = source(&status, "europe-west4/europe-west4-alpha")["ageSeconds"].as_f64();
     assert!(age.is_some_and(|age| (0.0..600.0).contains(&age)), "{status}");
     let metrics = http::get(listens.admin, "/metrics")?.text();
-    for metric in ["tombolo_cache_generation ", "tombolo_cache_age_seconds ", "outcome=\"saved\""] {
+    for metric in ["tombolo_cache_generation ", "tombolo_cache_age_seconds ", SAVES] {
         assert!(metrics.contains(metric), "{metric} is missing");
     }
 
@@ -285,4 +287,42 @@ fn a_control_plane_with_its_store_takes_the_store_s_word_at_once() -> anyhow::Re
     // Ages go on from before the restart.
     assert!(source(&status, "us-west1/us-west1-beta")["ageSeconds"].is_number(), "{status}");
     region.kill()
+}
+
+#[test]
+fn a_disk_that_takes_nothing_is_told_of_while_all_is_served_and_is_used_once_mended()
+-> anyhow::Result<()> {
+    let scratch = Scratch::new("cache-disk")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    // No rights stop root, but a file is no directory.
+    let dir = cache_of(&apart, AGENT);
+    std::fs::create_dir_all(dir.parent().context("a state directory")?)?;
+    std::fs::write(&dir, "")?;
+    let mut region = apart.start(US)?;
+    let (mut agent, listens) = begin(&apart, AGENT)?;
+    wait_for("the failure is told", REJOINED, || {
+        let status = ask::status(listens.admin)?;
+        ensure!(cannot_be_written(&status), "{status}");
+        let metrics = http::get(listens.admin, "/metrics")?.text();
+        let failures = metrics.lines().find_map(|line| line.strip_prefix(FAILURES));
+        ensure!(failures.is_some_and(|count| count != "0"), "{failures:?}");
+        Ok(())
+    })?;
+    assert!(!ask::addresses(listens.dns, "cart")?.is_empty());
+    let told = agent.stderr()?.matches("what is held cannot be saved").count();
+    assert_eq!(told, 1, "once per reason");
+    std::fs::remove_file(&dir)?;
+    saved(listens.admin, 1)?;
+    let status = ask::status(listens.admin)?;
+    assert!(!cannot_be_written(&status), "{status}");
+    assert!(agent.stderr()?.contains("the disk cache can be written again"));
+    agent.kill()?;
+    region.kill()
+}
+
+fn cannot_be_written(status: &Value) -> bool {
+    let problems = status["cache"]["problems"].as_array().into_iter().flatten();
+    let mut problems = problems.filter_map(Value::as_str);
+    problems.any(|problem| problem.contains("the disk cache cannot be written"))
 }

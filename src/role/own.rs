@@ -144,9 +144,12 @@ mod tests {
         })
     }
 
+    /// Names and the count of the epoch they were said in.
+    type Held<'a> = &'a [(&'a str, u64)];
+
     /// The namespaces that are held after each word of the source, from `restored` on, with the
     /// epochs they were said in, and whether that is all.
-    fn check(restored: &[&str], words: &[(Arc<Desired>, &[(&str, u64)], bool)]) {
+    fn check(restored: &[&str], words: &[(Arc<Desired>, Held<'_>, bool)]) {
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
         let epoch = |count| Epoch { id: "e".into(), count };
