@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/tombolo/records/v1/records.proto",
         "proto/tombolo/federation/v1/federation.proto",
         "proto/tombolo/local/v1/local.proto",
+        "proto/tombolo/cache/v1/cache.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -125,9 +125,10 @@ fn the_admin_api_answers_in_the_forms_it_promises() -> anyhow::Result<()> {
 #[test]
 fn readiness_names_what_is_pending() -> anyhow::Result<()> {
     let mesh = Mesh::start("pending")?;
-    // An agent that knew its region waits for it: a part is not taken for the whole.
+    // With nothing on disk an agent waits for its region: a part is not taken for the whole.
     mesh.demo.control("stop control-plane us-west1")?;
     mesh.demo.control("stop agent us-west1-alpha")?;
+    std::fs::remove_dir_all(mesh.state_dir().join("state/agent-us-west1-alpha/cache"))?;
     mesh.demo.control("start agent us-west1-alpha")?;
     let admin = mesh.us().admin;
     wait_for("it says what it waits for", SOON, || {

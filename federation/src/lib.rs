@@ -7,6 +7,7 @@
 //! Leaves to others: answers (`tombolo-dns`), identities (`tombolo-ca`), proxies
 //! (`tombolo-proxy`), wiring (`tombolo`).
 
+pub mod cache;
 pub mod catalog;
 pub mod digest;
 pub mod key;
@@ -42,6 +43,14 @@ pub mod proto {
         /// Version 1.
         pub mod v1 {
             tonic::include_proto!("tombolo.federation.v1");
+        }
+        pub use self::v1::*;
+    }
+    /// What a process keeps on its own disk.
+    pub mod cache {
+        /// Version 1.
+        pub mod v1 {
+            tonic::include_proto!("tombolo.cache.v1");
         }
         pub use self::v1::*;
     }

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use super::table::table;
 use super::{AskArgs, DnsArgs, Output, ServicesArgs, http};
 use crate::config::{CLUSTERSET_ZONE, admin_from_environment};
-use crate::role::status::{ServiceStatus, Services, SourceStatus, Status};
+use crate::role::status::{CacheStatus, ServiceStatus, Services, SourceStatus, Status};
+use crate::role::store_health::StoreStatus;
 
 /// The demo's first region.
 const DEFAULT_ADMIN: &str = "127.0.0.1:7102";
@@ -161,6 +162,8 @@ fn status_table(status: &Status) -> String {
     if let Some(expires) = status.certificate_expires {
         let _ = writeln!(text, "certificate until {expires}, {} proxies connected", status.proxies);
     }
+    text.push_str(&store_lines(status.store.as_ref()));
+    text.push_str(&cache_lines(&status.cache));
     let _ = writeln!(text, "\n{}", sources_table(&status.sources));
     let _ = writeln!(text, "\n{}", links_table(status));
     for problem in &status.problems {
@@ -169,13 +172,55 @@ fn status_table(status: &Status) -> String {
     text
 }
 
+fn store_lines(store: Option<&StoreStatus>) -> String {
+    let mut text = String::new();
+    let Some(store) = store else { return text };
+    if let Some(problem) = &store.problem {
+        let _ = writeln!(text, "store: not followed ({problem}), what was read last is served");
+    }
+    if let Some(found) = &store.other_history {
+        let times = store.other_histories;
+        let _ = writeln!(
+            text,
+            "store: it was restored or lost, {times} time(s), the last time {found}"
+        );
+    }
+    if store.lost > 0 {
+        let _ =
+            writeln!(text, "store: {} records that it lost are not written back yet", store.lost);
+    }
+    for alarm in &store.alarms {
+        let _ = writeln!(text, "store: {alarm}");
+    }
+    text
+}
+
+fn cache_lines(cache: &CacheStatus) -> String {
+    let mut text = String::new();
+    if let Some(image) = &cache.restored {
+        let (generation, saved_at) = (image.generation, image.saved_at);
+        let _ = writeln!(text, "restored from disk, generation {generation} of {saved_at}");
+    }
+    let saved_at = cache.saved_at.map(|at| format!(" of {at}")).unwrap_or_default();
+    let newest = cache.generation.map_or("nothing yet".to_owned(), |generation| {
+        format!("generation {generation}{saved_at}")
+    });
+    let _ = writeln!(text, "on disk: {newest}");
+    for problem in &cache.problems {
+        let _ = writeln!(text, "disk cache: {problem}");
+    }
+    text
+}
+
 fn sources_table(sources: &[SourceStatus]) -> String {
     let rows = sources.iter().map(|source| {
         let age = source.age_seconds.map_or("-".to_owned(), |age| format!("{age:.1}s"));
-        let state = match (source.stale, source.complete) {
-            (true, _) => "stale, still served",
-            (false, false) => "incomplete",
-            (false, true) => "current",
+        let state = match (source.stale, source.restored, source.complete) {
+            (true, true, _) => "stale, restored from disk",
+            (true, false, _) => "stale, still served",
+            (false, true, _) => "restored from disk",
+            (false, false, false) => "incomplete",
+            (false, false, true) => "current",
         };
         let quarantined = source.quarantined.to_string();
         [source.owner.clone(), state.to_owned(), age, source.records.to_string(), quarantined]

@@ -3,24 +3,26 @@
 //! Reads the cluster's own objects, serves them to the cluster at once, publishes them to the
 //! region, and serves what the region knows of the others. Never needs the region for its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_ca::renew::Issuer;
 use tombolo_ca::tls::Connector;
+use tombolo_federation::cache::Image;
 use tombolo_federation::catalog::{self, Publisher};
-use tombolo_federation::key::Kind;
+use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::manifests::{Desired, Options, Source};
 use tombolo_federation::names::Owner;
-use tombolo_federation::record::Cluster;
-use tombolo_federation::replica::{self, Replicas};
+use tombolo_federation::record::{Cluster, Record};
+use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_proxy::ClientLocality;
@@ -29,12 +31,13 @@ use tonic::transport::Endpoint;
 use tracing::{error, info};
 
 use super::admin::{self, Visible};
+use super::cache::{self, Restored};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
-use super::grpc;
 use super::own::Own;
-use super::status::{self, LinkStatus, Status};
+use super::status::{CacheStatus, LinkStatus, Sources, Status};
 use super::tasks::Tasks;
+use super::{grpc, wall_clock};
 use crate::config::AgentConfig;
 use crate::state_dir::StateDir;
 
@@ -80,6 +83,8 @@ impl Agent {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         self.sockets.announce()?;
         let Self { config, owner, state, identity, sockets, serving, publisher, stop } = self;
+        let belongs_to = format!("agent of {}/{owner}", config.mesh);
+        let (image, restored, kept) = cache::open(&state, belongs_to).await?.into_parts();
         let mut tasks = Tasks::new(stop.clone());
         let mut options = Options::new(config.region.clone(), config.cluster_id()?);
         options.pod_cidrs.clone_from(&config.source.pod_cidrs);
@@ -95,6 +100,8 @@ impl Agent {
 
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
+        let whole = watch::Sender::new(image.is_some());
+        let published = restore(image, &owner, &writer);
         let held = identity.held();
         let view = Arc::new(View {
             owner: owner.clone(),
@@ -105,6 +112,7 @@ impl Agent {
             subscribed: watch::Sender::default(),
             serving,
             mesh: config.mesh.to_string(),
+            restored,
         });
         let routes = Routes::new(view.serving.ads.into_service());
         tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
@@ -115,7 +123,7 @@ impl Agent {
         let (joined, joined_rx) = watch::channel(known);
         let (respected, respected_rx) = watch::channel(None);
         let (judge, surplus) = mpsc::channel(1);
-        let own = Own {
+        let mut own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
             cluster: cluster_record(&config, &state),
             desired,
@@ -123,7 +131,10 @@ impl Agent {
             respected,
             surplus,
             writer: Arc::clone(&writer),
+            restored: published,
         };
+        // Before the catalog: what was edited while nobody ran here is served from the first answer.
+        own.reconcile();
         tasks.start_fallible("own records", own.run());
         let publication = Publication {
             owner: owner.clone(),
@@ -146,7 +157,10 @@ impl Agent {
             client::subscribe(channel, owner, BTreeSet::new(), writer, view.subscribed.clone());
         tasks.start_endless("subscribe", subscribe);
 
-        start_catalog(&mut tasks, &view, replicas, publisher);
+        let whole_rx = whole.subscribe();
+        let nothing_else = Arc::new(BTreeMap::new);
+        cache::keep(&mut tasks, kept, replicas.clone(), whole_rx, nothing_else, &stop);
+        start_catalog(&mut tasks, &view, replicas, publisher, whole);
         tasks.start_endless("join", remember_join(joined_rx, state));
         let issuer = Issuer::Remote {
             endpoint: Box::new(Endpoint::try_from(format!("http://{}", config.control_plane))?),
@@ -170,11 +184,40 @@ fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
     }
 }
 
-/// Serves once the own cluster was read and the region's feed is complete; see [`gate`].
-fn start_catalog(tasks: &mut Tasks, view: &Arc<View>, replicas: Replicas, publisher: Publisher) {
-    let (gate_tx, gate_rx) = watch::channel(Gate::Closed);
-    let opening = gate(view.owner.clone(), replicas.clone(), view.subscribed.subscribe(), gate_tx);
-    tasks.start_endless("gate", opening);
+/// Makes the replica hold what was kept on disk. Returns what the agent itself had published.
+fn restore(
+    image: Option<Image>,
+    owner: &Owner,
+    writer: &ReplicaWriter,
+) -> BTreeMap<Key, Arc<Record>> {
+    let Some(image) = image else { return BTreeMap::new() };
+    let own = image.records_of(owner);
+    writer.apply(image.into_batch(Some(owner)), Instant::now());
+    own
+}
+
+/// Serves at once what was restored from disk; else once the own cluster was read and the region's
+/// feed is complete, see [`gate`]. `whole` says, and is told, whether that is so.
+fn start_catalog(
+    tasks: &mut Tasks,
+    view: &Arc<View>,
+    replicas: Replicas,
+    publisher: Publisher,
+    whole: watch::Sender<bool>,
+) {
+    let restored = *whole.borrow();
+    let first = if restored { Gate::Open } else { Gate::Closed };
+    let (gate_tx, gate_rx) = watch::channel(first);
+    let (owner, subscribed) = (view.owner.clone(), view.subscribed.subscribe());
+    let waiting = replicas.clone();
+    tasks.start_endless("gate", async move {
+        if !restored {
+            gate(owner, waiting, subscribed, &gate_tx).await;
+            whole.send_replace(true);
+        }
+        // The catalog follows the gate, and the disk cache this word, for as long as they stand.
+        std::future::pending::<()>().await;
+    });
     tasks.start_fallible("catalog", build(replicas, gate_rx, publisher));
 }
 
@@ -187,14 +230,15 @@ async fn gate(
     owner: Owner,
     mut replicas: Replicas,
     mut subscribed: watch::Receiver<Link>,
-    gate: watch::Sender<Gate>,
+    gate: &watch::Sender<Gate>,
 ) {
     let own = |replica: &replica::Replica| {
         let held = replica.holding(&owner).map(replica::Holding::complete);
         held.is_some_and(|held| held.contains_key(&Kind::Cluster))
     };
     if replicas.wait_for(own).await.is_none() {
-        return;
+        // Nobody writes any more: the agent is stopping.
+        std::future::pending::<()>().await;
     }
     if tokio::time::timeout(ALONE_AFTER, wait_synced(&mut subscribed)).await.is_err() {
         info!("the region does not answer, serving this cluster alone");
@@ -202,8 +246,6 @@ async fn gate(
         wait_synced(&mut subscribed).await;
     }
     gate.send_replace(Gate::Open);
-    // The catalog follows the gate for as long as it stands.
-    std::future::pending::<()>().await;
 }
 
 async fn wait_synced(subscribed: &mut watch::Receiver<Link>) {
@@ -235,6 +277,7 @@ struct View {
     publishing: watch::Sender<Link>,
     subscribed: watch::Sender<Link>,
     serving: Serving,
+    restored: Restored,
 }
 
 impl View {
@@ -268,6 +311,13 @@ impl Visible for View {
             pending.clear();
         }
         let replica = self.replicas.clone().current();
+        let sources = Sources {
+            replica: &replica,
+            own: Some(&self.owner),
+            started: self.serving.started,
+            heard: &self.restored.heard,
+            now: wall_clock()(),
+        };
         Status {
             role: "agent".to_owned(),
             mesh: self.mesh.clone(),
@@ -278,7 +328,8 @@ impl Visible for View {
             pending,
             leader: None,
             catalog,
-            sources: status::sources(&replica, Some(&self.owner), self.serving.started),
+            store: None,
+            sources: sources.status(),
             links: vec![
                 LinkStatus::of("publish".to_owned(), &self.publishing.borrow()),
                 LinkStatus::of("subscribe".to_owned(), &self.subscribed.borrow()),
@@ -287,6 +338,7 @@ impl Visible for View {
             source: serde_json::to_value(&desired.counts).ok(),
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),
+            cache: CacheStatus::of(&self.restored.standings.borrow()),
         }
     }
 

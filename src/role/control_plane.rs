@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
@@ -14,13 +15,14 @@ use tombolo_ca::material::Held;
 use tombolo_ca::region::RegionCa;
 use tombolo_ca::renew::Issuer;
 use tombolo_ca::service::Authority;
+use tombolo_federation::cache::Image;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::names::{Owner, RegionName};
 use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
-use tombolo_federation::replica::{self, Replica, Replicas};
+use tombolo_federation::replica::{self, Batch, Replica, ReplicaWriter, Replicas};
 use tombolo_federation::store::election;
 use tombolo_federation::store::embedded::Embedded;
-use tombolo_federation::store::{Guard, Store, StoreError};
+use tombolo_federation::store::{Guard, Member, Store, StoreError};
 use tombolo_federation::sync::client::Link;
 use tombolo_federation::sync::follower::Following;
 use tombolo_federation::sync::leader::{Leader, LeaderError};
@@ -32,9 +34,11 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use super::admin::{self, Visible};
+use super::cache::{self, Opened, Restored};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
-use super::status::{self, LinkStatus, Status};
+use super::status::{self, CacheStatus, LinkStatus, Sources, Status};
+use super::store_health::{self, StoreStatus};
 use super::tasks::Tasks;
 use super::{grpc, wall_clock};
 use crate::config::{ControlPlaneConfig, Peer};
@@ -87,22 +91,31 @@ impl ControlPlane {
     /// Runs until stopped or until the first task fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         self.sockets.announce()?;
+        // Before the store, which may be away.
+        let belongs_to = format!("control plane of {}/{}", self.config.mesh, self.config.region);
+        let opened = cache::open(&self.state, belongs_to).await?;
         let embedded = Arc::new(Embedded::open(self.state.file("store.redb")).await?);
         let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
-        let outcome = self.run_on(store).await;
+        let outcome = self.run_on(store, opened).await;
         embedded.close().await;
         outcome
     }
 
-    async fn run_on(self, store: Arc<dyn Store>) -> anyhow::Result<()> {
+    async fn run_on(self, store: Arc<dyn Store>, opened: Opened) -> anyhow::Result<()> {
         let Self { config, state, identity, ca, sockets, serving, publisher, stop } = self;
         let (writer, replicas) = replica::channel();
         let held = identity.held();
-        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving));
+        let (image, restored, kept) = opened.into_parts();
+        let resume = image.as_ref().and_then(cache::resume_point);
+        let from_disk = image.is_some();
+        if let Some(image) = image {
+            restore(&writer, image);
+        }
+        let view = View::new(config, replicas.clone(), held.clone(), (serving, restored));
+        let view = Arc::new(view);
 
         let mut tasks = Tasks::new(stop.clone());
         let (whole, whole_rx) = watch::channel(false);
-        let following = watch::Sender::new(Following::default());
         let api = FederationApi::new(
             view.config.region.clone(),
             Arc::clone(&store),
@@ -122,12 +135,19 @@ impl ControlPlane {
         admin::start(&mut tasks, sockets.admin, Arc::<View>::clone(&view), &stop);
         let region = view.config.region.clone();
         let follower =
-            follower::follow(Arc::clone(&store), Arc::new(writer), None, following.clone());
+            follower::follow(Arc::clone(&store), Arc::new(writer), resume, view.following.clone());
         tasks.start_fallible("store follower", async move { follower.await.map_err(Into::into) });
-        start_catalog(&mut tasks, &replicas, publisher, region, whole);
+        let kept_whole = watch::Sender::new(from_disk);
+        let resume_point = cache::with_resume_point(view.following.subscribe());
+        let keep = kept_whole.subscribe();
+        cache::keep(&mut tasks, kept, replicas.clone(), keep, resume_point, &stop);
+        let told = Told { agents: whole, cache: kept_whole };
+        start_catalog(&mut tasks, &replicas, publisher, region, told);
         let own = OwnRecords::new(Owner::region(view.config.region.clone()), state.epoch());
         let own = Arc::new(Mutex::new(own));
-        let following = following.subscribe();
+        let following = view.following.subscribe();
+        let health = store_health::watch(Arc::clone(&store), view.members.clone());
+        tasks.start_endless("store health", health);
         let region =
             Spokesman { epoch: state.epoch(), own, store, replicas, following, held, view };
         tasks.start("leader", region.run(stop.clone()));
@@ -141,39 +161,59 @@ impl ControlPlane {
     }
 }
 
-/// Opens the catalog once what was read of the store is whole, and says so; see [`gate`].
+/// Holds what was restored from disk. At no position: what agents and peers are sent is the store's
+/// word, which comes when the store was read. What the store has lost of it then is written back.
+fn restore(writer: &ReplicaWriter, image: Image) {
+    let batch = Batch { position: None, ..image.into_batch(None) };
+    writer.apply(batch, Instant::now());
+}
+
+/// Who is told that all is there.
+struct Told {
+    /// Agents that subscribe: they open their own catalogs by it.
+    agents: watch::Sender<bool>,
+    /// The disk cache, which keeps nothing less. From the start if an image was restored: what is held
+    /// is never less than that was.
+    cache: watch::Sender<bool>,
+}
+
+/// Opens the catalog at once for what was restored from disk, else once what was read of the store
+/// is whole, and says so; see [`gate`].
 fn start_catalog(
     tasks: &mut Tasks,
     replicas: &Replicas,
     publisher: Publisher,
     region: RegionName,
-    whole: watch::Sender<bool>,
+    told: Told,
 ) {
-    let (gate_tx, gate_rx) = watch::channel(Gate::Closed);
-    tasks.start_endless("gate", gate(region, replicas.clone(), gate_tx, whole));
+    let restored = *told.cache.borrow();
+    let first = if restored { Gate::Open } else { Gate::Closed };
+    let (gate_tx, gate_rx) = watch::channel(first);
+    tasks.start_endless("gate", gate(region, replicas.clone(), gate_tx, told));
     tasks.start_fallible("catalog", build(replicas.clone(), gate_rx, publisher));
 }
 
 /// Opens the catalog once the store was read, a cluster of this region is complete, and so is every
 /// owner that is held: what was complete when it was committed is complete when it is read back. A
 /// store that is new, or was lost, has nothing to vouch for until its agents have come, which they
-/// are given 10 s for; until then what is not found is not known (RELIABILITY promise 4).
+/// are given 10 s for; until then what is not found is not known (RELIABILITY promise 4), unless it
+/// was restored from disk: then the catalog is open already.
 ///
-/// The same word goes to agents that subscribe: they open their own catalogs by it.
-async fn gate(
-    region: RegionName,
-    mut replicas: Replicas,
-    gate: watch::Sender<Gate>,
-    told: watch::Sender<bool>,
-) {
+/// The same word goes to agents that subscribe. What is only taken for all is not kept on disk.
+async fn gate(region: RegionName, mut replicas: Replicas, gate: watch::Sender<Gate>, told: Told) {
     if replicas.wait_for(|replica| replica.position > 0).await.is_some() {
-        gate.send_replace(Gate::Partial);
+        if *gate.borrow() == Gate::Closed {
+            gate.send_replace(Gate::Partial);
+        }
         let whole = replicas.wait_for(|replica| is_whole(&region, replica));
         if tokio::time::timeout(AGENTS_COME_WITHIN, whole).await.is_err() {
             info!("not all owners are complete, serving what there is");
         }
         gate.send_replace(Gate::Open);
-        told.send_replace(true);
+        told.agents.send_replace(true);
+        if replicas.wait_for(|replica| is_whole(&region, replica)).await.is_some() {
+            told.cache.send_replace(true);
+        }
     }
     // The catalog follows the gate for as long as it stands.
     std::future::pending::<()>().await;
@@ -269,13 +309,32 @@ struct View {
     leading: watch::Sender<bool>,
     links: BTreeMap<RegionName, watch::Sender<Link>>,
     serving: Serving,
+    restored: Restored,
+    following: watch::Sender<Following>,
+    members: watch::Sender<Vec<Member>>,
 }
 
 impl View {
-    fn new(config: ControlPlaneConfig, replicas: Replicas, held: Held, serving: Serving) -> Self {
+    fn new(
+        config: ControlPlaneConfig,
+        replicas: Replicas,
+        held: Held,
+        (serving, restored): (Serving, Restored),
+    ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
-        Self { config, replicas, held, leading: watch::Sender::new(false), links, serving }
+        let leading = watch::Sender::new(false);
+        Self {
+            config,
+            replicas,
+            held,
+            leading,
+            links,
+            serving,
+            restored,
+            following: watch::Sender::default(),
+            members: watch::Sender::default(),
+        }
     }
 
     /// What the region says of itself.
@@ -302,6 +361,13 @@ impl Visible for View {
             Some(catalog) if !catalog.complete => vec!["this region's agents".to_owned()],
             Some(_) => Vec::new(),
         };
+        let sources = Sources {
+            replica: &self.replicas.clone().current(),
+            own: None,
+            started: self.serving.started,
+            heard: &self.restored.heard,
+            now: wall_clock()(),
+        };
         let links = self.links.iter();
         let links =
             links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
@@ -315,12 +381,18 @@ impl Visible for View {
             pending,
             leader: Some(*self.leading.borrow()),
             catalog,
-            sources: status::sources(&self.replicas.clone().current(), None, self.serving.started),
+            store: Some(StoreStatus::of(
+                sources.replica.position,
+                &self.following.borrow(),
+                &self.members.borrow(),
+            )),
+            sources: sources.status(),
             links: links.collect(),
             problems: Vec::new(),
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),
+            cache: CacheStatus::of(&self.restored.standings.borrow()),
         }
     }
 

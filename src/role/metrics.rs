@@ -2,10 +2,12 @@
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::admin::Visible;
 use super::status::{SourceStatus, Status};
+use super::wall_clock;
 
 /// All metrics in the `OpenMetrics` text format.
 pub(crate) fn encode(visible: &dyn Visible) -> Result<String, std::fmt::Error> {
@@ -58,12 +60,46 @@ impl Collector for OfStatus {
             "Proxies connected to this process",
             to_f64(status.proxies),
         )?;
+        self.of_cache(&mut encoder)?;
+        self.of_store(&mut encoder)?;
         self.by_source(&mut encoder)?;
         self.by_link(&mut encoder)
     }
 }
 
 impl OfStatus {
+    fn of_cache(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let cache = &self.0.cache;
+        let mut saves = encoder.encode_descriptor(
+            "cache_saves",
+            "Attempts to save what is held, by how they ended",
+            None,
+            ConstCounter::new(0_u64).metric_type(),
+        )?;
+        for (outcome, count) in [("saved", cache.saved), ("failed", cache.failed)] {
+            ConstCounter::new(count).encode(saves.encode_family(&[("outcome", outcome)])?)?;
+        }
+        if let (Some(generation), Some(saved_at)) = (cache.generation, cache.saved_at) {
+            let help = "The newest good image on disk";
+            gauge(encoder, "cache_generation", help, to_f64(generation))?;
+            let age = wall_clock()().duration_since(saved_at).as_secs_f64().max(0.0);
+            gauge(encoder, "cache_age_seconds", "Since the newest good image was saved", age)?;
+        }
+        Ok(())
+    }
+
+    fn of_store(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(store) = &self.0.store else { return Ok(()) };
+        let help = "The newest revision of the region's store that this process holds all of";
+        gauge(encoder, "store_position", help, to_f64(store.position))?;
+        let help = "Times that the store turned out to be another: restored, or lost";
+        gauge(encoder, "store_other_histories", help, to_f64(store.other_histories))?;
+        let help = "Records that the store has lost and that are not written back yet";
+        gauge(encoder, "store_lost_records", help, to_f64(store.lost))?;
+        let help = "What an operator has to do something about; `tombolo status` names it";
+        gauge(encoder, "store_alarms", help, to_f64(store.alarms.len()))
+    }
+
     fn by_source(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         type Value = fn(&SourceStatus) -> Option<f64>;
         let metrics: [(&str, &str, Value); 4] = [

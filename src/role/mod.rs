@@ -6,6 +6,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod agent;
+pub(crate) mod cache;
 pub(crate) mod catalog;
 pub(crate) mod common;
 pub(crate) mod control_plane;
@@ -13,6 +14,7 @@ pub(crate) mod grpc;
 pub(crate) mod metrics;
 pub(crate) mod own;
 pub(crate) mod status;
+pub(crate) mod store_health;
 pub(crate) mod tasks;
 
 use std::sync::Arc;

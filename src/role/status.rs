@@ -3,10 +3,13 @@
 //! One set of types for server and CLI, so that `-o json` is the API's own document.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use super::store_health::StoreStatus;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tombolo_federation::cache::keeper::Standings;
 use tombolo_federation::catalog::{Catalog, Service};
 use tombolo_federation::key::Kind;
 use tombolo_federation::names::Owner;
@@ -34,6 +37,9 @@ pub(crate) struct Status {
     pub(crate) leader: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) catalog: Option<CatalogStatus>,
+    /// The region's store; absent for agents, which have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) store: Option<StoreStatus>,
     pub(crate) sources: Vec<SourceStatus>,
     pub(crate) links: Vec<LinkStatus>,
     /// Objects of the own cluster's source that cannot be used, with file, object and field.
@@ -47,6 +53,42 @@ pub(crate) struct Status {
     /// Proxies connected to this process, as `/api/v1/proxies` has them in full.
     #[serde(default)]
     pub(crate) proxies: usize,
+    /// What this process keeps on disk for its next start.
+    #[serde(default)]
+    pub(crate) cache: CacheStatus,
+}
+
+/// The disk cache of a process.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CacheStatus {
+    /// Of the newest good image; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) generation: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) saved_at: Option<Timestamp>,
+    /// The image that this process started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restored: Option<RestoredStatus>,
+    /// Files that were not used at the start, and why the last save failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) problems: Vec<String>,
+    /// What is held differs from the newest image.
+    #[serde(default)]
+    pub(crate) unsaved: bool,
+    /// Saves since the start.
+    #[serde(default)]
+    pub(crate) saved: u64,
+    #[serde(default)]
+    pub(crate) failed: u64,
+}
+
+/// An image that a process started from.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RestoredStatus {
+    pub(crate) generation: u64,
+    pub(crate) saved_at: Timestamp,
 }
 
 /// The catalog that a process serves from.
@@ -73,7 +115,11 @@ pub(crate) struct SourceStatus {
     pub(crate) complete: bool,
     /// Nothing new was heard for 30 s; what it said is still served.
     pub(crate) stale: bool,
-    /// Seconds since its last beacon; absent if none has come since this process started.
+    /// From disk: this process has not heard of it since it started.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) restored: bool,
+    /// Seconds since its last beacon; absent if none has come since this process started, nor is
+    /// known from before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) age_seconds: Option<f64>,
     pub(crate) quarantined: usize,
@@ -223,27 +269,63 @@ impl LinkStatus {
     }
 }
 
-/// How the sources of a replica are. `own` is this process's own source, which needs no beacon to
-/// be known to be there.
-pub(crate) fn sources(
-    replica: &Replica,
-    own: Option<&Owner>,
-    started: Instant,
-) -> Vec<SourceStatus> {
-    let status = |(owner, holding): (&Owner, &Holding)| {
-        let heard = holding.beacon_changed();
-        let silence = heard.unwrap_or(started).elapsed();
+impl CacheStatus {
+    pub(crate) fn of(standings: &Standings) -> Self {
+        let restored = standings.restored;
+        Self {
+            generation: standings.newest.map(|newest| newest.generation),
+            saved_at: standings.newest.map(|newest| newest.saved_at),
+            restored: restored.map(|image| RestoredStatus {
+                generation: image.generation,
+                saved_at: image.saved_at,
+            }),
+            problems: standings.found.iter().chain(&standings.failing).cloned().collect(),
+            unsaved: standings.unsaved,
+            saved: standings.saved,
+            failed: standings.failed,
+        }
+    }
+}
+
+/// How the sources of a process are.
+pub(crate) struct Sources<'a> {
+    pub(crate) replica: &'a Replica,
+    /// This process's own source, which needs no beacon to be known to be there.
+    pub(crate) own: Option<&'a Owner>,
+    pub(crate) started: Instant,
+    /// When owners were heard before that.
+    pub(crate) heard: &'a BTreeMap<Owner, Option<Timestamp>>,
+    pub(crate) now: Timestamp,
+}
+
+impl Sources<'_> {
+    pub(crate) fn status(&self) -> Vec<SourceStatus> {
+        self.replica.owners().map(|(owner, holding)| self.of(owner, holding)).collect()
+    }
+
+    fn of(&self, owner: &Owner, holding: &Holding) -> SourceStatus {
+        let own = self.own == Some(owner);
+        let heard = holding.beacon_changed().map(|heard| heard.elapsed());
+        let before = self.heard.get(owner);
+        let age = heard.or_else(|| Some(self.since((*before?)?)));
+        let silence = age.unwrap_or_else(|| self.started.elapsed());
+        let unheard = if own { !has_spoken(holding) } else { heard.is_none() };
         SourceStatus {
             owner: owner.to_string(),
             records: holding.len(),
             complete_kinds: holding.complete().keys().map(ToString::to_string).collect(),
             complete: is_complete(holding),
-            stale: own != Some(owner) && silence > STALE_AFTER,
-            age_seconds: heard.map(|heard| (heard.elapsed().as_secs_f64() * 10.0).round() / 10.0),
+            stale: !own && silence > STALE_AFTER,
+            restored: before.is_some() && unheard,
+            age_seconds: age.map(|age| (age.as_secs_f64() * 10.0).round() / 10.0),
             quarantined: holding.quarantined(),
         }
-    };
-    replica.owners().map(status).collect()
+    }
+
+    /// Never negative: the clock may have gone back.
+    fn since(&self, heard: Timestamp) -> Duration {
+        Duration::try_from(self.now.duration_since(heard)).unwrap_or_default()
+    }
 }
 
 /// Whether an owner said all that it can: the marker of its own record comes last. One whose

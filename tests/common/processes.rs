@@ -9,6 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
+use tombolo_ca::bundle::Bundle;
+use tombolo_ca::identity::Identity;
+use tombolo_proxy::ClientLocality;
+use tombolo_proxy::bootstrap::{Bootstrap, Server, Tls, TrustDomain};
 use tombolo_testbed::Process;
 
 use super::manifests::Manifests;
@@ -147,6 +151,46 @@ impl<'a> Apart<'a> {
         let mut command = Command::new(tombolo());
         command.arg(role).arg("--config").arg(self.path(&format!("{name}.yaml")));
         Process::start(name, &mut command, &self.dir)
+    }
+
+    /// Writes the bootstrap of an Envoy that asks the agent of a cluster of the US, and it alone.
+    /// Gives its path and where Envoy's own admin will listen.
+    pub(crate) fn envoy_of(&self, name: &str) -> anyhow::Result<(String, SocketAddr)> {
+        let cluster = name.strip_prefix(&format!("{US}-")).context("a cluster of the US")?;
+        self.issue(US, &["workload", cluster, "demo", "client"], "envoy")?;
+        let bundle = std::fs::read(self.path(&format!("{US}/ca/region.pem")))?;
+        let bundle = Bundle::from_pem(&bundle)?;
+        let anchor = self.path("envoy/anchor.pem");
+        std::fs::write(&anchor, bundle.anchor_pem())?;
+        let (region, id) = (US.parse()?, name.parse()?);
+        let server = Identity::Agent { region, cluster: id };
+        let grpc = self.listens(name).grpc;
+        let (listener, admin) =
+            (SocketAddr::new(grpc.ip(), 7480), SocketAddr::new(grpc.ip(), 7481));
+        let bootstrap = Bootstrap {
+            node_id: format!("{name}/demo/client"),
+            locality: ClientLocality {
+                region: US.parse()?,
+                zone: None,
+                cluster: Some(name.parse()?),
+                network: "demo".into(),
+            },
+            listener,
+            admin,
+            servers: vec![Server::Address(grpc)],
+            tls: Some(Tls {
+                certificate: self.path("envoy/cert.pem"),
+                key: self.path("envoy/key.pem"),
+                bundles: vec![TrustDomain {
+                    name: bundle.trust_domain().to_string(),
+                    bundle: anchor,
+                }],
+                servers: vec![server.spiffe_id(&MESH.parse()?)?.to_string()],
+            }),
+        };
+        let path = self.path("envoy.json");
+        std::fs::write(&path, bootstrap.to_json())?;
+        Ok((path, admin))
     }
 
     /// All names, control planes first.

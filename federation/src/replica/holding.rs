@@ -35,6 +35,8 @@ pub struct Entry {
     pub record: Option<Arc<Record>>,
     /// Why the bytes are quarantined, if they are.
     pub problem: Option<Arc<RecordError>>,
+    /// The bytes of `record`, where they are not `value`: the last good ones, for the disk.
+    pub good: Option<Bytes>,
     /// Which change these bytes are, where they cannot be opened but tell.
     unopened: Option<Origin>,
     /// Of this entry alone; zero for a beacon.
@@ -150,6 +152,7 @@ impl Holding {
             }
             if entry.problem.is_some() {
                 entry.record.clone_from(&held.record);
+                entry.good = held.good_bytes();
             }
             self.forget(key, held);
             if key.kind == Kind::Beacon {
@@ -213,7 +216,12 @@ impl Entry {
             }
         };
         let unopened = if record.is_none() { Origin::of_value(&value) } else { None };
-        Self { value, record, problem, unopened, digest }
+        Self { value, record, problem, good: None, unopened, digest }
+    }
+
+    fn good_bytes(&self) -> Option<Bytes> {
+        self.record.as_ref()?;
+        Some(self.good.clone().unwrap_or_else(|| self.value.clone()))
     }
 
     /// No observer may see a key go back to an older version of its owner (RELIABILITY promise

@@ -20,7 +20,7 @@ use self::state::State;
 pub use self::state::{Lost, LostOwner};
 use super::client;
 use super::history::{self, ResumePoint, Resumed};
-use crate::replica::ReplicaWriter;
+use crate::replica::{Batch, ReplicaWriter};
 use crate::store::{self, Store, StoreError, Watch, WatchEvent};
 
 /// Follows all that Tombolo keeps.
@@ -92,7 +92,9 @@ impl Follower {
         match history::resume(&*self.store, ALL, &point).await? {
             Resumed::Same(watch) => {
                 debug!(revision = point.revision, "the store is the same, going on");
-                // A part of a change may be held back; the rest was never delivered.
+                // What is held may come from a disk, and has not said yet of when it is.
+                let batch = Batch { position: Some(point.revision), ..Batch::default() };
+                self.writer.apply(batch, Instant::now());
                 Ok(Some(watch))
             }
             Resumed::Other(why) => {

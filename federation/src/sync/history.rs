@@ -26,6 +26,25 @@ pub struct ResumePoint {
     pub witness: Witness,
 }
 
+impl ResumePoint {
+    /// For the disk: two revisions and the digest.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let revisions = [self.revision, self.witness.revision].map(u64::to_be_bytes).concat();
+        [&revisions[..], &self.witness.digest].concat()
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote; `None` for anything else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (revision, rest) = bytes.split_first_chunk::<8>()?;
+        let (seen, digest) = rest.split_first_chunk::<8>()?;
+        let witness =
+            Witness { revision: u64::from_be_bytes(*seen), digest: digest.try_into().ok()? };
+        Some(Self { revision: u64::from_be_bytes(*revision), witness })
+    }
+}
+
 /// What a commit did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Witness {
@@ -166,6 +185,8 @@ mod tests {
     async fn the_same_store_goes_on_after_the_witness() {
         let store = store_with(&["a", "b", "-"]).await;
         let point = point(&*store, 3).await;
+        assert_eq!(ResumePoint::from_bytes(&point.to_bytes()), Some(point.clone()));
+        assert_eq!(ResumePoint::from_bytes(&point.to_bytes()[1..]), None);
         store.commit(Txn { guards: vec![], ops: vec![Op::put("/t/x", "c")] }).await.unwrap();
         let Resumed::Same(mut watch) = resume(&*store, "/t/", &point).await.unwrap() else {
             panic!("taken for another")
