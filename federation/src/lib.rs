@@ -9,6 +9,7 @@
 
 pub mod catalog;
 pub mod digest;
+pub mod guard;
 pub mod key;
 pub mod manifests;
 pub mod names;

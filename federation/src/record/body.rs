@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::key::Kind;
 use crate::names::{ClusterId, NamespaceName, Owner, RegionName, ServiceKey};
+use crate::proto::federation as wire;
 
 /// The content of a record, by the kind of its key. Kinds that this version stores and passes on
 /// without reading them (import, policy) have no variant.
@@ -149,14 +150,73 @@ pub struct Hold {
 
 /// The ready share of a cluster fell so fast that a split between nodes and API server is likelier
 /// than that all of it is down (DESIGN section 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspect {
+    /// Names this suspicion, as [`Hold::id`] names a hold: once that is approved, the readiness is
+    /// believed.
+    pub id: String,
     /// Since when.
     pub since: Timestamp,
     /// Endpoints that are ready.
     pub ready: u32,
     /// Endpoints that are, or have been.
     pub of: u32,
+}
+
+/// Why a record is no more, as its tombstone says it. The order is that of how sure it is: of
+/// several reasons the last is the one to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Removal {
+    /// The owner knows why: a DELETE event, a removed document, replicas 0.
+    Explained,
+    /// An operator approved it.
+    Approved,
+    /// Two complete listings agreed.
+    Released,
+    /// Gone from what the source lists, for no known reason, and few enough to believe it.
+    Unexplained,
+}
+
+impl Removal {
+    /// In a word, for logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Explained => "explained",
+            Self::Approved => "approved",
+            Self::Released => "released",
+            Self::Unexplained => "unexplained",
+        }
+    }
+}
+
+impl fmt::Display for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl From<Removal> for wire::Removal {
+    fn from(removal: Removal) -> Self {
+        match removal {
+            Removal::Explained => Self::Explained,
+            Removal::Approved => Self::Approved,
+            Removal::Released => Self::Released,
+            Removal::Unexplained => Self::Unexplained,
+        }
+    }
+}
+
+impl From<wire::Removal> for Removal {
+    /// What a newer version may say, and this one does not know, explains nothing.
+    fn from(removal: wire::Removal) -> Self {
+        match removal {
+            wire::Removal::Explained => Self::Explained,
+            wire::Removal::Approved => Self::Approved,
+            wire::Removal::Released => Self::Released,
+            wire::Removal::Unexplained | wire::Removal::Unspecified => Self::Unexplained,
+        }
+    }
 }
 
 /// What an operator decided, said by the region where it was decided.

@@ -17,7 +17,8 @@ use jiff::Timestamp;
 
 pub use self::body::{
     Beacon, Body, Cluster, Decided, Decision, Endpoint, EndpointPort, Endpoints, Entitlement,
-    Export, Hold, IpFamily, Member, Namespace, Protocol, Region, ServicePort, ServiceType, Suspect,
+    Export, Hold, IpFamily, Member, Namespace, Protocol, Region, Removal, ServicePort, ServiceType,
+    Suspect,
 };
 pub use self::open::RecordError;
 pub(crate) use self::open::epoch;
