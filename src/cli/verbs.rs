@@ -162,9 +162,40 @@ fn status_table(status: &Status) -> String {
         let _ = writeln!(text, "certificate until {expires}, {} proxies connected", status.proxies);
     }
     let _ = writeln!(text, "\n{}", sources_table(&status.sources));
+    text.push_str(&held(&status.sources));
     let _ = writeln!(text, "\n{}", links_table(status));
     for problem in &status.problems {
         let _ = writeln!(text, "\nproblem: {problem}");
+    }
+    text
+}
+
+/// What the guards of clusters hold back, and what to do about it.
+fn held(sources: &[SourceStatus]) -> String {
+    let mut text = String::new();
+    for source in sources {
+        let cluster = source.owner.rsplit('/').next().unwrap_or(&source.owner);
+        for hold in &source.holds {
+            let services = match hold.services.as_slice() {
+                [] => String::new(),
+                named => format!(" of {}", named.join(", ")),
+            };
+            let _ = writeln!(
+                text,
+                "\n{cluster} holds back the removal of {} records with {} endpoints{services}, since \
+                 {}\n  {}\n  if they are gone for good: tombolo approve {cluster} {}",
+                hold.records, hold.endpoints, hold.since, hold.why, hold.id
+            );
+        }
+        if let Some(suspect) = &source.suspect {
+            let _ = writeln!(
+                text,
+                "\n{cluster} is suspect: {} of {} endpoints are ready, since {}\n  endpoints that \
+                 were ready are used where nothing better is\n  if they are down indeed: tombolo \
+                 approve {cluster} {}",
+                suspect.ready, suspect.of, suspect.since, suspect.id
+            );
+        }
     }
     text
 }
@@ -232,6 +263,38 @@ fn dns_table(explained: &Explained) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::role::status::{HoldStatus, SuspectStatus};
+
+    #[test]
+    fn a_hold_says_what_it_keeps_and_what_to_do() {
+        let since = "2026-01-02T03:04:05Z".parse().unwrap();
+        let source = SourceStatus {
+            owner: "us/us-alpha".to_owned(),
+            records: 9,
+            complete_kinds: Vec::new(),
+            complete: true,
+            stale: false,
+            age_seconds: None,
+            quarantined: 0,
+            holds: vec![HoldStatus {
+                id: "0a1b2c3d4e5f".to_owned(),
+                since,
+                records: 4,
+                endpoints: 21,
+                why: "the directory of manifests is missing".to_owned(),
+                services: vec!["shop/cart".to_owned()],
+            }],
+            suspect: Some(SuspectStatus { id: "ff".to_owned(), since, ready: 1, of: 9 }),
+        };
+        assert_eq!(
+            held(&[source]),
+            "\nus-alpha holds back the removal of 4 records with 21 endpoints of shop/cart, since \
+             2026-01-02T03:04:05Z\n  the directory of manifests is missing\n  if they are gone for \
+             good: tombolo approve us-alpha 0a1b2c3d4e5f\n\nus-alpha is suspect: 1 of 9 endpoints \
+             are ready, since 2026-01-02T03:04:05Z\n  endpoints that were ready are used where \
+             nothing better is\n  if they are down indeed: tombolo approve us-alpha ff\n"
+        );
+    }
 
     #[test]
     fn a_service_and_its_namespace_are_enough() {

@@ -15,6 +15,7 @@ use tombolo_ca::material::Held;
 use tombolo_ca::renew::Issuer;
 use tombolo_ca::tls::Connector;
 use tombolo_federation::catalog::{self, Publisher};
+use tombolo_federation::guard::{Guard, Records};
 use tombolo_federation::key::Kind;
 use tombolo_federation::manifests::{Desired, Options, Source};
 use tombolo_federation::names::Owner;
@@ -31,7 +32,7 @@ use super::admin::{self, Visible};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
 use super::grpc;
-use super::own::Own;
+use super::own::{Guarded, Own, follow_approvals};
 use super::status::{self, LinkStatus, Status};
 use super::tasks::Tasks;
 use crate::config::AgentConfig;
@@ -113,9 +114,15 @@ impl Agent {
         let known = state.joined_ms().and_then(|ms| Timestamp::from_millisecond(ms).ok());
         let (joined, joined_rx) = watch::channel(known);
         let (respected, respected_rx) = watch::channel(None);
+        let (approvals, approvals_rx) = watch::channel(std::collections::BTreeSet::new());
+        let following = follow_approvals(owner.clone(), replicas.clone(), approvals);
+        tasks.start_endless("approvals", following);
+        let guard = Guard::new(config.guard.into(), state.epoch());
         let own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
             cluster: cluster_record(&config, &state),
+            guard: Guarded::new(guard, Records::new()),
+            approvals: approvals_rx,
             desired,
             joined: joined_rx.clone(),
             respected,

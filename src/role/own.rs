@@ -1,28 +1,37 @@
 //! What a cluster's source wants to say, said into the agent's replica: the overlay that its own
 //! proxies and DNS clients see at once, and that the publisher then carries to the region.
+//!
+//! Everything goes through the guard: what the source shows no longer is withdrawn only if that is
+//! explained or plausible, and what is held back instead is told in the cluster's own record.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tombolo_federation::guard::{self, Guard, Records, Sight, Verdict};
 use tombolo_federation::key::{Key, Kind};
-use tombolo_federation::manifests::Desired;
-use tombolo_federation::record::{Beacon, Body, Cluster};
-use tombolo_federation::replica::{Batch, ReplicaWriter};
+use tombolo_federation::manifests::{Desired, Lost};
+use tombolo_federation::names::{ClusterId, Owner};
+use tombolo_federation::record::{Beacon, Body, Cluster, Decided, Hold, Suspect};
+use tombolo_federation::replica::{Batch, Replica, ReplicaWriter, Replicas};
 use tombolo_federation::sync::own::{OwnRecords, with_join};
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
+use tracing::{info, warn};
 
 /// Everything that the task works on.
 pub(crate) struct Own {
     pub(crate) records: OwnRecords,
     pub(crate) cluster: Cluster,
+    pub(crate) guard: Guarded,
     pub(crate) desired: watch::Receiver<Arc<Desired>>,
     /// The region's word on when the cluster joined.
     pub(crate) joined: watch::Receiver<Option<Timestamp>>,
     /// The join that what was said respects.
     pub(crate) respected: watch::Sender<Option<Timestamp>>,
+    /// Ids of holds and suspicions that an operator approved.
+    pub(crate) approvals: watch::Receiver<BTreeSet<String>>,
     pub(crate) writer: Arc<ReplicaWriter>,
 }
 
@@ -35,33 +44,46 @@ impl Own {
         let mut nonce = 0;
         self.reconcile();
         loop {
-            tokio::select! {
-                changed = self.desired.changed() => match changed {
-                    Ok(()) => self.reconcile(),
-                    Err(_) => return Ok(()),
-                },
-                changed = self.joined.changed() => match changed {
-                    Ok(()) => self.reconcile(),
-                    Err(_) => return Ok(()),
-                },
+            let ask_again = self.guard.ask_again;
+            // Every future here may be dropped: channels and clocks keep what they have.
+            let changed = tokio::select! {
+                changed = self.desired.changed() => changed.is_ok(),
+                changed = self.joined.changed() => changed.is_ok(),
+                changed = self.approvals.changed() => changed.is_ok(),
+                () = sleep_until(ask_again.unwrap_or_else(Instant::now)), if ask_again.is_some() => {
+                    true
+                }
                 _ = beat.tick() => {
                     nonce += 1;
                     let body = Arc::new(Body::Beacon(Beacon { nonce }));
                     let items = vec![self.records.say(&beacon_key, &body)];
                     self.writer.apply(Batch { items, ..Batch::default() }, Instant::now());
+                    continue;
                 }
+            };
+            if !changed {
+                return Ok(());
             }
+            self.reconcile();
         }
     }
 
     fn reconcile(&mut self) {
         let desired = Arc::clone(&self.desired.borrow_and_update());
         let joined = *self.joined.borrow_and_update();
-        if desired.complete {
-            let bodies = with_join(&self.bodies(&desired), joined);
-            let mut batch = self.records.reconcile(&bodies);
+        let approved = self.approvals.borrow_and_update().clone();
+        if desired.complete || self.guard.has_published() {
+            let (now, wall) = (Instant::now(), Timestamp::now());
+            let verdict = self.guard.decide(&desired, &approved, now, wall);
+            self.report(&verdict);
+            self.cluster.holds.clone_from(&verdict.holds);
+            self.cluster.suspect.clone_from(&verdict.suspect);
+            let mut bodies = with_join(&verdict.publish, joined);
+            let key = Key::of_owner(self.records.owner().clone(), Kind::Cluster);
+            bodies.insert(key, Arc::new(Body::Cluster(self.cluster.clone())));
+            let mut batch = self.records.reconcile(&bodies, &verdict.removals);
             batch.complete = self.records.complete(known_kinds(&desired));
-            self.writer.apply(batch, Instant::now());
+            self.writer.apply(batch, now);
         }
         self.respected.send_if_modified(|respected| {
             let news = *respected != joined;
@@ -70,20 +92,150 @@ impl Own {
         });
     }
 
-    fn bodies(&self, desired: &Desired) -> BTreeMap<Key, Arc<Body>> {
-        let key = Key::of_owner(self.records.owner().clone(), Kind::Cluster);
-        let cluster = Arc::new(Body::Cluster(self.cluster.clone()));
-        let records = desired.records.iter();
-        records
-            .map(|(key, body)| (key.clone(), Arc::new(body.clone())))
-            .chain([(key, cluster)])
-            .collect()
+    /// Once at the start and once at the end of each, for whoever reads back what happened.
+    fn report(&self, verdict: &Verdict) {
+        for hold in &verdict.began {
+            let Hold { id, records, endpoints, why, .. } = hold;
+            let services = named(hold);
+            warn!(hold = id, records, endpoints, why, services, "removals are held back");
+        }
+        for (hold, ending) in &verdict.ended {
+            let Hold { id, records, endpoints, .. } = hold;
+            let (services, ending) = (named(hold), ending.as_str());
+            warn!(hold = id, ending, records, endpoints, services, "removals are no longer held");
+        }
+        let before = self.cluster.suspect.as_ref().map(|suspect| &suspect.id);
+        if let Some(Suspect { id, ready, of, .. }) = &verdict.suspect
+            && before != Some(id)
+        {
+            warn!(suspicion = id, ready, of, "the cluster's readiness is suspect");
+        }
+        if let Some((Suspect { id, .. }, ending)) = &verdict.cleared {
+            let ending = ending.as_str();
+            warn!(suspicion = id, ending, "the cluster's readiness is believed again");
+        }
+        for (key, removal) in &verdict.removals {
+            info!(%key, %removal, "withdrawn");
+        }
     }
 }
 
-/// With a gap (a document that was never readable in this process's life), what an earlier run
-/// published may still be wanted: then these kinds are not vouched for, and nothing of them goes
-/// for being absent.
+fn named(hold: &Hold) -> String {
+    hold.services.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The guard over a directory of manifests.
+pub(crate) struct Guarded {
+    guard: Guard,
+    /// What the guard let be published.
+    published: Records,
+    /// Of `published`, what only an earlier process saw in the directory.
+    restored: BTreeSet<Key>,
+    ask_again: Option<Instant>,
+}
+
+impl Guarded {
+    /// Starts with what an earlier process published, if that is known.
+    pub(crate) fn new(guard: Guard, restored: Records) -> Self {
+        let keys = restored.keys().cloned().collect();
+        Self { guard, published: restored, restored: keys, ask_again: None }
+    }
+
+    /// Whether there is anything to guard.
+    fn has_published(&self) -> bool {
+        !self.published.is_empty()
+    }
+
+    fn decide(
+        &mut self,
+        desired: &Desired,
+        approved: &BTreeSet<String>,
+        now: Instant,
+        wall: Timestamp,
+    ) -> Verdict {
+        let lost = desired.listing.lost;
+        let wanted = match lost {
+            Some(_) => Records::new(),
+            None => self.wanted(desired),
+        };
+        // A document or file removed while others stay readable was removed by somebody. Where
+        // nothing is readable, nothing says why.
+        let explains =
+            |_: &guard::Loss| lost.is_none().then_some(guard::Explanation::DocumentRemoved);
+        let blank = lost.map(|lost| format!("the directory of manifests {}", lost.as_str()));
+        let listing = guard::Listing {
+            id: desired.listing.id,
+            connection: desired.listing.id,
+            at: desired.listing.at,
+        };
+        let sight = Sight {
+            wanted: &wanted,
+            listing: lost.is_none_or(Lost::is_listing).then_some(listing),
+            blank: blank.as_deref(),
+            explains: &explains,
+        };
+        let verdict = self.guard.decide(&self.published, &sight, approved, now, wall);
+        self.published.clone_from(&verdict.publish);
+        self.ask_again = verdict.ask_again;
+        verdict
+    }
+
+    /// What the directory says, and with a gap (a document that was never readable in this
+    /// process's life) also what an earlier one published: that may stand there.
+    fn wanted(&mut self, desired: &Desired) -> Records {
+        let records = desired.records.iter();
+        let mut wanted: Records =
+            records.map(|(key, body)| (key.clone(), Arc::new(body.clone()))).collect();
+        self.restored.retain(|key| desired.gaps && !wanted.contains_key(key));
+        for key in &self.restored {
+            if let Some(body) = self.published.get(key) {
+                wanted.insert(key.clone(), Arc::clone(body));
+            }
+        }
+        wanted
+    }
+}
+
+/// With a gap, what an earlier run published may still be wanted: then these kinds are not vouched
+/// for, and nothing of them goes for being absent.
 fn known_kinds(desired: &Desired) -> &'static [Kind] {
     if desired.gaps { &[Kind::Cluster, Kind::Beacon] } else { &CLUSTER_KINDS }
 }
+
+/// Follows what operators approved for `cluster`, in the decisions of its own region: a peer's
+/// word does not count.
+pub(crate) async fn follow_approvals(
+    owner: Owner,
+    mut replicas: Replicas,
+    approvals: watch::Sender<BTreeSet<String>>,
+) {
+    let Some(cluster) = &owner.cluster else { return };
+    let region = Owner::region(owner.region.clone());
+    let mut replica = Some(replicas.current());
+    while let Some(current) = replica {
+        let approved = approved(&current, &region, cluster);
+        approvals.send_if_modified(|held| {
+            let news = *held != approved;
+            *held = approved;
+            news
+        });
+        replica = replicas.next().await;
+    }
+}
+
+fn approved(replica: &Replica, region: &Owner, cluster: &ClusterId) -> BTreeSet<String> {
+    let records = replica.holding(region).into_iter().flat_map(|holding| holding.records());
+    let decisions = records.filter(|(key, _)| key.kind == Kind::Decision);
+    decisions
+        .filter_map(|(_, entry)| match &entry.record.as_ref()?.body {
+            Body::Decision(decision) => match &decision.what {
+                Decided::Approve { cluster: of, hold } if of == cluster => Some(hold.clone()),
+                _ => None,
+            },
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
