@@ -34,11 +34,11 @@ impl From<Verdict> for ExitCode {
 pub(crate) async fn status(args: &AskArgs) -> anyhow::Result<ExitCode> {
     let text = ask(args, "/api/v1/status").await?;
     let status: Status = parse(&text)?;
-    let verdict = if status.ready && !status.sources.iter().any(|source| source.stale) {
-        Verdict::Good
-    } else {
-        Verdict::Bad
+    let odd = |source: &SourceStatus| {
+        source.stale || !source.holds.is_empty() || source.suspect.is_some()
     };
+    let verdict =
+        if status.ready && !status.sources.iter().any(odd) { Verdict::Good } else { Verdict::Bad };
     show(args.output, &text, || status_table(&status))?;
     Ok(verdict.into())
 }
