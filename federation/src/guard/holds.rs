@@ -49,7 +49,7 @@ impl Holds {
         Self { epoch, counter: 0, open: BTreeMap::new(), held: BTreeMap::new() }
     }
 
-    /// Holds `losses` back, under an id of their own.
+    /// Holds `losses` back, under an id of their own. Gives the id of a hold that they joined.
     pub(super) fn begin(
         &mut self,
         losses: &Losses,
@@ -57,7 +57,7 @@ impl Holds {
         listing: Option<Listing>,
         now: Instant,
         since: Timestamp,
-    ) {
+    ) -> Option<String> {
         self.counter += 1;
         let joined = match self.open.len() {
             MAX_HOLDS.. => self.open.pop_last(),
@@ -68,15 +68,17 @@ impl Holds {
             theirs.for_each(|held| held.hold = self.counter);
         }
         let hold = self.counter;
-        let held = losses.weights();
-        self.held.extend(held.map(|(loss, weight)| (loss.clone(), Held { hold, weight, at: now })));
+        for (loss, weight) in losses.weights() {
+            self.held.insert(loss.clone(), Held { hold, weight, at: now });
+        }
         let covered = self.covered(hold).map(ToString::to_string);
         let id = short_id(&self.epoch, hold, covered);
-        let (since, why) = match joined {
-            Some((_, open)) => (open.since, open.why),
-            None => (since, why.to_owned()),
+        let (since, why, old) = match joined {
+            Some((_, open)) => (open.since, open.why, Some(open.id)),
+            None => (since, why.to_owned(), None),
         };
         self.open.insert(hold, Open { id, since, why, lacking: listing });
+        old
     }
 
     /// The holds whose end has come. A `fresh` listing, one that was not looked at before, lacks
@@ -109,7 +111,7 @@ impl Holds {
         let Some(ends) = ends else { return Vec::new() };
         self.open.remove(&ends);
         let losses: Vec<Loss> = self.covered(ends).cloned().collect();
-        losses.iter().for_each(|loss| drop(self.held.remove(loss)));
+        self.held.retain(|_, held| held.hold != ends);
         losses
     }
 

@@ -22,6 +22,7 @@
 //! be an accident of order); a limit on ready endpoints (a slow start would look like a loss);
 //! hysteresis on suspicion (it only begins by a fast fall, so that it cannot flap by itself).
 
+mod decide;
 mod holds;
 mod loss;
 mod readiness;
@@ -34,18 +35,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use self::holds::Holds;
+pub use self::decide::Guard;
 pub use self::loss::Loss;
-use self::loss::Losses;
-use self::readiness::Readiness;
-use self::window::Window;
 use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, ServiceKey};
-use crate::record::{Body, Endpoints, Epoch, Hold, Removal, Suspect};
+use crate::record::{Body, Epoch, Hold, Removal, Suspect};
 
 /// A cluster's records.
 pub type Records = BTreeMap<Key, Arc<Body>>;
@@ -185,6 +182,8 @@ pub enum Ending {
     Released,
     /// All that it covered came back or was explained.
     Resolved,
+    /// There are too many holds: what it covered is held under another id, with more.
+    Joined,
 }
 
 impl Ending {
@@ -195,201 +194,8 @@ impl Ending {
             Self::Approved => "approved",
             Self::Released => "released",
             Self::Resolved => "resolved",
+            Self::Joined => "joined",
         }
-    }
-}
-
-/// Decides for one owner; see the module.
-#[derive(Debug)]
-pub struct Guard {
-    settings: Settings,
-    window: Window,
-    holds: Holds,
-    readiness: Readiness,
-    /// The newest listing that was looked at: one counts once.
-    listed: Option<u64>,
-}
-
-impl Guard {
-    /// Has seen nothing yet. `epoch` is the owner's, so that no other incarnation gives the same
-    /// ids.
-    #[must_use]
-    pub fn new(settings: Settings, epoch: Epoch) -> Self {
-        Self {
-            settings,
-            window: Window::default(),
-            holds: Holds::new(epoch.clone()),
-            readiness: Readiness::new(epoch),
-            listed: None,
-        }
-    }
-
-    /// What becomes of `published`, now that the source shows `sight`. Anything in `approved`
-    /// that is not the exact id of a hold or suspicion that stands means nothing.
-    pub fn decide(
-        &mut self,
-        published: &Records,
-        sight: &Sight<'_>,
-        approved: &BTreeSet<String>,
-        now: Instant,
-        wall: Timestamp,
-    ) -> Verdict {
-        let mut losses = Losses::between(published, sight.wanted);
-        let mut gone: BTreeMap<Loss, Removal> = BTreeMap::new();
-        let before = self.holds.list();
-        self.holds.retain(|loss| losses.contains(loss));
-        for loss in losses.take_explained(sight.explains) {
-            self.holds.remove(&loss);
-            gone.insert(loss, Removal::Explained);
-        }
-        let fresh = self.fresh(sight.listing);
-        let mut endings = BTreeMap::new();
-        for (id, ending, removal) in self.holds.due(approved, fresh, self.settings.confirm_after) {
-            gone.extend(self.holds.end(&id).into_iter().map(|loss| (loss, removal)));
-            endings.insert(id, ending);
-        }
-        let published_endpoints = loss::endpoints(published);
-        self.window.begin(published_endpoints, now, self.settings.window);
-        let news = losses.without(|loss| self.holds.covers(loss) || gone.contains_key(loss));
-        if let Some((held, why)) = self.judge(&news, published_endpoints, sight) {
-            self.holds.begin(&held, &why, fresh, now, wall);
-        }
-        for (loss, weight) in news.weights() {
-            if !self.holds.covers(loss) {
-                self.window.passed(loss, weight, now);
-                gone.insert(loss.clone(), Removal::Unexplained);
-            }
-        }
-        let publish = self.publish(published, sight.wanted);
-        self.window.published(loss::endpoints(&publish), now, self.settings.window);
-        let cleared = match sight.blank {
-            // What is not seen is not unready.
-            Some(_) => None,
-            None => self.readiness.look(sight.wanted, approved, &self.settings, now, wall),
-        };
-        let holds = self.holds.list();
-        Verdict {
-            removals: removals(published, &publish, &gone),
-            began: holds.iter().filter(|hold| !has(&before, hold)).cloned().collect(),
-            ended: ended(before, &holds, &endings),
-            suspect: self.readiness.suspect().cloned(),
-            cleared,
-            ask_again: self.holds.ask_again(self.settings.confirm_after, now),
-            publish,
-            gone,
-            holds,
-        }
-    }
-
-    /// The listing, if it was not looked at before.
-    fn fresh(&mut self, listing: Option<Listing>) -> Option<Listing> {
-        let fresh = listing.filter(|listing| self.listed != Some(listing.id));
-        self.listed = listing.map_or(self.listed, |listing| Some(listing.id));
-        fresh
-    }
-
-    /// Which of the `news` are held, and why.
-    fn judge<'n>(
-        &self,
-        news: &'n Losses,
-        published: u32,
-        sight: &Sight<'_>,
-    ) -> Option<(Losses, String)> {
-        if news.is_empty() {
-            return None;
-        }
-        let blank = sight.blank.or(sight.wanted.is_empty().then_some("the source lists nothing"));
-        if let Some(blank) = blank {
-            let why = format!("{blank}: nothing explains that all is gone");
-            return Some((news.clone(), why));
-        }
-        let base = self.window.base(published);
-        let share = u64::from(base) * u64::from(self.settings.percent) / 100;
-        let limit = share.max(u64::from(self.settings.floor));
-        let count =
-            self.window.counted(news) + self.holds.counted(self.window.start()) + news.weight();
-        if count > limit {
-            let (minutes, percent) = (minutes(self.settings.window), self.settings.percent);
-            let floor = self.settings.floor;
-            let why = format!(
-                "{count} endpoints went within {minutes} without explanation, more than {limit}, \
-                 the larger of {floor} and {percent} % of {base}"
-            );
-            return Some((news.clone(), why));
-        }
-        let held = news.taking_the_last(sight.wanted, |namespace| self.holds.speaks_of(namespace));
-        let services = held.services().len();
-        let why = format!(
-            "{services} {} would lose the last endpoint without explanation",
-            if services == 1 { "service" } else { "services" }
-        );
-        (!held.is_empty()).then_some((held, why))
-    }
-
-    fn publish(&self, published: &Records, wanted: &Records) -> Records {
-        let mut publish = wanted.clone();
-        for loss in self.holds.losses() {
-            let Some(was) = published.get(loss.key()) else { continue };
-            match (loss, &**was) {
-                (Loss::Endpoint(key, address), Body::Endpoints(was)) => {
-                    let entry = publish.entry(key.clone()).or_insert_with(|| {
-                        let ports = was.ports.clone();
-                        Arc::new(Body::Endpoints(Endpoints { ports, endpoints: Vec::new() }))
-                    });
-                    let back = was.endpoints.iter().filter(|e| e.address == *address);
-                    if let Body::Endpoints(slice) = Arc::make_mut(entry) {
-                        slice.endpoints.extend(back.cloned());
-                    }
-                }
-                (loss, _) => _ = publish.insert(loss.key().clone(), Arc::clone(was)),
-            }
-        }
-        publish
-    }
-}
-
-fn has(holds: &[Hold], hold: &Hold) -> bool {
-    holds.iter().any(|other| other.id == hold.id)
-}
-
-/// What stood before and stands no more.
-fn ended(
-    before: Vec<Hold>,
-    now: &[Hold],
-    endings: &BTreeMap<String, Ending>,
-) -> Vec<(Hold, Ending)> {
-    let gone = before.into_iter().filter(|hold| !has(now, hold));
-    gone.map(|hold| {
-        let ending = endings.get(&hold.id).copied().unwrap_or(Ending::Resolved);
-        (hold, ending)
-    })
-    .collect()
-}
-
-/// A record goes for the least sure of the reasons for which its parts go. One whose endpoints are
-/// all in other slices by now is explained by that.
-fn removals(
-    published: &Records,
-    publish: &Records,
-    gone: &BTreeMap<Loss, Removal>,
-) -> BTreeMap<Key, Removal> {
-    let records = published.keys().filter(|key| !publish.contains_key(*key));
-    let mut removals: BTreeMap<Key, Removal> =
-        records.map(|key| (key.clone(), Removal::Explained)).collect();
-    for (loss, removal) in gone {
-        if let Some(told) = removals.get_mut(loss.key()) {
-            *told = (*told).max(*removal);
-        }
-    }
-    removals
-}
-
-fn minutes(time: Duration) -> String {
-    let seconds = time.as_secs();
-    if seconds.is_multiple_of(60) {
-        format!("{} min", seconds / 60)
-    } else {
-        format!("{seconds} s")
     }
 }
 
@@ -402,7 +208,7 @@ fn namespace_of(key: &Key) -> Option<NamespaceName> {
 }
 
 /// In hexadecimal, short enough to be typed, and made from all that sets it apart.
-fn short_id<'a>(epoch: &Epoch, counter: u64, parts: impl Iterator<Item = String>) -> String {
+fn short_id(epoch: &Epoch, counter: u64, parts: impl Iterator<Item = String>) -> String {
     use sha2::{Digest as _, Sha256};
     let mut hash = Sha256::new();
     let head = [epoch.id.clone(), epoch.count.to_string(), counter.to_string()];
@@ -410,7 +216,8 @@ fn short_id<'a>(epoch: &Epoch, counter: u64, parts: impl Iterator<Item = String>
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }
-    hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    let bytes = hash.finalize();
+    bytes.iter().take(6).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
 /// The services of some keys, each once.

@@ -6,9 +6,11 @@ mod properties;
 mod rules;
 mod suspicion;
 
+use jiff::Timestamp;
+
 use super::*;
 use crate::names::Owner;
-use crate::record::{self, Endpoint, Export, IpFamily, ServiceType};
+use crate::record::{self, Endpoint, Endpoints, Export, IpFamily, ServiceType};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -127,10 +129,6 @@ fn nothing(_: &Loss) -> Option<Explanation> {
     None
 }
 
-fn document(_: &Loss) -> Option<Explanation> {
-    Some(Explanation::DocumentRemoved)
-}
-
 /// A guard, what it let be published, and a clock.
 struct Bench {
     guard: Guard,
@@ -185,6 +183,7 @@ impl Bench {
 
     /// The same, all of it explained.
     fn knows(&mut self, text: &str) -> Verdict {
+        let document = |_: &Loss| Some(Explanation::DocumentRemoved);
         self.decide(&records(text), None, false, &document)
     }
 

@@ -1,5 +1,7 @@
 //! What holds for any history.
 
+use std::fmt::Write as _;
+
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 
@@ -46,10 +48,10 @@ fn to_records(world: &World, rename: impl Fn(u8) -> u8) -> Records {
         for (slice, numbers) in slices {
             let numbers: Vec<String> =
                 numbers.iter().map(|n| (u32::from(*n) + 1).to_string()).collect();
-            text += &format!("s{service}/{slice}={} ", numbers.join(","));
+            let _ = write!(text, "s{service}/{slice}={} ", numbers.join(","));
         }
         if !exported && !slices.is_empty() {
-            text += &format!("!s{service} ");
+            let _ = write!(text, "!s{service} ");
         }
     }
     records(&text)
@@ -74,7 +76,8 @@ fn items(records: &Records) -> BTreeSet<Loss> {
     for (key, body) in records {
         match &**body {
             Body::Endpoints(slice) if !slice.endpoints.is_empty() => {
-                items.extend(slice.endpoints.iter().map(|e| Loss::Endpoint(key.clone(), e.address)))
+                let addresses = slice.endpoints.iter().map(|endpoint| endpoint.address);
+                items.extend(addresses.map(|address| Loss::Endpoint(key.clone(), address)));
             }
             _ => _ = items.insert(Loss::Record(key.clone())),
         }
