@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use common::manifests::Manifests;
@@ -61,8 +61,8 @@ impl<'a> Half<'a> {
     /// What the process `name` shows of the edited cluster.
     fn source(&self, name: &str) -> anyhow::Result<Value> {
         let status = ask::status(self.admin(name))?;
-        let sources = status["sources"].as_array().context("sources")?.iter();
-        sources.cloned().find(|s| s["owner"] == OWNER).context("the edited cluster")
+        let mut sources = status["sources"].as_array().context("sources")?.iter();
+        sources.find(|source| source["owner"] == OWNER).cloned().context("the edited cluster")
     }
 
     /// Waits until the other region, too, is told of a hold for `why`, and gives it.
@@ -202,9 +202,13 @@ fn an_emptied_directory_is_believed_the_second_time_and_a_missing_one_never() ->
     fs::rename(&here, &away)?;
     let missing = half.held("the directory of manifests is missing")?;
     // Longer than two passes, each more than a second after the other.
-    std::thread::sleep(Duration::from_secs(11));
-    assert_eq!(half.source(REMOTE)?["holds"][0]["id"], missing["id"]);
-    assert_eq!(half.digest()?, before);
+    let passes = Instant::now() + Duration::from_secs(11);
+    wait_for("two passes", 3 * SOON, || {
+        assert_eq!(half.source(REMOTE)?["holds"][0]["id"], missing["id"]);
+        assert_eq!(half.digest()?, before);
+        anyhow::ensure!(Instant::now() > passes, "not yet");
+        Ok(())
+    })?;
     fs::rename(&away, &here)?;
     half.wait_for_no_hold(SOON)?;
 

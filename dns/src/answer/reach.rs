@@ -107,7 +107,9 @@ impl<'a> Reach<'a> {
         let degraded = tiers.iter().all(|tier| tier.usable.is_empty())
             && tiers.iter().any(|tier| !tier.spare.is_empty());
         if degraded {
-            tiers.iter_mut().for_each(|tier| std::mem::swap(&mut tier.usable, &mut tier.spare));
+            for tier in &mut tiers {
+                std::mem::swap(&mut tier.usable, &mut tier.spare);
+            }
         }
         Self { service, tiers, degraded, network }
     }
