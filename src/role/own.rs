@@ -15,7 +15,7 @@ use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::manifests::{Desired, Lost};
 use tombolo_federation::names::{ClusterId, Owner};
 use tombolo_federation::record::{Beacon, Body, Cluster, Decided, Hold, Suspect};
-use tombolo_federation::replica::{Batch, Replica, ReplicaWriter, Replicas};
+use tombolo_federation::replica::{Batch, Holding, Replica, ReplicaWriter, Replicas};
 use tombolo_federation::sync::own::{OwnRecords, with_join};
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
 use tracing::{info, warn};
@@ -224,7 +224,7 @@ pub(crate) async fn follow_approvals(
 }
 
 fn approved(replica: &Replica, region: &Owner, cluster: &ClusterId) -> BTreeSet<String> {
-    let records = replica.holding(region).into_iter().flat_map(|holding| holding.records());
+    let records = replica.holding(region).into_iter().flat_map(Holding::records);
     let decisions = records.filter(|(key, _)| key.kind == Kind::Decision);
     decisions
         .filter_map(|(_, entry)| match &entry.record.as_ref()?.body {

@@ -84,7 +84,7 @@ impl Bench {
     /// Waits until these namespaces are said, with so many holds.
     async fn until(&mut self, names: &[&str], holds: usize) -> Vec<Hold> {
         let said = |replica: &Replica| {
-            let records = replica.holding(&owner()).into_iter().flat_map(|held| held.records());
+            let records = replica.holding(&owner()).into_iter().flat_map(Holding::records);
             let names: BTreeSet<String> = records
                 .filter(|(key, _)| key.kind == Kind::Namespace)
                 .map(|(key, _)| key.name.to_string())
