@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use common::manifests::Manifests;
-use common::mesh::agreed_digest;
+use common::mesh::{Mesh, agreed_digest, envoy};
 use common::processes::Apart;
 use common::{EU, SOON, US, ask, run};
 use serde_json::Value;
@@ -260,4 +260,33 @@ fn a_cluster_that_falls_unready_at_once_is_suspect_and_still_answered_where_it_i
         Ok(())
     })?;
     half.end()
+}
+
+#[test]
+fn envoys_use_what_is_degraded_where_nothing_is_healthy_and_only_there() -> anyhow::Result<()> {
+    let Some(envoy) = envoy("e2e_guard::envoys_use_what_is_degraded") else { return Ok(()) };
+    let mesh = Mesh::start_with("guard-envoy", Some(envoy))?;
+    let (near, far) = (Mesh::envoy_of(mesh.us()), Mesh::envoy_of(mesh.eu()));
+    let pod = ask::addresses(mesh.us().dns, "payments")?.remove(0);
+    for file in ["cart", "checkout", "frontend", "inventory", "payments"] {
+        let file = format!("{DIRECTORY}/{file}.yaml");
+        mesh.manifests.edit(&file, "ready: true", "ready: false")?;
+    }
+    for cluster in [mesh.us(), mesh.eu()] {
+        let admin = cluster.envoy_admin.context("an Envoy")?;
+        wait_for("the Envoy is told", SOON, || {
+            let told = ask::envoy_health(admin, &pod)?;
+            ask::same(&told.as_deref(), &Some("/degraded_eds_health"))
+        })?;
+    }
+    ask::all_from(near, "payments", US, 25)?;
+    ask::all_from(far, "payments", US, 25)?;
+    wait_for("the healthy ones of others take it all", SOON, || {
+        for _ in 0..25 {
+            let backend = ask::fetch(near, "checkout")?;
+            anyhow::ensure!(backend.cluster != AGENT, "{backend:?}");
+        }
+        Ok(())
+    })?;
+    mesh.end()
 }

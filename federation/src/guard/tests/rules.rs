@@ -51,6 +51,19 @@ fn a_trickle_counts_like_a_flood_within_ten_minutes() {
 }
 
 #[test]
+fn what_is_held_counts_like_what_went_while_it_is_recent() {
+    let services: Vec<String> = (1..=18).map(|n| format!("s{n}={}", 100 + n)).collect();
+    let all = format!("web=1..60 {}", services.join(" "));
+    let mut bench = Bench::new(&all);
+    assert_eq!(bench.sees("web=1..60").holds[0].endpoints, 18);
+    assert_eq!(bench.later(MINUTE).sees("web=1..57").holds.len(), 2, "21 within a minute");
+    // And no longer: these may go, which they could not if the 21 still counted.
+    let left = bench.later(11 * MINUTE).sees("web=1..40").holds;
+    assert_eq!(left.iter().map(|hold| hold.endpoints).collect::<Vec<_>>(), [18, 3]);
+    bench.shows(&format!("web=1..40,58..60 {}", services.join(" ")));
+}
+
+#[test]
 fn after_ten_minutes_what_went_counts_no_more() {
     let mut bench = Bench::new("web=1..60");
     bench.sees("web=1..40");
@@ -122,6 +135,19 @@ fn an_export_takes_its_services_endpoints_away() {
     assert_eq!(verdict.removals.len(), 2);
     assert!(verdict.removals.values().all(|removal| *removal == Removal::Explained));
     bench.shows("web=1,2");
+}
+
+#[test]
+fn a_namespace_that_is_gone_for_good_reason_takes_all_in_it_along() {
+    let mut bench = Bench::new("web=1..60");
+    let mut wanted = records("web=1..60");
+    wanted.retain(|key, _| *key != namespace() && key.kind == Kind::Namespace);
+    let other = Key::of_namespace(owner(), &"other".parse().unwrap());
+    wanted.insert(other, Arc::clone(&bench.published[&namespace()]));
+    let ends =
+        |loss: &Loss| (*loss.key() == namespace()).then_some(Explanation::NamespaceTerminating);
+    let verdict = bench.decide(&wanted, None, false, &ends);
+    assert!(verdict.holds.is_empty() && verdict.publish == wanted, "{:?}", verdict.holds);
 }
 
 #[test]
@@ -278,6 +304,21 @@ fn the_same_listing_looked_at_twice_is_one() {
         let wall = Timestamp::UNIX_EPOCH;
         assert_eq!(bench.guard.decide(published, &sight, approved, now, wall).holds.len(), 1);
     }
+}
+
+#[test]
+fn a_listing_from_before_the_loss_does_not_lack_it() {
+    let mut bench = Bench::new("web=1..60 cart=100");
+    bench.lists("web=1..60 cart=100");
+    let old = Listing { id: bench.listings, connection: bench.connection, at: bench.now };
+    let wanted = records("cart=100");
+    let sight = Sight { wanted: &wanted, listing: Some(old), blank: None, explains: &nothing };
+    let (now, wall) = (bench.now + MINUTE, Timestamp::UNIX_EPOCH);
+    bench.guard.decide(&bench.published, &sight, &BTreeSet::new(), now, wall);
+    bench.later(6 * MINUTE).lists("cart=100");
+    bench.shows("web=1..60 cart=100");
+    bench.later(5 * MINUTE).lists("cart=100");
+    bench.shows("cart=100");
 }
 
 #[test]
