@@ -247,6 +247,8 @@ fn a_cluster_that_falls_unready_at_once_is_suspect_and_still_answered_where_it_i
         anyhow::ensure!(source["suspect"]["ready"] == 0, "{source}");
         Ok(())
     })?;
+    let services = ask::services(remote.admin)?.to_string();
+    assert!(services.contains("\"degraded\":true"), "{services}");
     // Exported there alone: better a degraded endpoint than none. Elsewhere healthy ones exist.
     assert_eq!(half.payments(REMOTE)?, 2);
     assert_eq!(ask::addresses(apart.listens(AGENT).dns, "cart")?, cart);

@@ -4,7 +4,7 @@
 //! Everything goes through the guard: what the source shows no longer is withdrawn only if that is
 //! explained or plausible, and what is held back instead is told in the cluster's own record.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -14,11 +14,11 @@ use tombolo_federation::guard::{self, Guard, Records, Sight, Verdict};
 use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::manifests::{Desired, Lost};
 use tombolo_federation::names::{ClusterId, Owner};
-use tombolo_federation::record::{Beacon, Body, Cluster, Decided, Hold, Suspect};
+use tombolo_federation::record::{Beacon, Body, Cluster, Decided, Hold, Removal, Suspect};
 use tombolo_federation::replica::{Batch, Holding, Replica, ReplicaWriter, Replicas};
 use tombolo_federation::sync::own::{OwnRecords, with_join};
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Everything that the task works on.
 pub(crate) struct Own {
@@ -114,8 +114,13 @@ impl Own {
             let ending = ending.as_str();
             warn!(suspicion = id, ending, "the cluster's readiness is believed again");
         }
+        let mut withdrawn: BTreeMap<Removal, usize> = BTreeMap::new();
         for (key, removal) in &verdict.removals {
-            info!(%key, %removal, "withdrawn");
+            debug!(%key, %removal, "record withdrawn");
+            *withdrawn.entry(*removal).or_default() += 1;
+        }
+        for (removal, records) in withdrawn {
+            info!(%removal, records, "withdrawn");
         }
     }
 }

@@ -164,6 +164,9 @@ pub(crate) struct EndpointStatus {
     pub(crate) ports: Vec<u16>,
     pub(crate) ready: bool,
     pub(crate) terminating: bool,
+    /// Not ready, says a cluster whose word on that is suspect; see [`SuspectStatus`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) degraded: bool,
     pub(crate) zone: String,
     pub(crate) target: String,
 }
@@ -222,6 +225,7 @@ impl ClusterEndpoints {
                 ports: endpoint.ports.iter().map(|port| port.port).collect(),
                 ready: endpoint.endpoint.ready,
                 terminating: endpoint.endpoint.terminating,
+                degraded: endpoint.degraded,
                 zone: endpoint.endpoint.zone.clone(),
                 target: endpoint.endpoint.target.clone(),
             })

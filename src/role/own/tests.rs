@@ -1,6 +1,5 @@
 //! A source played by hand, the real guard and a real replica.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
