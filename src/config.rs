@@ -9,10 +9,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
+use tombolo_federation::guard;
 use tombolo_federation::names::{ClusterId, ClusterName, InvalidName, MeshDomain, RegionName};
 
 /// The zone of multi-cluster names, fixed by KEP-1645.
@@ -138,6 +140,65 @@ pub(crate) struct AgentConfig {
     pub(crate) zone: Option<String>,
     /// Where the cluster's objects come from.
     pub(crate) source: Source,
+    /// What may go of the cluster's records without explanation.
+    #[serde(default)]
+    pub(crate) guard: GuardConfig,
+}
+
+/// Limits and times of the guard.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct GuardConfig {
+    /// Over how long unexplained losses are counted.
+    window_seconds: u32,
+    /// That many endpoints may always go without explanation in one window.
+    floor: u32,
+    /// And that share of those published at its start.
+    #[serde(deserialize_with = "percent")]
+    percent: u32,
+    /// How far apart two complete listings that agree have to be.
+    confirm_after_seconds: u32,
+    /// A ready share that falls below this is suspect.
+    #[serde(deserialize_with = "percent")]
+    suspect_below_percent: u32,
+    /// If it falls within this time.
+    suspect_within_seconds: u32,
+}
+
+impl Default for GuardConfig {
+    fn default() -> Self {
+        let settings = guard::Settings::default();
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        Self {
+            window_seconds: seconds(settings.window),
+            floor: settings.floor,
+            percent: settings.percent,
+            confirm_after_seconds: seconds(settings.confirm_after),
+            suspect_below_percent: settings.suspect_below_percent,
+            suspect_within_seconds: seconds(settings.suspect_within),
+        }
+    }
+}
+
+impl From<GuardConfig> for guard::Settings {
+    fn from(config: GuardConfig) -> Self {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        Self {
+            window: seconds(config.window_seconds),
+            floor: config.floor,
+            percent: config.percent,
+            confirm_after: seconds(config.confirm_after_seconds),
+            suspect_below_percent: config.suspect_below_percent,
+            suspect_within: seconds(config.suspect_within_seconds),
+        }
+    }
+}
+
+fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        percent @ 0..=100 => Ok(percent),
+        more => Err(serde::de::Error::custom(format!("{more} is no share: expected 0 to 100"))),
+    }
 }
 
 /// Where a cluster's objects come from.
@@ -233,6 +294,7 @@ source: {directory: /manifests}
         let config: AgentConfig = parse(AGENT).unwrap();
         assert_eq!(config.cluster_id().unwrap().as_str(), "us-west1-alpha");
         assert!(!config.source.export_all && config.network.is_empty());
+        assert_eq!(guard::Settings::from(config.guard), guard::Settings::default());
     }
 
     #[test]
@@ -248,6 +310,10 @@ source: {directory: /manifests}
         check("127.0.0.1:2", "127.0.0.1", "listen.dns");
         check("us-west1", "US", "region: \"US\" is not a region name");
         check("cluster: alpha", "", "missing field `cluster`");
+        let guard = "cluster: alpha\nguard: {percent: 101}";
+        check("cluster: alpha", guard, "guard.percent: 101 is no share: expected 0 to 100");
+        let guard = "cluster: alpha\nguard: {windowSeconds: -1}";
+        check("cluster: alpha", guard, "guard.windowSeconds");
         check(
             "controlPlane: 127.0.0.1:7443",
             "controlPlane: nowhere",

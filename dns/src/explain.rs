@@ -245,8 +245,9 @@ fn found(reached: Option<&(Reach<'_>, Scope<'_>)>, qtype: RecordType) -> String 
     let nearer = reach.tiers.iter().take_while(|other| other.rank < tier.rank);
     let passed: Vec<String> = nearer.map(|tier| tier.region.to_string()).collect();
     let mut text = format!(
-        "{} is the nearest region with ready endpoints within reach{} ({} of {})",
+        "{} is the nearest region with {} endpoints within reach{} ({} of {})",
         tier.region,
+        if reach.degraded { "degraded" } else { "ready" },
         if matches!(scope, Scope::Port(_)) { " that serve the port" } else { "" },
         usable,
         tier.total
@@ -254,6 +255,9 @@ fn found(reached: Option<&(Reach<'_>, Scope<'_>)>, qtype: RecordType) -> String 
     let left_out = tier.usable.len() - tier.addressed().count();
     if left_out > 0 && matches!(qtype, RecordType::A | RecordType::AAAA) {
         let _ = write!(text, "; {left_out} with other ports than the service's only in SRV");
+    }
+    if reach.degraded {
+        text.push_str("; none is ready anywhere, and their cluster's word on that is suspect");
     }
     if !passed.is_empty() {
         text = format!("{text}; nearer ones have none: {}", passed.join(", "));

@@ -10,6 +10,7 @@
 pub mod cache;
 pub mod catalog;
 pub mod digest;
+pub mod guard;
 pub mod key;
 pub mod manifests;
 pub mod names;

@@ -129,11 +129,11 @@ impl ServiceBuilder {
         let parts: Vec<&str> = text.split('/').collect();
         let [region, zone, number] = parts[..] else { panic!("{text}: region/zone/number") };
         let (ready, was_ready) = match number.chars().last().unwrap() {
-            '!' => (false, true),
+            '!' | '%' => (false, true),
             '?' => (false, false),
             _ => (true, true),
         };
-        let number: u32 = number.trim_end_matches(['!', '?']).parse().unwrap();
+        let number: u32 = number.trim_end_matches(['!', '?', '%']).parse().unwrap();
         let listens = |port: &ServicePort| EndpointPort {
             name: port.name.clone(),
             protocol: port.protocol,
@@ -144,6 +144,7 @@ impl ServiceBuilder {
             cluster: cluster(&format!("{region}-c")),
             region: region.parse().unwrap(),
             network: "net".into(),
+            degraded: text.ends_with('%'),
             endpoint: record::Endpoint {
                 address: (self.ip)(number).parse().unwrap(),
                 ready,

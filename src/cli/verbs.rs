@@ -35,11 +35,11 @@ impl From<Verdict> for ExitCode {
 pub(crate) async fn status(args: &AskArgs) -> anyhow::Result<ExitCode> {
     let text = ask(args, "/api/v1/status").await?;
     let status: Status = parse(&text)?;
-    let verdict = if status.ready && !status.sources.iter().any(|source| source.stale) {
-        Verdict::Good
-    } else {
-        Verdict::Bad
+    let odd = |source: &SourceStatus| {
+        source.stale || !source.holds.is_empty() || source.suspect.is_some()
     };
+    let verdict =
+        if status.ready && !status.sources.iter().any(odd) { Verdict::Good } else { Verdict::Bad };
     show(args.output, &text, || status_table(&status))?;
     Ok(verdict.into())
 }
@@ -165,6 +165,7 @@ fn status_table(status: &Status) -> String {
     text.push_str(&store_lines(status.store.as_ref()));
     text.push_str(&cache_lines(&status.cache));
     let _ = writeln!(text, "\n{}", sources_table(&status.sources));
+    text.push_str(&held(&status.sources));
     let _ = writeln!(text, "\n{}", links_table(status));
     for problem in &status.problems {
         let _ = writeln!(text, "\nproblem: {problem}");
@@ -208,6 +209,36 @@ fn cache_lines(cache: &CacheStatus) -> String {
     let _ = writeln!(text, "on disk: {newest}");
     for problem in &cache.problems {
         let _ = writeln!(text, "disk cache: {problem}");
+    }
+    text
+}
+
+/// What the guards of clusters hold back, and what to do about it.
+fn held(sources: &[SourceStatus]) -> String {
+    let mut text = String::new();
+    for source in sources {
+        let cluster = source.owner.rsplit('/').next().unwrap_or(&source.owner);
+        for hold in &source.holds {
+            let services = match hold.services.as_slice() {
+                [] => String::new(),
+                named => format!(" of {}", named.join(", ")),
+            };
+            let _ = writeln!(
+                text,
+                "\n{cluster} holds back the removal of {} records with {} endpoints{services}, since \
+                 {}\n  {}\n  if they are gone for good: tombolo approve {cluster} {}",
+                hold.records, hold.endpoints, hold.since, hold.why, hold.id
+            );
+        }
+        if let Some(suspect) = &source.suspect {
+            let _ = writeln!(
+                text,
+                "\n{cluster} is suspect: {} of {} endpoints are ready, since {}\n  endpoints that \
+                 were ready are used where nothing better is\n  if they are down indeed: tombolo \
+                 approve {cluster} {}",
+                suspect.ready, suspect.of, suspect.since, suspect.id
+            );
+        }
     }
     text
 }
@@ -277,6 +308,39 @@ fn dns_table(explained: &Explained) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::role::status::{HoldStatus, SuspectStatus};
+
+    #[test]
+    fn a_hold_says_what_it_keeps_and_what_to_do() {
+        let since = "2026-01-02T03:04:05Z".parse().unwrap();
+        let source = SourceStatus {
+            owner: "us/us-alpha".to_owned(),
+            records: 9,
+            complete_kinds: Vec::new(),
+            complete: true,
+            restored: false,
+            stale: false,
+            age_seconds: None,
+            quarantined: 0,
+            holds: vec![HoldStatus {
+                id: "0a1b2c3d4e5f".to_owned(),
+                since,
+                records: 4,
+                endpoints: 21,
+                why: "the directory of manifests is missing".to_owned(),
+                services: vec!["shop/cart".to_owned()],
+            }],
+            suspect: Some(SuspectStatus { id: "ff".to_owned(), since, ready: 1, of: 9 }),
+        };
+        assert_eq!(
+            held(&[source]),
+            "\nus-alpha holds back the removal of 4 records with 21 endpoints of shop/cart, since \
+             2026-01-02T03:04:05Z\n  the directory of manifests is missing\n  if they are gone for \
+             good: tombolo approve us-alpha 0a1b2c3d4e5f\n\nus-alpha is suspect: 1 of 9 endpoints \
+             are ready, since 2026-01-02T03:04:05Z\n  endpoints that were ready are used where \
+             nothing better is\n  if they are down indeed: tombolo approve us-alpha ff\n"
+        );
+    }
 
     #[test]
     fn a_service_and_its_namespace_are_enough() {

@@ -16,7 +16,7 @@ use tombolo_proxy::bootstrap::{Bootstrap, Server, Tls, TrustDomain};
 
 use super::files::PreparedEnvoy;
 use super::layout::{ClusterPorts, Layout, Ports, RegionPorts};
-use crate::config::{AgentConfig, ControlPlaneConfig, Listen, Peer, Source};
+use crate::config::{AgentConfig, ControlPlaneConfig, GuardConfig, Listen, Peer, Source};
 use crate::state_dir::write_whole;
 
 /// All of the demo's clusters reach each other: they are on one loopback.
@@ -110,6 +110,7 @@ impl<'a> Authorities<'a> {
             network: NETWORK.to_owned(),
             zone: None,
             source,
+            guard: GuardConfig::default(),
         })
     }
 

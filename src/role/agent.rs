@@ -18,10 +18,11 @@ use tombolo_ca::renew::Issuer;
 use tombolo_ca::tls::Connector;
 use tombolo_federation::cache::Image;
 use tombolo_federation::catalog::{self, Publisher};
-use tombolo_federation::key::{Key, Kind};
+use tombolo_federation::guard::{Guard, Records};
+use tombolo_federation::key::Kind;
 use tombolo_federation::manifests::{Desired, Options, Source};
 use tombolo_federation::names::Owner;
-use tombolo_federation::record::{Cluster, Record};
+use tombolo_federation::record::Cluster;
 use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
 use tombolo_federation::sync::own::OwnRecords;
@@ -34,7 +35,7 @@ use super::admin::{self, Visible};
 use super::cache::{self, Restored};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
-use super::own::Own;
+use super::own::{GUARDED, Guarded, Own, follow_approvals};
 use super::status::{CacheStatus, LinkStatus, Sources, Status};
 use super::tasks::Tasks;
 use super::{grpc, wall_clock};
@@ -123,15 +124,20 @@ impl Agent {
         let (joined, joined_rx) = watch::channel(known);
         let (respected, respected_rx) = watch::channel(None);
         let (judge, surplus) = mpsc::channel(1);
+        let (approvals, approvals_rx) = watch::channel(BTreeSet::new());
+        let following = follow_approvals(owner.clone(), replicas.clone(), approvals);
+        tasks.start_endless("approvals", following);
+        let guard = Guard::new(config.guard.into(), state.epoch());
         let mut own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
             cluster: cluster_record(&config, &state),
+            guard: Guarded::new(guard, published),
+            approvals: approvals_rx,
             desired,
             joined: joined_rx.clone(),
             respected,
             surplus,
             writer: Arc::clone(&writer),
-            restored: published,
         };
         // Before the catalog: what was edited while nobody ran here is served from the first answer.
         own.reconcile();
@@ -184,14 +190,13 @@ fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
     }
 }
 
-/// Makes the replica hold what was kept on disk. Returns what the agent itself had published.
-fn restore(
-    image: Option<Image>,
-    owner: &Owner,
-    writer: &ReplicaWriter,
-) -> BTreeMap<Key, Arc<Record>> {
-    let Some(image) = image else { return BTreeMap::new() };
-    let own = image.records_of(owner);
+/// Makes the replica hold what was kept on disk. Returns what the agent itself had published of its
+/// source.
+fn restore(image: Option<Image>, owner: &Owner, writer: &ReplicaWriter) -> Records {
+    let Some(image) = image else { return Records::new() };
+    let own = image.records_of(owner).into_iter();
+    let own = own.filter(|(key, _)| GUARDED.contains(&key.kind));
+    let own = own.map(|(key, record)| (key, Arc::new(record.body.clone()))).collect();
     writer.apply(image.into_batch(Some(owner)), Instant::now());
     own
 }

@@ -102,7 +102,7 @@ impl OfStatus {
 
     fn by_source(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         type Value = fn(&SourceStatus) -> Option<f64>;
-        let metrics: [(&str, &str, Value); 4] = [
+        let metrics: [(&str, &str, Value); 7] = [
             ("source_records", "Records held of an owner", |s| Some(to_f64(s.records))),
             (
                 "source_quarantined",
@@ -115,6 +115,17 @@ impl OfStatus {
                 |s| Some(f64::from(u8::from(s.stale))),
             ),
             ("source_age_seconds", "Time since an owner's last beacon", |s| s.age_seconds),
+            ("holds", "Removals that an owner holds back because nothing explains them", |s| {
+                Some(to_f64(s.holds.len()))
+            }),
+            ("held_endpoints", "Endpoints that stay because of an owner's holds", |s| {
+                Some(s.holds.iter().map(|hold| f64::from(hold.endpoints)).sum())
+            }),
+            (
+                "suspect",
+                "1 while an owner's readiness is not believed: unready endpoints are degraded",
+                |s| Some(f64::from(u8::from(s.suspect.is_some()))),
+            ),
         ];
         for (name, help, value) in metrics {
             let values = self

@@ -1,36 +1,42 @@
 //! What a cluster's source wants to say, said into the agent's replica: the overlay that its own
 //! proxies and DNS clients see at once, and that the publisher then carries to the region.
+//!
+//! Everything goes through the guard: what the source shows no longer is withdrawn only if that is
+//! explained or plausible, and what is held back instead is told in the cluster's own record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tombolo_federation::guard::{self, Guard, Records, Sight, Verdict};
 use tombolo_federation::key::{Key, Kind};
-use tombolo_federation::manifests::Desired;
-use tombolo_federation::record::{Beacon, Body, Cluster, Record, Removal};
-use tombolo_federation::replica::{Batch, ReplicaWriter};
+use tombolo_federation::manifests::{Desired, Lost};
+use tombolo_federation::names::{ClusterId, Owner};
+use tombolo_federation::record::{Beacon, Body, Cluster, Decided, Hold, Record, Removal, Suspect};
+use tombolo_federation::replica::{Batch, Holding, Removed, Replica, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::Surplus;
 use tombolo_federation::sync::own::{OwnRecords, with_join};
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
+use tracing::{debug, info, warn};
 
 /// Everything that the task works on.
 pub(crate) struct Own {
     pub(crate) records: OwnRecords,
     pub(crate) cluster: Cluster,
+    pub(crate) guard: Guarded,
     pub(crate) desired: watch::Receiver<Arc<Desired>>,
     /// The region's word on when the cluster joined.
     pub(crate) joined: watch::Receiver<Option<Timestamp>>,
     /// The join that what was said respects.
     pub(crate) respected: watch::Sender<Option<Timestamp>>,
+    /// Ids of holds and suspicions that an operator approved.
+    pub(crate) approvals: watch::Receiver<BTreeSet<String>>,
     /// Asks what became of records that only the region has.
     pub(crate) surplus: mpsc::Receiver<Surplus>,
     pub(crate) writer: Arc<ReplicaWriter>,
-    /// What an earlier run published, as it was restored from disk. It is served, not said, until
-    /// the source can vouch for what is there and what is not.
-    pub(crate) restored: BTreeMap<Key, Arc<Record>>,
 }
 
 impl Own {
@@ -42,194 +48,239 @@ impl Own {
         let mut nonce = 0;
         self.reconcile();
         loop {
-            tokio::select! {
-                changed = self.desired.changed() => match changed {
-                    Ok(()) => self.reconcile(),
-                    Err(_) => return Ok(()),
-                },
-                changed = self.joined.changed() => match changed {
-                    Ok(()) => self.reconcile(),
-                    Err(_) => return Ok(()),
-                },
-                surplus = self.surplus.recv() => match surplus {
-                    Some(surplus) => self.judge(surplus),
-                    None => return Ok(()),
-                },
+            let ask_again = self.guard.ask_again;
+            // Every future here may be dropped: channels and clocks keep what they have.
+            let changed = tokio::select! {
+                changed = self.desired.changed() => changed.is_ok(),
+                changed = self.joined.changed() => changed.is_ok(),
+                changed = self.approvals.changed() => changed.is_ok(),
+                () = sleep_until(ask_again.unwrap_or_else(Instant::now)), if ask_again.is_some() => {
+                    true
+                }
+                surplus = self.surplus.recv() => {
+                    let Some(surplus) = surplus else { return Ok(()) };
+                    self.judge(surplus);
+                    continue;
+                }
                 _ = beat.tick() => {
                     nonce += 1;
                     let body = Arc::new(Body::Beacon(Beacon { nonce }));
                     let items = vec![self.records.say(&beacon_key, &body)];
                     self.writer.apply(Batch { items, ..Batch::default() }, Instant::now());
+                    continue;
                 }
+            };
+            if !changed {
+                return Ok(());
             }
+            self.reconcile();
         }
     }
 
-    /// What was published before this process started and is not wanted any more was removed by
-    /// somebody while it was away. With a gap nothing can be said.
+    /// What was published before this process started, and neither its source nor its disk knows
+    /// of, goes through the guard like anything else that the source does not show.
     fn judge(&mut self, surplus: Surplus) {
-        let desired = Arc::clone(&self.desired.borrow());
-        let known = if desired.complete { known_kinds(&desired) } else { &[] };
-        let wanted = self.bodies(&desired);
-        let gone = surplus.records.iter().map(|(key, _)| key);
-        let gone = gone.filter(|key| known.contains(&key.kind) && !wanted.contains_key(*key));
-        let gone: Vec<Key> = gone.cloned().collect();
-        let gone = gone.into_iter().map(|key| (key, self.records.remove(Removal::Explained)));
+        let mut asked: BTreeSet<Key> = surplus.records.iter().map(|(key, _)| key.clone()).collect();
+        let open = |(key, value): &(Key, Bytes)| {
+            Some((key.clone(), Arc::new(Record::open(key, value).ok()?.body)))
+        };
+        self.guard.adopt(surplus.records.iter().filter_map(open));
+        let mut gone = self.reconcile();
+        gone.retain(|key, _| asked.remove(key));
         // Whoever asked is gone with its stream.
-        let _ = surplus.gone.send(gone.collect());
+        let _ = surplus.gone.send(gone);
     }
 
-    /// Says what the source wants said, if it is known.
-    pub(crate) fn reconcile(&mut self) {
+    /// Says what the source wants said, if it is known. Returns what went.
+    pub(crate) fn reconcile(&mut self) -> BTreeMap<Key, Removed> {
+        let mut removed = BTreeMap::new();
         let desired = Arc::clone(&self.desired.borrow_and_update());
         let joined = *self.joined.borrow_and_update();
-        if desired.complete {
-            // From here on its own word counts, also when it is that it is gone.
-            self.restored.retain(|key, _| !desired.records.contains_key(key));
-            let bodies = with_join(&self.bodies(&desired), joined);
-            let mut batch = self.records.reconcile(&bodies);
-            batch.items.extend(self.outdated(&desired, &bodies));
+        let approved = self.approvals.borrow_and_update().clone();
+        if desired.complete || self.guard.has_published() {
+            let (now, wall) = (Instant::now(), Timestamp::now());
+            let verdict = self.guard.decide(&desired, &approved, now, wall);
+            self.report(&verdict);
+            self.cluster.holds.clone_from(&verdict.holds);
+            self.cluster.suspect.clone_from(&verdict.suspect);
+            let mut bodies = with_join(&verdict.publish, joined);
+            let key = Key::of_owner(self.records.owner().clone(), Kind::Cluster);
+            bodies.insert(key, Arc::new(Body::Cluster(self.cluster.clone())));
+            let mut batch = self.records.reconcile(&bodies, &verdict.removals);
             batch.complete = self.records.complete(known_kinds(&desired));
-            self.writer.apply(batch, Instant::now());
+            removed.clone_from(&batch.removed);
+            self.writer.apply(batch, now);
         }
         self.respected.send_if_modified(|respected| {
             let news = *respected != joined;
             *respected = joined;
             news
         });
+        removed
     }
 
-    /// The cluster itself, what the source wants, and what was said before and may still be wanted.
-    fn bodies(&self, desired: &Desired) -> BTreeMap<Key, Arc<Body>> {
-        let key = Key::of_owner(self.records.owner().clone(), Kind::Cluster);
-        let cluster = Arc::new(Body::Cluster(self.cluster.clone()));
-        let kept = self.restored.iter().filter(|_| desired.gaps);
-        let records = desired.records.iter();
-        kept.map(|(key, record)| (key.clone(), Arc::new(record.body.clone())))
-            .chain(records.map(|(key, body)| (key.clone(), Arc::new(body.clone()))))
-            .chain([(key, cluster)])
-            .collect()
-    }
-
-    /// What was restored and is not wanted any more; known once the source has no gap.
-    fn outdated(
-        &mut self,
-        desired: &Desired,
-        bodies: &BTreeMap<Key, Arc<Body>>,
-    ) -> Vec<(Key, Option<Bytes>)> {
-        if desired.gaps {
-            return Vec::new();
+    /// Once at the start and once at the end of each, for whoever reads back what happened.
+    fn report(&self, verdict: &Verdict) {
+        for hold in &verdict.began {
+            let Hold { id, records, endpoints, why, .. } = hold;
+            let services = named(hold);
+            warn!(hold = id, records, endpoints, why, services, "removals are held back");
         }
-        let restored = std::mem::take(&mut self.restored).into_keys();
-        restored.filter(|key| !bodies.contains_key(key)).map(|key| (key, None)).collect()
+        for (hold, ending) in &verdict.ended {
+            let Hold { id, records, endpoints, .. } = hold;
+            let (services, ending) = (named(hold), ending.as_str());
+            warn!(hold = id, ending, records, endpoints, services, "removals are no longer held");
+        }
+        let before = self.cluster.suspect.as_ref().map(|suspect| &suspect.id);
+        if let Some(Suspect { id, ready, of, .. }) = &verdict.suspect
+            && before != Some(id)
+        {
+            warn!(suspicion = id, ready, of, "the cluster's readiness is suspect");
+        }
+        if let Some((Suspect { id, .. }, ending)) = &verdict.cleared {
+            let ending = ending.as_str();
+            warn!(suspicion = id, ending, "the cluster's readiness is believed again");
+        }
+        let mut withdrawn: BTreeMap<Removal, usize> = BTreeMap::new();
+        for (key, removal) in &verdict.removals {
+            debug!(%key, %removal, "record withdrawn");
+            *withdrawn.entry(*removal).or_default() += 1;
+        }
+        for (removal, records) in withdrawn {
+            info!(%removal, records, "withdrawn");
+        }
     }
 }
 
-/// With a gap (a document that was never readable in this process's life), what an earlier run
-/// published may still be wanted: then these kinds are not vouched for, and nothing of them goes
-/// for being absent.
+fn named(hold: &Hold) -> String {
+    hold.services.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What a source shows; an agent says the rest of itself.
+pub(crate) const GUARDED: [Kind; 3] = [Kind::Namespace, Kind::Export, Kind::Endpoints];
+
+/// The guard over a directory of manifests.
+pub(crate) struct Guarded {
+    guard: Guard,
+    /// What the guard let be published.
+    published: Records,
+    /// Of `published`, what only an earlier process saw in the directory.
+    restored: BTreeSet<Key>,
+    ask_again: Option<Instant>,
+}
+
+impl Guarded {
+    /// Starts with what an earlier process published, if that is known.
+    pub(crate) fn new(guard: Guard, restored: Records) -> Self {
+        let keys = restored.keys().cloned().collect();
+        Self { guard, published: restored, restored: keys, ask_again: None }
+    }
+
+    /// Takes up what was published and is not known of here.
+    fn adopt(&mut self, records: impl Iterator<Item = (Key, Arc<Body>)>) {
+        for (key, body) in records {
+            if GUARDED.contains(&key.kind) && !self.published.contains_key(&key) {
+                self.restored.insert(key.clone());
+                self.published.insert(key, body);
+            }
+        }
+    }
+
+    /// Whether there is anything to guard.
+    fn has_published(&self) -> bool {
+        !self.published.is_empty()
+    }
+
+    fn decide(
+        &mut self,
+        desired: &Desired,
+        approved: &BTreeSet<String>,
+        now: Instant,
+        wall: Timestamp,
+    ) -> Verdict {
+        let lost = desired.listing.lost;
+        let wanted = match lost {
+            Some(_) => Records::new(),
+            None => self.wanted(desired),
+        };
+        // A document or file removed while others stay readable was removed by somebody. Where
+        // nothing is readable, nothing says why.
+        let explains =
+            |_: &guard::Loss| lost.is_none().then_some(guard::Explanation::DocumentRemoved);
+        let blank = lost.map(|lost| format!("the directory of manifests {}", lost.as_str()));
+        let listing = guard::Listing {
+            id: desired.listing.id,
+            connection: desired.listing.id,
+            at: desired.listing.at,
+        };
+        let sight = Sight {
+            wanted: &wanted,
+            listing: lost.is_none_or(Lost::is_listing).then_some(listing),
+            blank: blank.as_deref(),
+            explains: &explains,
+        };
+        let verdict = self.guard.decide(&self.published, &sight, approved, now, wall);
+        self.published.clone_from(&verdict.publish);
+        self.ask_again = verdict.ask_again;
+        verdict
+    }
+
+    /// What the directory says, and with a gap (a document that was never readable in this
+    /// process's life) also what an earlier one published: that may stand there.
+    fn wanted(&mut self, desired: &Desired) -> Records {
+        let records = desired.records.iter();
+        let mut wanted: Records =
+            records.map(|(key, body)| (key.clone(), Arc::new(body.clone()))).collect();
+        self.restored.retain(|key| desired.gaps && !wanted.contains_key(key));
+        for key in &self.restored {
+            if let Some(body) = self.published.get(key) {
+                wanted.insert(key.clone(), Arc::clone(body));
+            }
+        }
+        wanted
+    }
+}
+
+/// With a gap, what an earlier run published may still be wanted: then these kinds are not vouched
+/// for, and nothing of them goes for being absent.
 fn known_kinds(desired: &Desired) -> &'static [Kind] {
     if desired.gaps { &[Kind::Cluster, Kind::Beacon] } else { &CLUSTER_KINDS }
 }
 
-#[cfg(test)]
-mod tests {
-    use tombolo_federation::manifests::Counts;
-    use tombolo_federation::names::Owner;
-    use tombolo_federation::record::{Epoch, Namespace};
-    use tombolo_federation::replica;
-
-    use super::*;
-
-    fn owner() -> Owner {
-        "r/r-a".parse().unwrap()
-    }
-
-    fn key(name: &str) -> Key {
-        format!("/tombolo/v1/r/r-a/namespace/_/{name}").parse().unwrap()
-    }
-
-    fn body() -> Body {
-        Body::Namespace(Namespace::default())
-    }
-
-    fn says(names: &[&str], complete: bool, gaps: bool) -> Arc<Desired> {
-        Arc::new(Desired {
-            complete,
-            gaps,
-            records: names.iter().map(|name| (key(name), body())).collect(),
-            counts: Counts::default(),
-            problems: Vec::new(),
-            more_problems: 0,
-            services_without_endpoints: Vec::new(),
-        })
-    }
-
-    /// Names and the count of the epoch they were said in.
-    type Held<'a> = &'a [(&'a str, u64)];
-
-    /// The namespaces that are held after each word of the source, from `restored` on, with the
-    /// epochs they were said in, and whether that is all.
-    fn check(restored: &[&str], words: &[(Arc<Desired>, Held<'_>, bool)]) {
-        let (writer, replicas) = replica::channel();
-        let writer = Arc::new(writer);
-        let epoch = |count| Epoch { id: "e".into(), count };
-        let bodies = restored.iter().map(|name| (key(name), Arc::new(body()))).collect();
-        let before = OwnRecords::new(owner(), epoch(1)).reconcile(&bodies);
-        let restored = before.items.iter().map(|(key, value)| {
-            let record = Record::open(key, value.as_ref().unwrap()).unwrap();
-            (key.clone(), Arc::new(record))
+/// Follows what operators approved for `cluster`, in the decisions of its own region: a peer's
+/// word does not count.
+pub(crate) async fn follow_approvals(
+    owner: Owner,
+    mut replicas: Replicas,
+    approvals: watch::Sender<BTreeSet<String>>,
+) {
+    let Some(cluster) = &owner.cluster else { return };
+    let region = Owner::region(owner.region.clone());
+    let mut replica = Some(replicas.current());
+    while let Some(current) = replica {
+        let approved = approved(&current, &region, cluster);
+        approvals.send_if_modified(|held| {
+            let news = *held != approved;
+            *held = approved;
+            news
         });
-        let restored = restored.collect();
-        writer.apply(before, Instant::now());
-        let (desired_tx, desired) = watch::channel(says(&[], false, false));
-        let mut own = Own {
-            records: OwnRecords::new(owner(), epoch(2)),
-            cluster: Cluster::default(),
-            desired,
-            joined: watch::channel(None).1,
-            respected: watch::Sender::new(None),
-            surplus: mpsc::channel(1).1,
-            writer,
-            restored,
-        };
-        for (word, held, all) in words {
-            desired_tx.send_replace(Arc::clone(word));
-            own.reconcile();
-            let replica = replicas.peek();
-            let holding = replica.holding(&owner()).unwrap();
-            let records = holding.records().filter_map(|(_, entry)| entry.record.as_ref());
-            let namespaces = records.filter(|record| record.key.kind == Kind::Namespace);
-            let namespaces: Vec<_> = namespaces
-                .map(|record| (record.key.name.to_string(), record.origin.epoch.count))
-                .collect();
-            let expected: Vec<_> =
-                held.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-            assert_eq!(namespaces, expected, "{word:?}");
-            assert_eq!(holding.complete().contains_key(&Kind::Namespace), *all, "{word:?}");
-        }
-    }
-
-    #[test]
-    fn what_was_restored_is_served_unsaid_until_the_source_was_read() {
-        check(
-            &["a", "b"],
-            &[
-                (says(&[], false, false), &[("a", 1), ("b", 1)], false),
-                (says(&["b", "c"], true, false), &[("b", 2), ("c", 2)], true),
-            ],
-        );
-    }
-
-    #[test]
-    fn with_a_gap_what_was_restored_is_said_on_until_the_source_says_otherwise() {
-        check(
-            &["a", "b"],
-            &[
-                (says(&["b"], true, true), &[("a", 2), ("b", 2)], false),
-                (says(&[], true, true), &[("a", 2)], false),
-                (says(&[], true, false), &[], true),
-            ],
-        );
+        replica = replicas.next().await;
     }
 }
+
+fn approved(replica: &Replica, region: &Owner, cluster: &ClusterId) -> BTreeSet<String> {
+    let records = replica.holding(region).into_iter().flat_map(Holding::records);
+    let decisions = records.filter(|(key, _)| key.kind == Kind::Decision);
+    decisions
+        .filter_map(|(_, entry)| match &entry.record.as_ref()?.body {
+            Body::Decision(decision) => match &decision.what {
+                Decided::Approve { cluster: of, hold } if of == cluster => Some(hold.clone()),
+                _ => None,
+            },
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tombolo_federation::cache::keeper::Standings;
 use tombolo_federation::catalog::{Catalog, Service};
-use tombolo_federation::key::Kind;
+use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::names::Owner;
-use tombolo_federation::record::ServiceType;
+use tombolo_federation::record::{Body, Cluster, Hold, ServiceType, Suspect};
 use tombolo_federation::replica::{Holding, Replica};
 use tombolo_federation::sync::STALE_AFTER;
 use tombolo_federation::sync::client::Link;
@@ -123,6 +123,37 @@ pub(crate) struct SourceStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) age_seconds: Option<f64>,
     pub(crate) quarantined: usize,
+    /// Removals that the owner holds back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) holds: Vec<HoldStatus>,
+    /// The owner's readiness is not believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) suspect: Option<SuspectStatus>,
+}
+
+/// Removals held back.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HoldStatus {
+    /// What an approval names.
+    pub(crate) id: String,
+    pub(crate) since: Timestamp,
+    pub(crate) records: u32,
+    pub(crate) endpoints: u32,
+    pub(crate) why: String,
+    /// Some of the services concerned.
+    pub(crate) services: Vec<String>,
+}
+
+/// Readiness that is not believed.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SuspectStatus {
+    /// What an approval names.
+    pub(crate) id: String,
+    pub(crate) since: Timestamp,
+    pub(crate) ready: u32,
+    pub(crate) of: u32,
 }
 
 /// A connection to a region.
@@ -188,6 +219,9 @@ pub(crate) struct EndpointStatus {
     pub(crate) ports: Vec<u16>,
     pub(crate) ready: bool,
     pub(crate) terminating: bool,
+    /// Not ready, says a cluster whose word on that is suspect; see [`SuspectStatus`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) degraded: bool,
     pub(crate) zone: String,
     pub(crate) target: String,
 }
@@ -246,6 +280,7 @@ impl ClusterEndpoints {
                 ports: endpoint.ports.iter().map(|port| port.port).collect(),
                 ready: endpoint.endpoint.ready,
                 terminating: endpoint.endpoint.terminating,
+                degraded: endpoint.degraded,
                 zone: endpoint.endpoint.zone.clone(),
                 target: endpoint.endpoint.target.clone(),
             })
@@ -310,7 +345,10 @@ impl Sources<'_> {
         let age = heard.or_else(|| Some(self.since((*before?)?)));
         let silence = age.unwrap_or_else(|| self.started.elapsed());
         let unheard = if own { !has_spoken(holding) } else { heard.is_none() };
+        let cluster = own_record(self.replica, owner);
         SourceStatus {
+            holds: cluster.iter().flat_map(|cluster| &cluster.holds).map(HoldStatus::of).collect(),
+            suspect: cluster.and_then(|c| c.suspect.as_ref()).map(SuspectStatus::of),
             owner: owner.to_string(),
             records: holding.len(),
             complete_kinds: holding.complete().keys().map(ToString::to_string).collect(),
@@ -325,6 +363,36 @@ impl Sources<'_> {
     /// Never negative: the clock may have gone back.
     fn since(&self, heard: Timestamp) -> Duration {
         Duration::try_from(self.now.duration_since(heard)).unwrap_or_default()
+    }
+}
+
+impl HoldStatus {
+    fn of(hold: &Hold) -> Self {
+        Self {
+            id: hold.id.clone(),
+            since: hold.since,
+            records: hold.records,
+            endpoints: hold.endpoints,
+            why: hold.why.clone(),
+            services: hold.services.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl SuspectStatus {
+    fn of(suspect: &Suspect) -> Self {
+        let Suspect { id, since, ready, of } = suspect.clone();
+        Self { id, since, ready, of }
+    }
+}
+
+/// What a cluster says of itself.
+fn own_record<'a>(replica: &'a Replica, owner: &Owner) -> Option<&'a Cluster> {
+    owner.cluster.as_ref()?;
+    let key = Key::of_owner(owner.clone(), Kind::Cluster);
+    match &replica.get(&key)?.record.as_ref()?.body {
+        Body::Cluster(cluster) => Some(cluster),
+        _ => None,
     }
 }
 

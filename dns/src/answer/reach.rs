@@ -15,6 +15,9 @@
 //!   addresses that others had. The price is that an address is no promise of a port that only
 //!   some clusters expose; SRV is, and looks for each port's own nearest tier.
 //!
+//! Degraded endpoints, those that a suspect cluster calls unready, count as if they were not there,
+//! until no region has anything better: then they are given, nearest first, rather than nothing.
+//!
 //! Turned down: addresses only of clusters that expose all ports, or all of the oldest's: then
 //! adding a port cluster by cluster takes all addresses away, or moves all clients to the first.
 
@@ -31,6 +34,8 @@ use crate::View;
 pub(crate) struct Reach<'a> {
     pub(crate) service: &'a Service,
     pub(crate) tiers: Vec<Tier<'a>>,
+    /// No region has a usable endpoint that is ready: those that are called usable are degraded.
+    pub(crate) degraded: bool,
     network: &'a str,
 }
 
@@ -41,7 +46,9 @@ pub(crate) struct Tier<'a> {
     pub(crate) rank: Rank,
     /// Ready, not terminating, in the asker's network, and serving a port of the service.
     pub(crate) usable: Vec<Usable<'a>>,
-    /// Ready, not terminating, and in the asker's network, whatever their ports.
+    /// Like those, but degraded instead of ready; moved there if no tier has better.
+    spare: Vec<Usable<'a>>,
+    /// Ready or degraded, not terminating, and in the asker's network, whatever their ports.
     pub(crate) reachable: usize,
     /// Ready and not terminating, in any network.
     pub(crate) ready: usize,
@@ -97,26 +104,46 @@ impl<'a> Reach<'a> {
         // Stable, from a map by name: regions that are equally far come in the order of names.
         let mut tiers: Vec<_> = by_region.into_values().collect();
         tiers.sort_by_key(|tier| tier.rank);
-        Self { service, tiers, network }
+        let degraded = tiers.iter().all(|tier| tier.usable.is_empty())
+            && tiers.iter().any(|tier| !tier.spare.is_empty());
+        if degraded {
+            for tier in &mut tiers {
+                std::mem::swap(&mut tier.usable, &mut tier.spare);
+            }
+        }
+        Self { service, tiers, degraded, network }
     }
 
     /// The tier whose endpoints are answered. `None` only when no reachable endpoint that serves
-    /// any of the service's ports is ready anywhere.
+    /// any of the service's ports is ready, or at least degraded, anywhere.
     pub(crate) fn chosen(&self) -> Option<&Tier<'a>> {
         self.tiers.iter().find(|tier| !tier.usable.is_empty())
     }
 
-    /// Usable endpoints of all tiers. Names of single endpoints resolve for all of these: whoever
-    /// asks for one endpoint wants that one, and a target from an SRV answer must not vanish
-    /// because another tier has become the nearest.
+    /// Usable endpoints of all tiers, degraded ones too. Names of single endpoints resolve for all
+    /// of these: whoever asks for one endpoint wants that one, and a target from an SRV answer must
+    /// not vanish because another tier has become the nearest.
     pub(crate) fn all_usable(&self) -> impl Iterator<Item = &'a Endpoint> {
-        self.tiers.iter().flat_map(|tier| tier.usable.iter().map(|usable| usable.endpoint))
+        let of = |tier: &Tier<'a>| -> Vec<&'a Endpoint> {
+            tier.usable.iter().chain(&tier.spare).map(|usable| usable.endpoint).collect()
+        };
+        self.tiers.iter().flat_map(of)
     }
 
     /// The nearest tier that serves `port`, and its endpoints that do, each with the number. Not
-    /// always the chosen tier: there perhaps no cluster exposes the port.
+    /// always the chosen tier: there perhaps no cluster exposes the port. Degraded endpoints only
+    /// where no region has better for this very port.
     pub(crate) fn serving(&self, port: &ServicePort) -> Option<PortTier<'_, 'a>> {
-        let usable = |(endpoint, _): &(&Endpoint, u16)| takes(endpoint, self.network);
+        self.serving_if(port, is_ready).or_else(|| self.serving_if(port, |e| e.degraded))
+    }
+
+    fn serving_if(
+        &self,
+        port: &ServicePort,
+        is: impl Fn(&Endpoint) -> bool,
+    ) -> Option<PortTier<'_, 'a>> {
+        let usable =
+            |(endpoint, _): &(&Endpoint, u16)| is(endpoint) && &*endpoint.network == self.network;
         let all: Vec<(&'a Endpoint, u16)> = self.service.serving(port).filter(usable).collect();
         self.tiers.iter().find_map(|tier| {
             let here = all.iter().filter(|(endpoint, _)| endpoint.region == *tier.region);
@@ -136,13 +163,15 @@ pub(crate) struct PortTier<'r, 'a> {
 
 impl<'a> Tier<'a> {
     fn empty(region: &'a RegionName, rank: Rank) -> Self {
-        Self { region, rank, usable: Vec::new(), reachable: 0, ready: 0, total: 0 }
+        let (usable, spare) = (Vec::new(), Vec::new());
+        Self { region, rank, usable, spare, reachable: 0, ready: 0, total: 0 }
     }
 
     fn add(&mut self, endpoint: &'a Endpoint, network: &str, serving: Option<&Serving<'a>>) {
         self.total += 1;
         self.ready += usize::from(is_ready(endpoint));
-        if !takes(endpoint, network) {
+        let takes = is_ready(endpoint) || endpoint.degraded;
+        if !takes || &*endpoint.network != network {
             return;
         }
         self.reachable += 1;
@@ -151,7 +180,8 @@ impl<'a> Tier<'a> {
             Some(Some(differs)) => *differs,
             Some(None) => return, // serves no port of the service
         };
-        self.usable.push(Usable { endpoint, differs });
+        let list = if endpoint.degraded { &mut self.spare } else { &mut self.usable };
+        list.push(Usable { endpoint, differs });
     }
 
     /// The endpoints whose addresses alone are an answer.
@@ -164,10 +194,6 @@ impl<'a> Tier<'a> {
 /// MCS R79, and no fallback to serving-terminating ones.
 fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint.endpoint.ready && !endpoint.endpoint.terminating
-}
-
-fn takes(endpoint: &Endpoint, network: &str) -> bool {
-    is_ready(endpoint) && &*endpoint.network == network
 }
 
 /// `None` where ports decide nothing: the clients of a headless service connect to the endpoints'

@@ -5,6 +5,8 @@ mod bytes;
 #[cfg(test)]
 mod clusterset;
 #[cfg(test)]
+mod degraded;
+#[cfg(test)]
 mod dig;
 #[cfg(test)]
 mod explain;

@@ -6,6 +6,7 @@
 //! ClusterSetIP shop/web http:80 dns:53/UDP   a service and its ports; a lone number is unnamed
 //!   us-a 10.0.0.1 http=80 dns=5353/UDP       an endpoint of cluster us-a, region us
 //!   us-a 10.0.0.2 =80 not-ready terminating host=db-0 net=other
+//!   us-a 10.0.0.3 =80 degraded               unready says a cluster that is suspect
 //!   exports us-b http web:80                 us-b exposes http as above, and a port of its own
 //! ```
 
@@ -226,9 +227,10 @@ fn endpoint(service: &mut Service, words: &[&str]) {
         region: region_of(words[0]),
         network: find("net=").unwrap_or("vpc").into(),
         ports: ports.collect(),
+        degraded: words.contains(&"degraded"),
         endpoint: record::Endpoint {
             address: words[1].parse().unwrap(),
-            ready: !words.contains(&"not-ready"),
+            ready: !words.contains(&"not-ready") && !words.contains(&"degraded"),
             serving: true,
             terminating: words.contains(&"terminating"),
             was_ready: true,

@@ -3,7 +3,7 @@
 //! Owns: the records that the catalog is made of, and which of its parts a change touches.
 //! Promises: a snapshot depends on the set of records held, not on the order or grouping in which
 //! they came; work is in proportion to what changed (a service is merged anew only if a record of
-//! it, or the network of a cluster that speaks of it, changed); what is merged anew and comes out
+//! it, or the network or suspicion of a cluster that speaks of it, changed); what is merged anew and comes out
 //! equal counts as unchanged, so that nobody is woken by it; snapshots share all that did not
 //! change. Leaves to others: the rules (`merge`), what records say and whether they may (`record`
 //! and ingest), when everything is there ([`Builder::set_complete`]), publishing.

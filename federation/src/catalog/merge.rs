@@ -35,6 +35,9 @@ pub struct Source<'a> {
     /// Its network; `None` while the cluster's own record is not there. Nobody can tell then who
     /// reaches its endpoints, so they are left out, while its export counts.
     pub network: Option<&'a Arc<str>>,
+    /// Whether its readiness is suspect: then endpoints that have been ready and are not are
+    /// degraded.
+    pub suspect: bool,
     /// Its export of the service, if it exports it.
     pub export: Option<&'a Export>,
     /// Its endpoints of the service, one per `EndpointSlice`.

@@ -124,6 +124,9 @@ pub struct Endpoint {
     pub network: Arc<str>,
     /// What the `EndpointSlice` says of it.
     pub endpoint: record::Endpoint,
+    /// It was ready, is not, and its cluster's readiness is suspect: more likely the nodes are cut
+    /// off from their API server than down, so it is used where nothing healthy is.
+    pub degraded: bool,
     /// The ports it listens on.
     pub ports: Arc<[EndpointPort]>,
 }

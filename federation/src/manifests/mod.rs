@@ -4,7 +4,8 @@
 //! wants to publish ([`Desired`]), and following the directory as it is edited ([`Source`]).
 //! Promises: what cannot be used is a [`Problem`] that names file, document, object and field, and
 //! never stops the rest; an object that was good and cannot be read any more stays as it was; a
-//! directory that is missing or empty withdraws nothing; no input panics. An edit shows within
+//! directory that is missing, unreadable or empty keeps what it said, and says so
+//! ([`Listing::lost`]); no input panics. An edit shows within
 //! 300 ms.
 //!
 //! Leaves to others: the cluster's own record and its beacon, publishing, and whether removals
@@ -28,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::time::Instant;
 
 pub use self::problem::{ObjectRef, Place, Problem, Reason};
 pub use self::source::{Source, SourceError};
@@ -76,6 +78,8 @@ pub struct Desired {
     /// source. Records of an earlier [`Desired`] that are not here were removed for sure; a record
     /// that only an earlier run of the program published may still be wanted.
     pub gaps: bool,
+    /// How the directory itself was found.
+    pub listing: Listing,
     /// All `namespace`, `export` and `endpoints` records.
     pub records: BTreeMap<Key, Body>,
     /// What was found.
@@ -86,6 +90,50 @@ pub struct Desired {
     pub more_problems: usize,
     /// Exported services that have no usable endpoint.
     pub services_without_endpoints: Vec<ServiceKey>,
+}
+
+/// A look at a directory. Each opens it anew, so that two of them are as independent as two
+/// listings over two connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listing {
+    /// Counts the complete ones.
+    pub id: u64,
+    /// When the last complete one was made.
+    pub at: Instant,
+    /// Set when nothing that is readable vouches for what is gone: then `records` are what was
+    /// read before, and whether they may go is for the guard to decide. Otherwise whatever is not
+    /// in `records` was removed by somebody.
+    pub lost: Option<Lost>,
+}
+
+/// How a directory shows nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// It does not exist: that is no listing.
+    Missing,
+    /// It exists and cannot be listed, or all that is left is in parts that cannot be: that is no
+    /// listing either.
+    Unreadable,
+    /// It is readable and holds no manifest: a complete listing of nothing.
+    Empty,
+}
+
+impl Lost {
+    /// What is said of the directory.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "is missing",
+            Self::Unreadable => "cannot be read",
+            Self::Empty => "holds no manifest",
+        }
+    }
+
+    /// Whether it was nevertheless listed.
+    #[must_use]
+    pub fn is_listing(self) -> bool {
+        self == Self::Empty
+    }
 }
 
 /// What was found in a directory.

@@ -3,19 +3,22 @@
 //! Owns: the rule by which a removal is told from damage. A document or a file that is gone while
 //! the rest is readable was removed by somebody. A document that cannot be read, a file that
 //! cannot be opened, a directory that is missing or holds no manifest at all say nothing about
-//! what they held before: that stays (RELIABILITY, promise 8). Left to others: when to look
-//! (`source`), what it means for the mesh (`translate`).
+//! what they held before: that stays (RELIABILITY, promise 8), and where it is all that is left it
+//! is called lost, for the guard to decide. Left to others: when to look (`source`), what it means
+//! for the mesh (`translate`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::Counts;
+use tokio::time::Instant;
+
 use super::contents::{Contents, Found};
 use super::object::{Id, Ownership};
 use super::problem::{Place, Problem, Reason};
-use super::scan::{self, Listing, Stamp};
+use super::scan::{self, Stamp};
+use super::{Counts, Listing, Lost};
 
 /// The largest file that is read.
 pub(super) const MAX_FILE: u64 = 16 << 20;
@@ -43,6 +46,7 @@ pub(super) struct Reader {
     complete: bool,
     /// A part of it was never readable.
     unlisted: bool,
+    listing: Listing,
 }
 
 /// The objects of the directory, each defined once.
@@ -55,12 +59,14 @@ pub(super) struct View<'a> {
     pub(super) counts: Counts,
     pub(super) complete: bool,
     pub(super) gaps: bool,
+    pub(super) listing: Listing,
 }
 
 impl Reader {
-    pub(super) fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf, now: Instant) -> Self {
         let (files, directories) = (BTreeMap::new(), Vec::new());
-        Self { root, files, directories, complete: false, unlisted: false }
+        let listing = Listing { id: 0, at: now, lost: Some(Lost::Missing) };
+        Self { root, files, directories, complete: false, unlisted: false, listing }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -68,24 +74,41 @@ impl Reader {
     }
 
     /// Looks again at everything that changed.
-    pub(super) fn refresh(&mut self, touched: &Touched) {
+    pub(super) fn refresh(&mut self, touched: &Touched, now: Instant) {
         match scan::list(&self.root) {
-            Err(error) => self.lost(&format!("cannot be read: {error}")),
-            Ok(listing) if listing.files.is_empty() && listing.unreadable.is_empty() => {
-                self.lost("holds no manifest (*.yaml, *.yml or *.json)");
+            Err(error) => {
+                let missing = error.kind() == io::ErrorKind::NotFound;
+                self.listing.lost = Some(if missing { Lost::Missing } else { Lost::Unreadable });
+                self.say(&format!("cannot be read: {error}"));
             }
-            Ok(listing) => self.adopt(listing, touched),
+            Ok(listing) if listing.files.is_empty() && listing.unreadable.is_empty() => {
+                self.listed(now, Some(Lost::Empty));
+                self.say("holds no manifest (*.yaml, *.yml or *.json)");
+            }
+            Ok(listing) => self.adopt(listing, touched, now),
         }
     }
 
-    fn lost(&mut self, message: &str) {
+    fn listed(&mut self, now: Instant, lost: Option<Lost>) {
+        self.listing = Listing { id: self.listing.id + 1, at: now, lost };
+    }
+
+    fn say(&mut self, message: &str) {
         self.directories = vec![directory(String::new(), message, !self.files.is_empty())];
     }
 
-    fn adopt(&mut self, listing: Listing, touched: &Touched) {
-        let Listing { files, unreadable, .. } = listing;
-        let lost = |path: &Path| unreadable.keys().any(|directory| path.starts_with(directory));
-        self.files.retain(|path, _| files.contains_key(path) || lost(path));
+    fn adopt(&mut self, listing: scan::Listing, touched: &Touched, now: Instant) {
+        let scan::Listing { files, unreadable, .. } = listing;
+        let below = |path: &Path| unreadable.keys().any(|directory| path.starts_with(directory));
+        if !files.is_empty() {
+            self.files.retain(|path, _| files.contains_key(path) || below(path));
+            self.listed(now, None);
+        } else if self.files.keys().any(|path| below(path)) {
+            // Nothing that stays readable vouches for what is gone.
+            self.listing.lost = Some(Lost::Unreadable);
+        } else {
+            self.listed(now, Some(Lost::Empty));
+        }
         self.directories.clear();
         self.unlisted = false;
         for (path, error) in &unreadable {
@@ -118,6 +141,7 @@ impl Reader {
             counts: Counts { files: self.files.len(), ..Counts::default() },
             complete: self.complete,
             gaps: self.unlisted || self.files.values().any(|file| file.gap),
+            listing: self.listing,
         };
         for file in self.files.values() {
             view.add(file);

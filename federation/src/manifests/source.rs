@@ -73,7 +73,7 @@ impl Source {
     ) -> Result<(Self, watch::Receiver<Arc<Desired>>), SourceError> {
         let signal = Arc::new(Signal::default());
         let state = State {
-            reader: Reader::new(directory),
+            reader: Reader::new(directory, Instant::now()),
             were_ready: WereReady::new(),
             watched: None,
             unwatchable: false,
@@ -122,11 +122,17 @@ impl Source {
     }
 }
 
-fn publish(desired: &watch::Sender<Arc<Desired>>, next: Desired) {
+/// Another listing of the same is no news, unless it confirms that nothing is there.
+fn publish(desired: &watch::Sender<Arc<Desired>>, mut next: Desired) {
     desired.send_if_modified(|current| {
+        let listing = next.listing;
+        if listing.lost.is_none() && current.listing.lost.is_none() {
+            next.listing = current.listing;
+        }
         if **current == next {
             return false;
         }
+        next.listing = listing;
         log(&current.problems, &next);
         *current = Arc::new(next);
         true
@@ -180,12 +186,12 @@ async fn look(
     signal: &Arc<Signal>,
 ) -> Result<(State, Desired), SourceError> {
     let directory = state.reader.root().to_owned();
-    let signal = Arc::clone(signal);
+    let (signal, now) = (Arc::clone(signal), Instant::now());
     let looking = spawn_blocking(move || {
         if let Some(mut touched) = touched {
             // Watch first, so that no edit falls between.
             touched.all |= state.watch(&signal);
-            state.reader.refresh(&touched);
+            state.reader.refresh(&touched, now);
         }
         let desired = translate(state.reader.view(), &options, &mut state.were_ready);
         (state, desired)

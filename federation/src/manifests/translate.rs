@@ -50,6 +50,7 @@ pub(super) fn translate(view: View<'_>, options: &Options, were_ready: &mut Were
     Desired {
         complete: view.complete,
         gaps: view.gaps,
+        listing: view.listing,
         records,
         counts: view.counts,
         problems,

@@ -158,8 +158,11 @@ pub struct Hold {
 
 /// The ready share of a cluster fell so fast that a split between nodes and API server is likelier
 /// than that all of it is down (DESIGN section 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspect {
+    /// Names this suspicion, as [`Hold::id`] names a hold: once that is approved, the readiness is
+    /// believed.
+    pub id: String,
     /// Since when.
     pub since: Timestamp,
     /// Endpoints that are ready.
@@ -168,17 +171,18 @@ pub struct Suspect {
     pub of: u32,
 }
 
-/// Why a record was removed, as its owner says it.
+/// Why a record is no more, as its tombstone says it. The order is that of how sure it is: of
+/// several reasons the last is the one to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Removal {
-    /// The owner saw it go: a DELETE event, a removed document, replicas 0, a leave.
+    /// The owner knows why: a DELETE event, a removed document, replicas 0.
     Explained,
     /// An operator approved it.
     Approved,
-    /// Two complete lists, long enough apart, lacked it.
+    /// Two complete listings agreed.
     Released,
-    /// It is gone from a list, for no known reason.
+    /// Gone from what the source lists, for no known reason, and few enough to believe it.
     Unexplained,
 }
 
@@ -216,6 +220,12 @@ impl Removal {
             Self::Unexplained => crate::proto::federation::Removal::Unexplained,
         };
         wire.into()
+    }
+}
+
+impl fmt::Display for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 

@@ -201,7 +201,7 @@ fn hold(hold: wire::Hold) -> Result<Hold, RecordError> {
 
 fn suspect(suspect: wire::Suspect) -> Result<Suspect, RecordError> {
     let since = timestamp("suspect.since_ms", suspect.since_ms)?;
-    Ok(Suspect { since, ready: suspect.ready, of: suspect.of })
+    Ok(Suspect { id: suspect.id, since, ready: suspect.ready, of: suspect.of })
 }
 
 fn decision(decision: wire::Decision) -> Result<Decision, RecordError> {

@@ -140,7 +140,8 @@ fn cluster(cluster: &body::Cluster, level: u32) -> wire::Cluster {
     }
     wire::Cluster {
         holds: cluster.holds.iter().map(hold).collect(),
-        suspect: cluster.suspect.map(|suspect| wire::Suspect {
+        suspect: cluster.suspect.as_ref().map(|suspect| wire::Suspect {
+            id: suspect.id.clone(),
             since_ms: to_unix_ms(suspect.since),
             ready: suspect.ready,
             of: suspect.of,

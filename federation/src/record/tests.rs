@@ -118,6 +118,7 @@ fn sample(kind: &str) -> Record {
                     services: vec!["shop/checkout".parse().unwrap()],
                 }],
                 suspect: Some(Suspect {
+                    id: "s".into(),
                     since: Timestamp::from_millisecond(9).unwrap(),
                     ready: 1,
                     of: 4,

@@ -1,6 +1,6 @@
 //! An owner's own records: from what should be said to the changes that say it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -57,20 +57,29 @@ impl OwnRecords {
     }
 
     /// The changes from what was said to what `desired` says, beacons apart. Keys of other owners
-    /// are left out: nobody can speak for them.
-    pub fn reconcile(&mut self, desired: &BTreeMap<Key, Arc<Body>>) -> Batch {
+    /// are left out: nobody can speak for them. What goes without one of the `reasons` goes because
+    /// its owner says so, and what has one goes even if it was an earlier process that said it.
+    pub fn reconcile(
+        &mut self,
+        desired: &BTreeMap<Key, Arc<Body>>,
+        reasons: &BTreeMap<Key, Removal>,
+    ) -> Batch {
         let mut items = Vec::new();
         for (key, body) in desired {
             if key.owner == self.owner && self.said.get(key) != Some(body) {
                 items.push(self.say(key, body));
             }
         }
-        let gone = |key: &&Key| !desired.contains_key(*key) && key.kind != Kind::Beacon;
-        let gone: Vec<Key> = self.said.keys().filter(gone).cloned().collect();
+        let gone = |key: &&Key| {
+            !desired.contains_key(*key) && key.kind != Kind::Beacon && key.owner == self.owner
+        };
+        let gone: BTreeSet<Key> =
+            self.said.keys().chain(reasons.keys()).filter(gone).cloned().collect();
         let mut removed = BTreeMap::new();
         for key in gone {
+            let reason = reasons.get(&key).copied().unwrap_or(Removal::Explained);
             self.said.remove(&key);
-            removed.insert(key.clone(), self.remove(Removal::Explained));
+            removed.insert(key.clone(), self.remove(reason));
             items.push((key, None));
         }
         let newest =
@@ -122,11 +131,42 @@ mod tests {
         let mut own = OwnRecords::new(owner, Epoch { id: "e".into(), count: 1 });
 
         let desired = BTreeMap::from([(key.clone(), Arc::clone(&body)), (other, body)]);
-        let said = own.reconcile(&desired).items;
+        let said = own.reconcile(&desired, &BTreeMap::new()).items;
         assert_eq!(said.len(), 1, "nobody speaks for another owner");
         let record = Record::open(&key, said[0].1.as_ref().unwrap()).unwrap();
         assert_eq!(record.origin.sequence, 1);
-        assert!(own.reconcile(&desired).is_empty());
-        assert_eq!(own.reconcile(&BTreeMap::new()).items, [(key, None)]);
+        assert!(own.reconcile(&desired, &BTreeMap::new()).is_empty());
+        let gone = own.reconcile(&BTreeMap::new(), &BTreeMap::new());
+        assert_eq!(gone.items, [(key, None)]);
+    }
+
+    #[test]
+    fn what_goes_says_why_and_in_its_turn() {
+        let key = |name: &str| -> Key {
+            format!("/tombolo/v1/r/r-a/namespace/_/{name}").parse().unwrap()
+        };
+        let body = Arc::new(Body::Namespace(Namespace::default()));
+        let mut own = OwnRecords::new("r/r-a".parse().unwrap(), Epoch { id: "e".into(), count: 1 });
+        let desired = ["a", "b"].map(|name| (key(name), Arc::clone(&body)));
+        own.reconcile(&desired.into(), &BTreeMap::new());
+        // `c` was said by an earlier process, and `x` is not ours.
+        let other: Key = "/tombolo/v1/r/r-b/namespace/_/x".parse().unwrap();
+        let reasons = [
+            (key("a"), Removal::Released),
+            (key("c"), Removal::Approved),
+            (other, Removal::Approved),
+        ];
+        let batch = own.reconcile(&BTreeMap::new(), &reasons.into());
+        let removed = |removal, sequence| Removed { removal, sequence };
+        let expected = [
+            (key("a"), removed(Removal::Released, 3)),
+            (key("b"), removed(Removal::Explained, 4)),
+            (key("c"), removed(Removal::Approved, 5)),
+        ];
+        assert_eq!(batch.removed, BTreeMap::from(expected));
+        let item = own.say(&key("a"), &body).1.unwrap();
+        let said = Record::open(&key("a"), &item).unwrap();
+        assert_eq!(said.origin.sequence, 6, "what comes back is newer than its end");
+        assert!(own.reconcile(&BTreeMap::from([(key("a"), body)]), &BTreeMap::new()).is_empty());
     }
 }

@@ -246,7 +246,7 @@ impl Agent {
             bodies.insert(key, Arc::new(Body::Namespace(Namespace::default())));
         }
         let joined = *self.joined.borrow();
-        let mut batch = self.own.reconcile(&with_join(&bodies, joined));
+        let mut batch = self.own.reconcile(&with_join(&bodies, joined), &BTreeMap::new());
         batch.complete = self.own.complete(&super::CLUSTER_KINDS);
         self.writer.apply(batch, Instant::now());
     }
@@ -327,7 +327,7 @@ async fn write_cluster(store: &Arc<dyn Store>, count: u64, namespaces: &[&str]) 
         let key = Key::of_namespace(owner.clone(), &name.parse().unwrap());
         (key, Arc::new(Body::Namespace(Namespace::default())))
     });
-    let batch = own.reconcile(&bodies.collect());
+    let batch = own.reconcile(&bodies.collect(), &BTreeMap::new());
     let (held, _) = store::list(&**store, &Key::owner_prefix(&owner)).await.unwrap();
     let mut ops: Vec<Op> = held.into_iter().map(|entry| Op::delete(entry.key)).collect();
     for (key, value) in batch.items {

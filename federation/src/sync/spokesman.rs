@@ -37,7 +37,8 @@ pub async fn speak_for_region(
     loop {
         let mut batch = Batch::default();
         if first {
-            batch = own.reconcile(&BTreeMap::from([(key.clone(), Arc::clone(&region))]));
+            batch = own
+                .reconcile(&BTreeMap::from([(key.clone(), Arc::clone(&region))]), &BTreeMap::new());
             batch.complete = own.complete(&super::REGION_KINDS);
         }
         nonce += 1;

@@ -68,6 +68,9 @@ pub struct Member<'a> {
 pub enum Health {
     /// Ready.
     Healthy,
+    /// Has been ready and is not, says a cluster whose word on that is suspect: takes what healthy
+    /// ones do not.
+    Degraded,
     /// Has been ready and is not.
     Unhealthy,
 }
@@ -81,20 +84,27 @@ impl Health {
         match (state.terminating, state.ready, state.was_ready) {
             (true, _, _) | (false, false, false) => None,
             (false, true, _) => Some(Self::Healthy),
+            (false, false, true) if endpoint.degraded => Some(Self::Degraded),
             (false, false, true) => Some(Self::Unhealthy),
         }
     }
 }
 
 impl Tier<'_> {
-    /// Healthy members and all members, as the load arithmetic wants them.
+    /// Members by health, as the load arithmetic wants them.
     #[must_use]
     pub fn health(&self) -> TierHealth {
-        let healthy = self.members.iter().filter(|m| m.health == Health::Healthy).count();
         TierHealth {
-            healthy: u32::try_from(healthy).unwrap_or(u32::MAX),
-            total: u32::try_from(self.members.len()).unwrap_or(u32::MAX),
+            healthy: number(self.count(Health::Healthy)),
+            degraded: number(self.count(Health::Degraded)),
+            total: number(self.members.len()),
         }
+    }
+
+    /// How many members are of this health.
+    #[must_use]
+    pub fn count(&self, health: Health) -> usize {
+        self.members.iter().filter(|member| member.health == health).count()
     }
 }
 
@@ -166,6 +176,10 @@ fn order(reach: Reach, distances: &Distances) -> (Reach, u32) {
         Reach::Remote(region) => distances.get(region).copied().unwrap_or(u32::MAX),
     };
     (reach, far)
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn capped(mut tiers: Vec<Tier<'_>>) -> Vec<Tier<'_>> {

@@ -20,7 +20,8 @@ fn distances(of: &[(&str, u32)]) -> Distances {
     of.iter().map(|(region, far)| (region.parse().unwrap(), *far)).collect()
 }
 
-/// `endpoints` as "region/zone/last octet[!]", tiers as lists of last octets, `!` for unhealthy.
+/// `endpoints` as "region/zone/last octet[!%]", tiers as lists of last octets, `!` for unhealthy and `%` for
+/// degraded ones.
 fn check(endpoints: &str, client: &EndpointsView, distances: &Distances, expected: &str) {
     let service = service("shop/checkout").endpoints(endpoints).build();
     let tiers = prioritise(&service, &service.ports[0], client, distances);
@@ -31,7 +32,12 @@ fn check(endpoints: &str, client: &EndpointsView, distances: &Distances, expecte
 fn show(tier: &Tier<'_>) -> String {
     let member = |m: &Member<'_>| {
         let octet = m.address.ip().to_string().rsplit('.').next().unwrap().to_owned();
-        octet + if m.health == Health::Unhealthy { "!" } else { "" }
+        octet
+            + match m.health {
+                Health::Healthy => "",
+                Health::Degraded => "%",
+                Health::Unhealthy => "!",
+            }
     };
     tier.members.iter().map(member).collect::<Vec<_>>().join(" ")
 }
@@ -90,7 +96,16 @@ fn p4_p5_classes_of_endpoints() {
     let here = client("us", None);
     let tiers = prioritise(&service, &service.ports[0], &here, &Distances::new());
     assert_eq!(tiers.iter().map(show).collect::<Vec<_>>(), ["1 2!"]);
-    assert_eq!(tiers[0].health(), TierHealth { healthy: 1, total: 2 });
+    assert_eq!(tiers[0].health(), TierHealth { healthy: 1, degraded: 0, total: 2 });
+}
+
+#[test]
+fn degraded_endpoints_stand_in_their_tiers_and_count_in_them() {
+    let here = client("us", None);
+    check("us/a/1 us/a/2% us/a/3! eu/a/4%", &here, &Distances::new(), "1 2% 3! | 4%");
+    let service = service("shop/checkout").endpoints("us/a/1 us/a/2% us/a/3!").build();
+    let tiers = prioritise(&service, &service.ports[0], &here, &Distances::new());
+    assert_eq!(tiers[0].health(), TierHealth { healthy: 1, degraded: 1, total: 3 });
 }
 
 #[test]

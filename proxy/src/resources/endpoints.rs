@@ -27,10 +27,11 @@ pub(crate) fn endpoints(
 ) -> Resource {
     let tiers = prioritise(target.service, target.port, view, distances);
     let name = target.cluster_name();
+    let told = Told::of(view.kind, &tiers);
     let priorities = (0..).zip(&tiers);
     let message = ClusterLoadAssignment {
         cluster_name: name.clone(),
-        endpoints: priorities.flat_map(|(p, tier)| localities(view.kind, p, tier)).collect(),
+        endpoints: priorities.flat_map(|(p, tier)| localities(told, p, tier)).collect(),
         policy: Some(Policy {
             overprovisioning_factor: number(OVERPROVISIONING_FACTOR),
             ..Policy::default()
@@ -41,7 +42,7 @@ pub(crate) fn endpoints(
 }
 
 /// A tier's endpoints, one entry for each region, zone and cluster.
-fn localities(kind: ClientKind, priority: u32, tier: &Tier<'_>) -> Vec<LocalityLbEndpoints> {
+fn localities(told: Told, priority: u32, tier: &Tier<'_>) -> Vec<LocalityLbEndpoints> {
     let mut places: BTreeMap<Place<'_>, Vec<&Member<'_>>> = BTreeMap::new();
     for member in &tier.members {
         let at = member.endpoint;
@@ -56,8 +57,8 @@ fn localities(kind: ClientKind, priority: u32, tier: &Tier<'_>) -> Vec<LocalityL
         };
         LocalityLbEndpoints {
             locality: Some(locality),
-            load_balancing_weight: weight(kind, &members),
-            lb_endpoints: members.into_iter().map(lb_endpoint).collect(),
+            load_balancing_weight: told.weight(&members),
+            lb_endpoints: members.into_iter().map(|member| told.endpoint(member)).collect(),
             priority,
             ..LocalityLbEndpoints::default()
         }
@@ -68,28 +69,54 @@ fn localities(kind: ClientKind, priority: u32, tier: &Tier<'_>) -> Vec<LocalityL
 /// Region, zone and cluster.
 type Place<'a> = (&'a RegionName, &'a str, &'a ClusterId);
 
-/// Envoy spreads a priority over its hosts and reads no locality weight; gRPC spreads it over
-/// localities, and ignores those without weight (XDS G10). Healthy ones count there, since it uses
-/// no others, and never none, since an empty first priority is refused (G9).
-fn weight(kind: ClientKind, members: &[&Member<'_>]) -> Option<UInt32Value> {
-    match kind {
-        ClientKind::Envoy => None,
-        ClientKind::Grpc => {
-            let healthy = members.iter().filter(|m| m.health == Health::Healthy).count();
-            number(u32::try_from(healthy).unwrap_or(u32::MAX).max(1))
-        }
-    }
+/// How members are told to a client.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    kind: ClientKind,
+    /// What a degraded member is called.
+    degraded: HealthStatus,
 }
 
-fn lb_endpoint(member: &Member<'_>) -> LbEndpoint {
-    let endpoint = Endpoint { address: Some(address(member.address)), ..Endpoint::default() };
-    let health = match member.health {
-        Health::Healthy => HealthStatus::Healthy,
-        Health::Unhealthy => HealthStatus::Unhealthy,
-    };
-    LbEndpoint {
-        health_status: health.into(),
-        host_identifier: Some(HostIdentifier::Endpoint(endpoint)),
-        ..LbEndpoint::default()
+impl Told {
+    /// Envoy knows what degraded means. gRPC uses nothing but healthy endpoints, so that it is
+    /// told degraded ones are, once no tier has better, as DNS answers them then.
+    fn of(kind: ClientKind, tiers: &[Tier<'_>]) -> Self {
+        let healthy = tiers.iter().any(|tier| tier.count(Health::Healthy) > 0);
+        let degraded = match (kind, healthy) {
+            (ClientKind::Grpc, false) => HealthStatus::Healthy,
+            _ => HealthStatus::Degraded,
+        };
+        Self { kind, degraded }
+    }
+
+    fn health(self, member: &Member<'_>) -> HealthStatus {
+        match member.health {
+            Health::Healthy => HealthStatus::Healthy,
+            Health::Degraded => self.degraded,
+            Health::Unhealthy => HealthStatus::Unhealthy,
+        }
+    }
+
+    /// Envoy spreads a priority over its hosts and reads no locality weight; gRPC spreads it over
+    /// localities, and ignores those without weight (XDS G10). Healthy ones count there, since it
+    /// uses no others, and never none, since an empty first priority is refused (G9).
+    fn weight(self, members: &[&Member<'_>]) -> Option<UInt32Value> {
+        match self.kind {
+            ClientKind::Envoy => None,
+            ClientKind::Grpc => {
+                let healthy = |member: &&&Member<'_>| self.health(member) == HealthStatus::Healthy;
+                let healthy = members.iter().filter(healthy).count();
+                number(u32::try_from(healthy).unwrap_or(u32::MAX).max(1))
+            }
+        }
+    }
+
+    fn endpoint(self, member: &Member<'_>) -> LbEndpoint {
+        let endpoint = Endpoint { address: Some(address(member.address)), ..Endpoint::default() };
+        LbEndpoint {
+            health_status: self.health(member).into(),
+            host_identifier: Some(HostIdentifier::Endpoint(endpoint)),
+            ..LbEndpoint::default()
+        }
     }
 }

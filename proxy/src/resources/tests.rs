@@ -65,6 +65,23 @@ fn g10_grpc_gets_weights_by_healthy_endpoints_and_never_zero() {
 }
 
 #[test]
+fn envoy_is_told_who_is_degraded_and_grpc_uses_them_only_when_nothing_is_healthy() {
+    let told = |kind, endpoints| -> Vec<(Vec<i32>, Option<u32>)> {
+        let (_, message) = assignment(kind, endpoints);
+        let each = message.endpoints.iter().map(|e| {
+            let healths = e.lb_endpoints.iter().map(|e| e.health_status).collect();
+            (healths, e.load_balancing_weight.map(|weight| weight.value))
+        });
+        each.collect()
+    };
+    let (some, none) = ("us/a/1% us/a/2% us/a/3! eu/x/4", "us/a/1% us/a/2% us/a/3! eu/x/4!");
+    assert_eq!(told(ClientKind::Envoy, some), [(vec![5, 5, 2], None), (vec![1], None)]);
+    assert_eq!(told(ClientKind::Envoy, none), [(vec![5, 5, 2], None), (vec![2], None)]);
+    assert_eq!(told(ClientKind::Grpc, some), [(vec![5, 5, 2], Some(1)), (vec![1], Some(1))]);
+    assert_eq!(told(ClientKind::Grpc, none), [(vec![1, 1, 2], Some(2)), (vec![2], Some(1))]);
+}
+
+#[test]
 fn p14_cluster_bytes_do_not_move_with_endpoints() {
     let bytes = |endpoints: &str| {
         let service = service("shop/checkout").endpoints(endpoints).build();

@@ -73,6 +73,9 @@ struct EndpointContent<'a> {
     target: &'a str,
     service_account: &'a str,
     meshed: bool,
+    /// Left out where it is not so: versions that do not know of it have equal digests otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    degraded: bool,
     ports: &'a [EndpointPort],
 }
 
@@ -117,7 +120,7 @@ fn export(export: &ServiceExport) -> (&ClusterId, ExportContent<'_>) {
 }
 
 fn endpoint(endpoint: &Endpoint) -> EndpointContent<'_> {
-    let Endpoint { cluster, region, network, endpoint, ports } = endpoint;
+    let Endpoint { cluster, region, network, endpoint, degraded, ports } = endpoint;
     let record::Endpoint {
         address,
         ready,
@@ -146,6 +149,7 @@ fn endpoint(endpoint: &Endpoint) -> EndpointContent<'_> {
         target,
         service_account,
         meshed: *meshed,
+        degraded: *degraded,
         ports,
     }
 }

@@ -21,7 +21,8 @@ pub(super) struct Touched {
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     services: BTreeMap<ServiceKey, BTreeMap<Owner, Said>>,
-    /// The services that a cluster says anything of: those are touched when its network changes.
+    /// The services that a cluster says anything of: those are touched when its network changes, or
+    /// whether its readiness is suspect.
     by_cluster: BTreeMap<Owner, BTreeSet<ServiceKey>>,
     namespaces: BTreeMap<NamespaceName, BTreeSet<Owner>>,
     /// Ids of regions `us` and `us-west1` can be equal, hence the two levels. The first region by
@@ -43,6 +44,9 @@ struct Known {
     cluster: Arc<Cluster>,
     network: Arc<str>,
 }
+
+/// What merging services takes from a cluster's own record.
+type Traits = (Arc<str>, bool);
 
 impl Sources {
     /// Takes in one record, or its end, and notes what that touches.
@@ -74,8 +78,7 @@ impl Sources {
     fn apply_cluster(&mut self, owner: &Owner, record: Option<&Record>, touched: &mut Touched) {
         let Some(id) = &owner.cluster else { return };
         let next = record.and_then(|record| Known::read(&owner.region, &record.body));
-        let before = self.network(owner).cloned();
-        if before.as_ref() != next.as_ref().map(|known| &known.network) {
+        if self.known(owner).map(Known::traits) != next.as_ref().map(Known::traits) {
             touched.services.extend(self.by_cluster.get(owner).into_iter().flatten().cloned());
         }
         let regions = self.clusters.entry(id.clone()).or_default();
@@ -148,7 +151,8 @@ impl Sources {
         Some(Source {
             cluster: owner.cluster.as_ref()?,
             region: &owner.region,
-            network: self.network(owner),
+            network: self.known(owner).map(|known| &known.network),
+            suspect: self.known(owner).is_some_and(Known::suspect),
             export: said.export(),
             slices: said.slices().collect(),
         })
@@ -169,9 +173,8 @@ impl Sources {
         self.regions.get(name).cloned()
     }
 
-    fn network(&self, owner: &Owner) -> Option<&Arc<str>> {
-        let known = self.clusters.get(owner.cluster.as_ref()?)?.get(&owner.region)?;
-        Some(&known.network)
+    fn known(&self, owner: &Owner) -> Option<&Known> {
+        self.clusters.get(owner.cluster.as_ref()?)?.get(&owner.region)
     }
 }
 
@@ -181,6 +184,14 @@ impl Known {
         let network = record.network.as_str().into();
         let cluster = Cluster { region: region.clone(), record: record.clone() };
         Some(Self { cluster: Arc::new(cluster), network })
+    }
+
+    fn suspect(&self) -> bool {
+        self.cluster.record.suspect.is_some()
+    }
+
+    fn traits(&self) -> Traits {
+        (Arc::clone(&self.network), self.suspect())
     }
 }
 

@@ -6,7 +6,7 @@ use super::super::arbitrary::{self, plain_export, ready_endpoint};
 use super::*;
 use crate::record::{
     Beacon, Body, Cluster, EndpointPort, Endpoints, Epoch, Export, Namespace, Origin, Protocol,
-    Region,
+    Region, Suspect,
 };
 
 type Change = (Key, Option<Arc<Record>>);
@@ -128,6 +128,36 @@ fn completeness_alone_is_a_change() {
     builder.set_complete(false);
     builder.set_complete(true);
     assert!(builder.snapshot().is_none());
+}
+
+#[test]
+fn suspicion_touches_the_services_of_its_cluster_once_and_its_numbers_touch_none() {
+    let mut builder = Builder::new();
+    let before = next(&mut builder, shop());
+    let suspicious = |ready| {
+        let suspect = Suspect { id: "s".into(), since: jiff::Timestamp::UNIX_EPOCH, ready, of: 10 };
+        let Body::Cluster(cluster) = cluster("vpc") else { unreachable!() };
+        put(CLUSTER_A, Body::Cluster(Cluster { suspect: Some(suspect), ..cluster }))
+    };
+    let mut fallen = ready_endpoint("10.0.0.1");
+    fallen.ready = false;
+    let slice = Endpoints { ports: Vec::new(), endpoints: vec![fallen] };
+    let fallen = put("us/us-a/endpoints/shop/checkout/s1", Body::Endpoints(slice));
+    let unready = next(&mut builder, [fallen]);
+    let suspect = next(&mut builder, [suspicious(2)]);
+    assert_eq!(touched(&suspect, unready.generation), ["shop/checkout"]);
+    let endpoint = |catalog: &Catalog| {
+        catalog.services.get(&service("shop/checkout")).unwrap().endpoints[0].degraded
+    };
+    assert!(endpoint(&suspect) && !endpoint(&unready));
+    assert_ne!(suspect.digest(), unready.digest(), "what is served differs");
+    let merges = builder.merges();
+    let more = next(&mut builder, [suspicious(1)]);
+    assert_eq!((touched(&more, suspect.generation), builder.merges()), (Vec::new(), merges));
+    let over = next(&mut builder, [put(CLUSTER_A, cluster("vpc"))]);
+    assert!(!endpoint(&over));
+    assert_eq!(over.digest(), unready.digest());
+    assert_ne!(over.digest(), before.digest());
 }
 
 #[test]

@@ -88,7 +88,9 @@ impl<'a> Claim<'a> {
     }
 
     fn into_endpoint(self, exporter: &Exporter<'_>, network: &Arc<str>) -> Endpoint {
+        let fell = self.was_ready && !self.ready && !self.terminating;
         Endpoint {
+            degraded: exporter.source.suspect && fell,
             cluster: exporter.source.cluster.clone(),
             region: exporter.source.region.clone(),
             network: Arc::clone(network),

@@ -14,6 +14,7 @@ struct Said {
     cluster: ClusterId,
     region: RegionName,
     network: Option<Arc<str>>,
+    suspect: bool,
     export: Option<Export>,
     slices: Vec<Endpoints>,
 }
@@ -24,6 +25,7 @@ impl Said {
             cluster: &self.cluster,
             region: &self.region,
             network: self.network.as_ref(),
+            suspect: self.suspect,
             export: self.export.as_ref(),
             slices: self.slices.iter().collect(),
         }
@@ -54,6 +56,7 @@ fn read(cluster: &str) -> Said {
         cluster: words.next().unwrap().parse().unwrap(),
         region: "r".parse().unwrap(),
         network: Some("one".into()),
+        suspect: false,
         export: Some(plain_export()),
         slices: Vec::new(),
     };
@@ -63,6 +66,7 @@ fn read(cluster: &str) -> Said {
             ("region", name) => said.region = name.parse().unwrap(),
             ("net", "-") => said.network = None,
             ("net", name) => said.network = Some(name.into()),
+            ("suspect", _) => said.suspect = true,
             ("slice", text) => said.slices.push(slice(text)),
             (field, value) => set(said.export.as_mut().unwrap(), field, value),
         }
@@ -167,7 +171,8 @@ fn shown_endpoint(endpoint: &Endpoint) -> String {
     let record::Endpoint { address, ready, serving, terminating, was_ready, target, .. } =
         &endpoint.endpoint;
     let flags = [(ready, 'r'), (serving, 's'), (terminating, 't'), (was_ready, 'w')];
-    let conditions: String = flags.iter().filter(|(set, _)| **set).map(|(_, c)| c).collect();
+    let flags = flags.into_iter().chain([(&endpoint.degraded, 'd')]);
+    let conditions: String = flags.filter(|(set, _)| **set).map(|(_, c)| c).collect();
     let target = if target.is_empty() { String::new() } else { format!("/{target}") };
     let ports: Vec<_> = endpoint.ports.iter().map(|p| format!("{}.{}", p.name, p.port)).collect();
     format!("{}/{address}/{conditions}{target}:{}", endpoint.cluster, ports.join("+"))
@@ -288,6 +293,21 @@ fn an_endpoint_is_what_its_liveliest_mention_says() {
 }
 
 #[test]
+fn of_a_suspect_cluster_what_has_been_ready_and_is_not_is_degraded() {
+    let slice = "slice=http:80;10.0.0.1/rsw,10.0.0.2/w,10.0.0.3/s,10.0.0.4/tw";
+    check(
+        &format!("a suspect {slice}"),
+        "endpoints=a/10.0.0.1/rsw:http.80,a/10.0.0.2/wd:http.80,a/10.0.0.3/s:http.80,\
+         a/10.0.0.4/tw:http.80",
+    );
+    check("a slice=http:80;10.0.0.2/w", "endpoints=a/10.0.0.2/w:http.80");
+    check(
+        "a suspect slice=http:80;10.0.0.1/w slice=http:80;10.0.0.1/rsw",
+        "endpoints=a/10.0.0.1/rsw:http.80",
+    );
+}
+
+#[test]
 fn an_address_belongs_to_the_older_exporter_of_its_network() {
     check(
         "a @2 slice=;10.0.0.1,10.0.0.2 | b @1 slice=;10.0.0.1/",
@@ -361,12 +381,14 @@ fn said() -> impl Strategy<Value = Vec<Said>> {
         prop::option::weighted(0.9, arbitrary::network()),
         prop::option::weighted(0.9, arbitrary::export()),
         prop::collection::vec(arbitrary::slice(), 0..3),
+        any::<bool>(),
     );
     prop::collection::vec(of_cluster, 0..4).prop_map(|clusters| {
-        let named = |(index, (network, export, slices))| Said {
+        let named = |(index, (network, export, slices, suspect))| Said {
             cluster: format!("c{index}").parse().unwrap(),
             region: format!("r{}", index % 2).parse().unwrap(),
             network,
+            suspect,
             export,
             slices,
         };

@@ -20,7 +20,7 @@ fn service(name: &str, port: u32) -> String {
 impl Bench {
     fn new(files: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let reader = Reader::new(directory.path().to_owned());
+        let reader = Reader::new(directory.path().to_owned(), Instant::now());
         let mut bench = Self { directory, reader };
         for (name, text) in files {
             bench.write(name, text);
@@ -39,7 +39,7 @@ impl Bench {
     }
 
     fn look(&mut self) {
-        self.reader.refresh(&Touched { all: true, ..Touched::default() });
+        self.reader.refresh(&Touched { all: true, ..Touched::default() }, Instant::now());
     }
 
     /// Looks again; `expected` are the names and ports of all Services, and a part of each
@@ -131,6 +131,49 @@ fn a_directory_that_is_gone_or_empty_removes_nothing() {
 }
 
 #[test]
+fn a_listing_says_whether_it_vouches_for_what_is_gone() {
+    let mut bench = Bench::new(&[("a.yaml", &service("a", 1)), ("b/b.yaml", &service("b", 2))]);
+    let look = |bench: &mut Bench| {
+        bench.look();
+        (bench.reader.listing.id, bench.reader.listing.lost)
+    };
+    assert_eq!(look(&mut bench), (2, None));
+    fs::remove_file(bench.path("a.yaml")).unwrap();
+    assert_eq!(look(&mut bench), (3, None));
+    fs::remove_file(bench.path("b/b.yaml")).unwrap();
+    assert_eq!(look(&mut bench), (4, Some(Lost::Empty)));
+    assert_eq!(look(&mut bench), (5, Some(Lost::Empty)), "each reading is a listing");
+    let aside = bench.directory.path().with_extension("aside");
+    fs::rename(bench.directory.path(), &aside).unwrap();
+    assert_eq!(look(&mut bench), (5, Some(Lost::Missing)), "no listing");
+    fs::write(bench.directory.path(), "").unwrap();
+    assert_eq!(look(&mut bench), (5, Some(Lost::Unreadable)));
+    bench.check("b:2", &["the directory: cannot be read"]);
+    fs::remove_file(bench.directory.path()).unwrap();
+    fs::rename(&aside, bench.directory.path()).unwrap();
+    bench.write("c.yaml", &service("c", 3));
+    assert_eq!(look(&mut bench), (6, None));
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_left_in_a_place_that_cannot_be_read_vouches_for_nothing() {
+    use std::os::unix::fs::symlink;
+    let mut bench = Bench::new(&[("a.yaml", &service("a", 1)), ("b/b.yaml", &service("b", 2))]);
+    fs::remove_file(bench.path("a.yaml")).unwrap();
+    fs::rename(bench.path("b"), bench.path(".b")).unwrap();
+    symlink("b", bench.path("b")).unwrap();
+    bench.look();
+    assert_eq!(bench.reader.listing.lost, Some(Lost::Unreadable));
+    assert_eq!(bench.reader.view().objects.len(), 2);
+    // A link that never led to anything is nothing.
+    fs::rename(bench.path("b"), bench.path("old")).unwrap();
+    bench.look();
+    assert_eq!(bench.reader.listing.lost, Some(Lost::Empty));
+    assert_eq!(bench.reader.view().objects.len(), 2);
+}
+
+#[test]
 fn nothing_is_known_before_the_first_manifest() {
     let mut bench = Bench::new(&[]);
     bench.check("", &["holds no manifest"]);
@@ -196,11 +239,12 @@ fn only_what_changed_is_read_again() {
     let modified = fs::metadata(&path).unwrap().modified().unwrap();
     bench.write("a.yaml", &service("a", 7));
     fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
-    bench.reader.refresh(&touched);
+    bench.reader.refresh(&touched, Instant::now());
     assert_eq!(bench.reader.view().objects.len(), 2);
     let text = |bench: &Bench| format!("{:?}", bench.reader.view().objects);
     assert!(!text(&bench).contains("port: 7"), "same size and time: it was not read");
     // But the kernel said that something happened to it.
-    bench.reader.refresh(&Touched { names: [OsString::from("a.yaml")].into(), all: false });
+    let touched = Touched { names: [OsString::from("a.yaml")].into(), all: false };
+    bench.reader.refresh(&touched, Instant::now());
     assert!(text(&bench).contains("port: 7"));
 }

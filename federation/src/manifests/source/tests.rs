@@ -3,6 +3,7 @@ use std::fs;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use super::super::Lost;
 use super::*;
 
 /// Ten times what is promised.
@@ -107,6 +108,22 @@ async fn a_directory_may_go_and_come_back() {
     bench.until_port(4).await;
     fs::write(bench.path("a.yaml"), service(5)).unwrap();
     bench.until_port(5).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn each_reading_of_an_empty_directory_is_told_and_others_are_not() {
+    let mut bench = Bench::start().await;
+    fs::remove_file(bench.path("a.yaml")).unwrap();
+    bench.until("the loss", |d| d.listing.lost == Some(Lost::Empty) && has_port(d, 1)).await;
+    let first = bench.desired.borrow().listing.id;
+    let passes = tokio::time::timeout(3 * PASS, bench.desired.wait_for(|d| d.listing.id > first));
+    assert!(passes.await.is_ok(), "no other reading was told");
+    fs::write(bench.path("a.yaml"), service(2)).unwrap();
+    bench.until("it is back", |d| d.listing.lost.is_none() && has_port(d, 2)).await;
+    bench.desired.mark_unchanged();
+    let told = tokio::time::timeout(PASS + LONG, bench.desired.changed()).await;
+    assert!(told.is_err(), "the same was told again");
     bench.end().await;
 }
 

@@ -1,3 +1,4 @@
+use super::super::Listing;
 use super::super::contents::Contents;
 use super::super::{Counts, reader::View};
 use super::*;
@@ -37,6 +38,7 @@ fn desired(text: &str, options: &Options, were_ready: &mut WereReady) -> Desired
         counts: Counts::default(),
         complete: true,
         gaps: false,
+        listing: Listing { id: 1, at: tokio::time::Instant::now(), lost: None },
     };
     translate(view, options, were_ready)
 }

@@ -5,23 +5,18 @@
 //! what the store has. A removal beyond them is refused, key by key; the stream goes on.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Held;
+use crate::guard::Settings;
 use crate::key::{Key, Kind};
-
-/// Over how long removals are counted.
-const WINDOW: Duration = Duration::from_mins(10);
-/// So many endpoints may go in any case,
-const MIN_ENDPOINTS: usize = 20;
-/// or this share, in percent, if that is more.
-const SHARE: usize = 15;
 
 /// What went without explanation lately.
 #[derive(Debug, Default)]
 pub(super) struct Removals {
+    /// The same limits as an agent's own.
+    settings: Settings,
     gone: VecDeque<(Instant, usize)>,
 }
 
@@ -33,7 +28,11 @@ impl Removals {
         held: &BTreeMap<Key, Held>,
         now: Instant,
     ) -> Result<(), String> {
-        while self.gone.front().is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
+        while self
+            .gone
+            .front()
+            .is_some_and(|(at, _)| now.duration_since(*at) >= self.settings.window)
+        {
             self.gone.pop_front();
         }
         let count = lost_with(key, held);
@@ -50,7 +49,8 @@ impl Removals {
         }
         let gone: usize = self.gone.iter().map(|(_, count)| count).sum();
         let before: usize = gone + held.values().map(|held| held.endpoints).sum::<usize>();
-        let most = MIN_ENDPOINTS.max(before * SHARE / 100);
+        let share = before * self.settings.percent as usize / 100;
+        let most = share.max(self.settings.floor as usize);
         if gone + count > most {
             return Err(format!(
                 "is held: {} endpoints would be gone within 10 minutes and nothing explains it, \
@@ -127,12 +127,13 @@ mod tests {
         let start = Instant::now();
         let mut held = held(1, 100, 1);
         let mut removals = Removals::default();
+        let window = removals.settings.window;
         for part in 0..20 {
             removals.allow(&slice(0, part), &held, start).unwrap();
             held.remove(&slice(0, part));
         }
-        assert!(removals.allow(&slice(0, 20), &held, start + WINDOW / 2).is_err());
-        removals.allow(&slice(0, 20), &held, start + WINDOW).unwrap();
+        assert!(removals.allow(&slice(0, 20), &held, start + window / 2).is_err());
+        removals.allow(&slice(0, 20), &held, start + window).unwrap();
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Agent {
 
     fn says(&mut self, bodies: &[(Key, Arc<Body>)], kinds: &[Kind]) {
         let desired = with_join(&bodies.iter().cloned().collect(), self.joined);
-        let mut batch = self.own.reconcile(&desired);
+        let mut batch = self.own.reconcile(&desired, &BTreeMap::new());
         batch.complete = self.own.complete(kinds);
         self.writer.apply(batch, Instant::now());
     }
