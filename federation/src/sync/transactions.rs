@@ -124,7 +124,7 @@ fn parts(owner: &Owner, changes: Changes) -> Result<Vec<Vec<Op>>, StoreError> {
     let markers: Vec<Op> = markers.collect();
     match parts.last_mut() {
         Some(last) if last.len() + markers.len() + SAID.ops <= store::MAX_OPS => {
-            last.extend(markers)
+            last.extend(markers);
         }
         _ => parts.push(markers),
     }
