@@ -3,17 +3,17 @@
 //! Reads the cluster's own objects, serves them to the cluster at once, publishes them to the
 //! region, and serves what the region knows of the others. Never needs the region for its own.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_ca::renew::Issuer;
-use tombolo_ca::tls::Connector;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::key::Kind;
 use tombolo_federation::manifests::{Desired, Options, Source};
@@ -21,16 +21,18 @@ use tombolo_federation::names::Owner;
 use tombolo_federation::record::Cluster;
 use tombolo_federation::replica::{self, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
+use tombolo_federation::sync::decisions::{self, Refusal};
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
-use tonic::transport::Endpoint;
 use tracing::{error, info};
 
 use super::admin::{self, Visible};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
 use super::grpc;
+use super::mesh::MeshStatus;
+use super::operator::{self, Answer, Approve, CallError, Leave, Operated};
 use super::own::Own;
 use super::status::{self, LinkStatus, Status};
 use super::tasks::Tasks;
@@ -48,6 +50,8 @@ pub(crate) struct Agent {
     identity: OwnIdentity,
     sockets: Sockets,
     serving: Serving,
+    operator: operator::Bound,
+    calls: operator::Calls,
     publisher: Publisher,
     stop: CancellationToken,
 }
@@ -70,15 +74,29 @@ impl Agent {
         };
         let server = format!("agent/{cluster}");
         let bound = Sockets::bind(&config.listen, snapshots, locality, server, stop.clone());
-        let (sockets, serving) = bound.await?;
+        let (sockets, mut serving) = bound.await?;
+        let operator = operator::bind(&config.operator_socket())?;
+        let calls = operator::Calls::register(&mut serving.registry);
         let owner = Owner::cluster(region, cluster);
-        Ok(Self { config, owner, state, identity, sockets, serving, publisher, stop })
+        Ok(Self {
+            config,
+            owner,
+            state,
+            identity,
+            sockets,
+            serving,
+            operator,
+            calls,
+            publisher,
+            stop,
+        })
     }
 
     /// Runs until stopped or until the first task fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         self.sockets.announce()?;
-        let Self { config, owner, state, identity, sockets, serving, publisher, stop } = self;
+        let Self { config, owner, state, identity, sockets, serving, operator, calls, .. } = self;
+        let (publisher, stop) = (self.publisher, self.stop);
         let mut tasks = Tasks::new(stop.clone());
         let mut options = Options::new(config.region.clone(), config.cluster_id()?);
         options.pod_cidrs.clone_from(&config.source.pod_cidrs);
@@ -104,7 +122,9 @@ impl Agent {
             subscribed: watch::Sender::default(),
             serving,
             mesh: config.mesh.to_string(),
+            approvals: watch::Sender::default(),
         });
+        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
         let routes = Routes::new(view.serving.ads.into_service());
         tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
         view.serving.start(&mut tasks, sockets.dns, &stop);
@@ -130,7 +150,8 @@ impl Agent {
             respected: respected_rx,
         };
         let region = Identity::ControlPlane { region: config.region.clone() };
-        let channel = grpc::dial(&config.control_plane, region.clone(), &held)?;
+        let (endpoint, connector) = grpc::way(&config.control_plane, region, &held)?;
+        let channel = endpoint.connect_with_connector_lazy(connector.clone());
         let publish = client::publish(
             channel.clone(),
             publication,
@@ -143,10 +164,7 @@ impl Agent {
 
         start_catalog(&mut tasks, &view, replicas, publisher);
         tasks.start_endless("join", remember_join(joined_rx, state));
-        let issuer = Issuer::Remote {
-            endpoint: Box::new(Endpoint::try_from(format!("http://{}", config.control_plane))?),
-            connector: Connector::new(&held, region, &Clock::system())?,
-        };
+        let issuer = Issuer::Remote { endpoint: Box::new(endpoint), connector };
         identity.renew(&mut tasks, issuer, &stop);
         identity.watch(&mut tasks, stop);
         tasks.run().await
@@ -230,6 +248,9 @@ struct View {
     publishing: watch::Sender<Link>,
     subscribed: watch::Sender<Link>,
     serving: Serving,
+    /// Holds that were approved here, with the region away or not. No later
+    /// hold has the id of an earlier one.
+    approvals: watch::Sender<BTreeSet<String>>,
 }
 
 impl View {
@@ -251,6 +272,44 @@ impl View {
     }
 }
 
+impl View {
+    fn let_go(&self, call: &Approve) -> Result<Answer, CallError> {
+        let refused = |why: String| Err(CallError::Refused(why));
+        let Approve { cluster, hold, .. } = call;
+        if self.owner.cluster.as_ref() != Some(cluster) {
+            return refused(format!(
+                "this is the agent of {}: ask the one of {cluster}, or a control plane of its region",
+                self.owner
+            ));
+        }
+        let replica = self.replicas.peek();
+        let present = decisions::holds(&replica, &self.owner);
+        if !present.contains(hold) {
+            let (cluster, hold) = (cluster.clone(), hold.clone());
+            return refused(Refusal::UnknownHold { cluster, hold, present }.to_string());
+        }
+        self.approvals.send_modify(|approvals| {
+            approvals.insert(hold.clone());
+            // What is over need not be remembered: as many as there are holds at a time.
+            approvals.retain(|approval| present.contains(approval));
+        });
+        let message = format!("{hold} of {cluster} is approved at this agent");
+        Ok(Answer { message, decisions: Vec::new() })
+    }
+}
+
+impl Operated for View {
+    fn approve(&self, call: Approve, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+        Box::pin(async move { self.let_go(&call) })
+    }
+
+    fn leave(&self, _call: Leave, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+        let region = &self.owner.region;
+        let why = format!("an agent lets nobody leave: ask a control plane of {region}");
+        Box::pin(async move { Err(CallError::Refused(why)) })
+    }
+}
+
 impl Visible for View {
     fn status(&self) -> Status {
         let catalog = self.serving.catalog();
@@ -263,6 +322,7 @@ impl Visible for View {
             pending.clear();
         }
         let replica = self.replicas.clone().current();
+        let mesh = MeshStatus::of(&replica, &self.owner.region, &BTreeMap::new());
         Status {
             role: "agent".to_owned(),
             mesh: self.mesh.clone(),
@@ -282,6 +342,10 @@ impl Visible for View {
             source: serde_json::to_value(&desired.counts).ok(),
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),
+            settings: mesh.settings,
+            peers: mesh.peers,
+            disagreements: mesh.disagreements,
+            decisions: Vec::new(),
         }
     }
 

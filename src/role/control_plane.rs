@@ -5,27 +5,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{Mutex, watch};
+use futures::future::BoxFuture;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_ca::region::RegionCa;
 use tombolo_ca::renew::Issuer;
+use tombolo_ca::root::RootCertificate;
 use tombolo_ca::service::Authority;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::names::{Owner, RegionName};
-use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
+use tombolo_federation::record::{READS_LEVEL, Region};
 use tombolo_federation::replica::{self, Replica, Replicas};
-use tombolo_federation::store::election;
-use tombolo_federation::store::embedded::Embedded;
-use tombolo_federation::store::{Guard, Store};
+use tombolo_federation::store::{Guard, Store, StoreError, election};
+use tombolo_federation::sync::ask::{AskError, Asking, Word};
 use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::decisions::{self, Leaver};
+use tombolo_federation::sync::departures::{Departures, forget_those_who_left};
+use tombolo_federation::sync::founding::{self, Term};
 use tombolo_federation::sync::leader::{Leader, LeaderError};
-use tombolo_federation::sync::own::OwnRecords;
+use tombolo_federation::sync::local::{self, Facts};
 use tombolo_federation::sync::service::FederationApi;
-use tombolo_federation::sync::{compactor, facts, follower, mirror, spokesman};
+use tombolo_federation::sync::spokesman::Spokesman;
+use tombolo_federation::sync::{chain, client, compactor, facts, follower, mirror};
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -33,14 +39,14 @@ use tracing::{info, warn};
 use super::admin::{self, Visible};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
+use super::mesh::{DecisionStatus, MeshStatus};
+use super::operator::{self, Answer, Approve, CallError, Leave, Leaving, Operated};
 use super::status::{self, LinkStatus, Status};
 use super::tasks::Tasks;
-use super::{grpc, wall_clock};
+use super::{grpc, store, wall_clock};
 use crate::config::{ControlPlaneConfig, Peer};
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, new_id};
 
-/// A leader that gives no sign of life for so long is succeeded.
-const LEADER_TTL: Duration = Duration::from_secs(3);
 /// How long a control plane waits for its agents before what it has is taken for all.
 const AGENTS_COME_WITHIN: Duration = Duration::from_secs(10);
 
@@ -52,6 +58,8 @@ pub(crate) struct ControlPlane {
     ca: Option<Arc<RegionCa>>,
     sockets: Sockets,
     serving: Serving,
+    operator: operator::Bound,
+    calls: operator::Calls,
     publisher: Publisher,
     stop: CancellationToken,
 }
@@ -79,27 +87,38 @@ impl ControlPlane {
         };
         let server = format!("control-plane/{}", config.region);
         let bound = Sockets::bind(&config.listen, snapshots, locality, server, stop.clone());
-        let (sockets, serving) = bound.await?;
-        Ok(Self { config, state, identity, ca, sockets, serving, publisher, stop })
+        let (sockets, mut serving) = bound.await?;
+        let operator = operator::bind(&config.operator_socket())?;
+        let calls = operator::Calls::register(&mut serving.registry);
+        Ok(Self { config, state, identity, ca, sockets, serving, operator, calls, publisher, stop })
     }
 
     /// Runs until stopped or until the first task fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         self.sockets.announce()?;
-        let embedded = Arc::new(Embedded::open(self.state.file("store.redb")).await?);
-        let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
-        let outcome = self.run_on(store).await;
-        embedded.close().await;
+        let opened = store::open(&self.config, &self.state).await?;
+        let outcome = self.run_on(opened.store()).await;
+        opened.close().await;
         outcome
     }
 
     async fn run_on(self, store: Arc<dyn Store>) -> anyhow::Result<()> {
-        let Self { config, state, identity, ca, sockets, serving, publisher, stop } = self;
+        let Self { config, state, identity, ca, sockets, serving, operator, calls, .. } = self;
+        let (publisher, stop) = (self.publisher, self.stop);
         let (writer, replicas) = replica::channel();
         let held = identity.held();
-        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving));
-
         let mut tasks = Tasks::new(stop.clone());
+        let asking = Asking {
+            store: Arc::clone(&store),
+            replicas: replicas.clone(),
+            region: config.region.clone(),
+            sessions: follow(&mut tasks, "sessions", &store, facts::sessions_prefix()),
+            left: follow(&mut tasks, "departures", &store, facts::left_prefix()),
+            started: Instant::now(),
+        };
+        let asks = follow(&mut tasks, "asks", &store, facts::asks_prefix());
+        let view = Arc::new(View::new(config, asking, held.clone(), serving));
+        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
         let (whole, whole_rx) = watch::channel(false);
         let api = FederationApi::new(
             view.config.region.clone(),
@@ -122,10 +141,9 @@ impl ControlPlane {
         let follower = follower::follow(Arc::clone(&store), Arc::new(writer));
         tasks.start_fallible("store follower", async move { follower.await.map_err(Into::into) });
         start_catalog(&mut tasks, &replicas, publisher, region, whole);
-        let own = OwnRecords::new(Owner::region(view.config.region.clone()), state.epoch());
-        let own = Arc::new(Mutex::new(own));
-        let region = Spokesman { epoch: state.epoch(), own, store, replicas, held, view };
-        tasks.start("leader", region.run(stop.clone()));
+        let id = format!("{}@{}", view.config.region, state.epoch());
+        let candidate = Candidate { id, store, replicas, held, asks, view };
+        tasks.start("leader", candidate.run(stop.clone()));
         if let Some(ca) = ca {
             identity.renew(&mut tasks, Issuer::Local(ca), &stop);
         }
@@ -134,6 +152,19 @@ impl ControlPlane {
         drop(state);
         outcome
     }
+}
+
+/// Follows local facts of the store.
+fn follow(
+    tasks: &mut Tasks,
+    name: &'static str,
+    store: &Arc<dyn Store>,
+    prefix: String,
+) -> watch::Receiver<Facts> {
+    let (tx, rx) = watch::channel(None);
+    let follow = local::follow(Arc::clone(store), prefix, tx);
+    tasks.start_fallible(name, async move { Err(follow.await.into()) });
+    rx
 }
 
 /// Opens the catalog once what was read of the store is whole, and says so; see [`gate`].
@@ -181,22 +212,21 @@ fn is_whole(region: &RegionName, replica: &Replica) -> bool {
 }
 
 /// Speaks for the region and mirrors its peers, whenever this process leads.
-struct Spokesman {
-    epoch: Epoch,
-    /// One for all terms: a new one would begin its sequence anew in the same epoch.
-    own: Arc<Mutex<OwnRecords>>,
+struct Candidate {
+    /// Says to people who leads.
+    id: String,
     store: Arc<dyn Store>,
     replicas: Replicas,
     held: Held,
+    asks: watch::Receiver<Facts>,
     view: Arc<View>,
 }
 
-impl Spokesman {
+impl Candidate {
     async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
-            let id = format!("{}@{}", self.view.config.region, self.epoch);
-            let key = facts::election_key();
-            let campaign = election::campaign(Arc::clone(&self.store), &key, &id, LEADER_TTL);
+            let (key, ttl) = (facts::election_key(), self.view.config.leader_ttl.0);
+            let campaign = election::campaign(Arc::clone(&self.store), &key, &self.id, ttl);
             let leadership = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 leadership = campaign => leadership?,
@@ -221,12 +251,36 @@ impl Spokesman {
 
     /// Ends with the first part that ends.
     async fn lead(&self, fence: Guard) -> anyhow::Result<LeaderError> {
-        let leader =
+        let mut leader =
             Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
         let config = &self.view.config;
-        let own = Arc::clone(&self.own);
+        let term = match begin_term(&leader).await {
+            Ok(term) => term,
+            Err(error) => return Ok(error),
+        };
+        // What was said in earlier terms is here before anything is decided by it.
+        if let Err(error) = leader.caught_up(term.began).await {
+            return Ok(error);
+        }
         let mut parts = JoinSet::new();
-        parts.spawn(spokesman::speak_for_region(leader.clone(), own, self.view.region()));
+        let view = Arc::clone(&self.view);
+        let spokesman = Spokesman::new(
+            leader.clone(),
+            config.region.clone(),
+            &term,
+            Arc::new(move || view.region()),
+            self.view.asking.sessions.clone(),
+            self.asks.clone(),
+            wall_clock(),
+        );
+        parts.spawn(spokesman.speak());
+        parts.spawn(forget_those_who_left(Departures {
+            leader: leader.clone(),
+            region: config.region.clone(),
+            sessions: self.view.asking.sessions.clone(),
+            left: self.view.asking.left.clone(),
+            started: self.view.asking.started,
+        }));
         let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
         parts.spawn(async move {
             compacting.await;
@@ -243,10 +297,24 @@ impl Spokesman {
     }
 }
 
+/// The first thing that a leader writes, tried until it is known to be there.
+async fn begin_term(leader: &Leader) -> Result<Term, LeaderError> {
+    let mut backoff = client::backoff();
+    loop {
+        match founding::begin(leader, &new_id(), wall_clock()()).await {
+            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
+                warn!(%error, "the term cannot begin yet");
+                tokio::time::sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
+            }
+            begun => return begun,
+        }
+    }
+}
+
 /// What the admin server sees.
 struct View {
     config: ControlPlaneConfig,
-    replicas: Replicas,
+    asking: Asking,
     held: Held,
     leading: watch::Sender<bool>,
     links: BTreeMap<RegionName, watch::Sender<Link>>,
@@ -254,10 +322,25 @@ struct View {
 }
 
 impl View {
-    fn new(config: ControlPlaneConfig, replicas: Replicas, held: Held, serving: Serving) -> Self {
+    fn new(config: ControlPlaneConfig, asking: Asking, held: Held, serving: Serving) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
-        Self { config, replicas, held, leading: watch::Sender::new(false), links, serving }
+        Self { config, asking, held, leading: watch::Sender::new(false), links, serving }
+    }
+
+    /// The addresses by which this region reaches its peers.
+    fn dialled(&self) -> BTreeMap<RegionName, Vec<String>> {
+        let texts = |peer: &Peer| peer.address.as_slice().iter().map(ToString::to_string).collect();
+        self.config.peers.iter().map(|peer| (peer.region.clone(), texts(peer))).collect()
+    }
+
+    /// What stands, and what became of it.
+    fn decisions(&self) -> Vec<DecisionStatus> {
+        let shown = self.asking.decide(|view| {
+            let held = decisions::held(view.replica);
+            Ok(held.map(|told| DecisionStatus::of(told, decisions::state(view, told))).collect())
+        });
+        shown.unwrap_or_default()
     }
 
     /// What the region says of itself.
@@ -271,8 +354,93 @@ impl View {
             distances: self.config.distances.clone(),
             reads_level: READS_LEVEL,
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
+            peers: self.config.peers.iter().map(|peer| peer.region.clone()).collect(),
+            pinned_roots: self
+                .held
+                .current()
+                .bundles()
+                .roots()
+                .iter()
+                .map(RootCertificate::fingerprint)
+                .collect(),
+            entitlements: self
+                .config
+                .entitlements
+                .iter()
+                .map(|(cluster, namespaces)| (cluster.clone(), namespaces.0.clone()))
+                .collect(),
+            stand_ins: self.config.stand_ins.clone(),
+            rollout_order: self.config.rollout_order.clone(),
             ..Region::default()
         }
+    }
+
+    fn word(by: String, note: String) -> Word {
+        Word { id: new_id(), by, at: wall_clock()(), note }
+    }
+
+    async fn let_leave(&self, call: Leave, by: String) -> Result<Answer, CallError> {
+        let (leaver, who) = match call.who {
+            Leaving::Cluster(cluster) => {
+                (Leaver::Cluster(cluster.clone()), format!("cluster {cluster}"))
+            }
+            Leaving::Region(region) => (Leaver::Region(region.clone()), format!("region {region}")),
+        };
+        let word = Self::word(by, call.note);
+        let (answers, message) = if call.withdraw {
+            let answers = self.asking.withdraw(&leaver, word).await.map_err(call_error)?;
+            (answers, format!("{who} may come back"))
+        } else {
+            let answer = self.asking.leave(&leaver, call.live, word).await.map_err(call_error)?;
+            let message = if answer.already {
+                format!("{who} left already, by a decision of {}", answer.decision.at)
+            } else {
+                format!("{who} leaves: what it published is being removed")
+            };
+            (vec![answer], message)
+        };
+        Ok(Answer { message, decisions: self.shown(&answers) })
+    }
+
+    /// As they stand now.
+    fn shown(&self, answers: &[tombolo_federation::sync::ask::Answer]) -> Vec<DecisionStatus> {
+        let shown = self.asking.decide(|view| {
+            let of = |answer: &tombolo_federation::sync::ask::Answer| {
+                let told = decisions::Told { key: &answer.key, decision: &answer.decision };
+                DecisionStatus::of(told, decisions::state(view, told))
+            };
+            Ok(answers.iter().map(of).collect())
+        });
+        shown.unwrap_or_default()
+    }
+}
+
+fn call_error(error: AskError) -> CallError {
+    match error {
+        AskError::Refused(why) => CallError::Refused(why.to_string()),
+        error @ (AskError::NotReady | AskError::Store(_) | AskError::Unanswered { .. }) => {
+            CallError::Failed(chain(&error))
+        }
+    }
+}
+
+impl Operated for View {
+    fn approve(&self, call: Approve, by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+        Box::pin(async move {
+            let Approve { cluster, hold, note } = call;
+            let word = Self::word(by, note);
+            let answer = self.asking.approve(&cluster, &hold, word).await.map_err(call_error)?;
+            let message = if answer.already {
+                format!("{hold} of {cluster} is approved already")
+            } else {
+                format!("{hold} of {cluster} is approved: its agent lets go what it holds back")
+            };
+            Ok(Answer { message, decisions: self.shown(&[answer]) })
+        })
+    }
+
+    fn leave(&self, call: Leave, by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+        Box::pin(self.let_leave(call, by))
     }
 }
 
@@ -287,6 +455,8 @@ impl Visible for View {
         let links = self.links.iter();
         let links =
             links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
+        let replica = self.asking.replicas.peek();
+        let mesh = MeshStatus::of(&replica, &self.config.region, &self.dialled());
         Status {
             role: "control-plane".to_owned(),
             mesh: self.config.mesh.to_string(),
@@ -297,12 +467,16 @@ impl Visible for View {
             pending,
             leader: Some(*self.leading.borrow()),
             catalog,
-            sources: status::sources(&self.replicas.clone().current(), None, self.serving.started),
+            sources: status::sources(&replica, None, self.serving.started),
             links: links.collect(),
             problems: Vec::new(),
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),
+            settings: mesh.settings,
+            peers: mesh.peers,
+            disagreements: mesh.disagreements,
+            decisions: self.decisions(),
         }
     }
 

@@ -12,6 +12,7 @@ use tombolo_federation::manifests::Desired;
 use tombolo_federation::record::{Beacon, Body, Cluster};
 use tombolo_federation::replica::{Batch, ReplicaWriter};
 use tombolo_federation::sync::own::{OwnRecords, with_join};
+use tombolo_federation::sync::settings::mesh_level;
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
 
 /// Everything that the task works on.
@@ -45,6 +46,9 @@ impl Own {
                     Err(_) => return Ok(()),
                 },
                 _ = beat.tick() => {
+                    if self.records.set_level(mesh_level(&self.writer.current())) {
+                        self.reconcile();
+                    }
                     nonce += 1;
                     let body = Arc::new(Body::Beacon(Beacon { nonce }));
                     let items = vec![self.records.say(&beacon_key, &body)];

@@ -190,6 +190,12 @@ pub fn is_over(decision: &Decision, now: Timestamp) -> bool {
     }
 }
 
+/// What the agent of `owner` holds back, as its cluster's record says it.
+#[must_use]
+pub fn holds(replica: &Replica, owner: &Owner) -> Vec<String> {
+    cluster_record(replica, owner).map(held_back).unwrap_or_default()
+}
+
 /// What a cluster asks to be approved, by id.
 fn held_back(cluster: &Cluster) -> Vec<String> {
     cluster.holds.iter().map(|hold| hold.id.clone()).collect()
@@ -209,7 +215,7 @@ fn cluster_record<'a>(replica: &'a Replica, owner: &Owner) -> Option<&'a Cluster
 /// Says what there is instead, or where to go.
 pub fn approve(view: &View<'_>, cluster: &ClusterId, hold: &str) -> Result<Decided, Refusal> {
     let owner = own_cluster(view, cluster)?;
-    let present = cluster_record(view.replica, &owner).map(held_back).unwrap_or_default();
+    let present = holds(view.replica, &owner);
     if !present.iter().any(|id| id == hold) {
         let (cluster, hold) = (cluster.clone(), hold.to_owned());
         return Err(Refusal::UnknownHold { cluster, hold, present });
@@ -270,8 +276,7 @@ pub fn state(view: &View<'_>, told: Told<'_>) -> State {
     match &told.decision.what {
         Decided::Approve { cluster, hold } => {
             let owner = Owner::cluster(told.said_by().clone(), cluster.clone());
-            let holds = cluster_record(view.replica, &owner).map(held_back).unwrap_or_default();
-            if holds.contains(hold) {
+            if holds(view.replica, &owner).contains(hold) {
                 return State::Waiting(format!("{cluster} still holds it back"));
             }
             State::Applied

@@ -270,7 +270,7 @@ async fn store() -> Arc<dyn Store> {
 
 /// One that leads, and listens for long enough to know who is silent.
 async fn leading() -> Bench {
-    let mut bench = Bench::on(&store(), Duration::from_mins(2)).await;
+    let mut bench = Bench::on(&store().await, Duration::from_mins(2));
     bench.lead().await;
     bench.sees("the region", |replica| settings::held(replica, &us()).is_some()).await;
     bench
@@ -506,7 +506,7 @@ async fn what_another_region_says_left_stays_while_it_is_heard_here() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_leader_the_ask_is_taken_back_and_the_operator_told() {
-    let bench = Bench::on(&store(), Duration::from_mins(2)).await;
+    let bench = Bench::on(&store().await, Duration::from_mins(2));
     bench.joins("us/us-a", "uid", &[]).await;
     let error = bench.leaves(Leaver::Cluster(cluster("us-a"))).await.unwrap_err().to_string();
     assert!(error.contains("the region has no leader") && error.contains("taken back"), "{error}");
