@@ -25,7 +25,7 @@ use tombolo_federation::store::{Guard, Store, StoreError, election};
 use tombolo_federation::sync::ask::{AskError, Asking, Word};
 use tombolo_federation::sync::client::Link;
 use tombolo_federation::sync::decisions::{self, Leaver};
-use tombolo_federation::sync::departures::{Departures, forget_those_who_left};
+use tombolo_federation::sync::departures::{Departures, forget_those_who_left, forgotten};
 use tombolo_federation::sync::founding::{self, Term};
 use tombolo_federation::sync::leader::{Leader, LeaderError};
 use tombolo_federation::sync::local::{self, Facts};
@@ -34,6 +34,7 @@ use tombolo_federation::sync::spokesman::Spokesman;
 use tombolo_federation::sync::{chain, client, compactor, facts, follower, mirror};
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
+use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::admin::{self, Visible};
@@ -290,10 +291,35 @@ impl Candidate {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
             let channel = grpc::dial(&peer.address, expected, &self.held)?;
             let link = self.view.links[&peer.region].clone();
-            parts.spawn(mirror::mirror(leader.clone(), peer.region.clone(), channel, link));
+            let left = self.view.asking.left.clone();
+            parts.spawn(follow_peer(leader.clone(), peer.region.clone(), channel, link, left));
         }
         let ended = parts.join_next().await.context("a leader has at least its own region")?;
         Ok(ended?)
+    }
+}
+
+/// Mirrors a peer, from the start whenever it is forgotten, or no longer: what was held of it then is
+/// not what the stream goes on from.
+async fn follow_peer(
+    leader: Leader,
+    peer: RegionName,
+    channel: Channel,
+    link: watch::Sender<Link>,
+    mut left: watch::Receiver<Facts>,
+) -> LeaderError {
+    loop {
+        let known = forgotten(&left.borrow_and_update(), &peer);
+        let mirror = mirror::mirror(leader.clone(), peer.clone(), channel.clone(), link.clone());
+        tokio::select! {
+            // Safe to drop: what was not committed is asked for again.
+            ended = mirror => return ended,
+            changed = left.wait_for(|left| forgotten(left, &peer) != known) => {
+                if changed.is_err() {
+                    return LeaderError::Stopping;
+                }
+            }
+        }
     }
 }
 

@@ -80,9 +80,9 @@ pub enum Refusal {
     /// A region's word about itself goes with its records.
     #[error("{0} is this region itself: ask a control plane of one that remains")]
     OwnRegion(RegionName),
-    /// It is not gone.
+    /// It is not known to be gone.
     #[error(
-        "{owner} is alive ({heard}): stop it and wait for 30 s of silence, or say --live to \
+        "{owner} may be alive ({heard}): stop it and wait for 30 s of silence, or say --live to \
          remove it as it runs"
     )]
     Live {

@@ -148,14 +148,12 @@ impl View<'_> {
     fn other_region(&self, owner: &Owner) -> There {
         let of_it = || self.replica.owners().filter(|(of, _)| of.region == owner.region);
         let heard = of_it().filter_map(|(_, holding)| holding.beacon_changed()).max();
-        let recorded = self.left.iter().flat_map(|facts| facts.iter());
-        let mut forgotten = recorded.filter_map(|(key, value)| facts::left(key, value));
         let said = settings::held(self.replica, &owner.region);
         There {
             held: of_it().any(|(_, holding)| !holding.is_empty()),
             incarnation: said.map(|region| region.incarnation.clone()),
             heard: self.heard(heard),
-            forgotten: forgotten.find(|(region, _)| *region == owner.region).map(|(_, id)| id),
+            forgotten: forgotten(self.left, &owner.region),
         }
     }
 
@@ -195,11 +193,15 @@ fn verdict(
 /// [`facts::left_prefix`].
 #[must_use]
 pub fn is_forgotten(left: &Facts, region: &RegionName, incarnation: &str) -> bool {
-    let read = |facts: &std::collections::BTreeMap<String, bytes::Bytes>| {
-        let key = facts::left_key(region);
-        facts::left(&key, facts.get(&key)?)
-    };
-    left.as_deref().and_then(read).is_some_and(|(_, forgotten)| forgotten == incarnation)
+    forgotten(left, region).is_some_and(|forgotten| forgotten == incarnation)
+}
+
+/// The incarnation of `region` that this region has forgotten, if it has.
+#[must_use]
+pub fn forgotten(left: &Facts, region: &RegionName) -> Option<String> {
+    let key = facts::left_key(region);
+    let (_, incarnation) = facts::left(&key, left.as_ref()?.get(&key)?)?;
+    Some(incarnation)
 }
 
 /// The leader's work on departures.
