@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
@@ -22,6 +23,7 @@ use tombolo_federation::record::Cluster;
 use tombolo_federation::replica::{self, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
 use tombolo_federation::sync::decisions::{self, Refusal};
+use tombolo_federation::sync::departures;
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
@@ -31,7 +33,7 @@ use super::admin::{self, Visible};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
 use super::grpc;
-use super::mesh::MeshStatus;
+use super::mesh::{DecisionStatus, MeshStatus};
 use super::operator::{self, Answer, Approve, CallError, Leave, Operated};
 use super::own::Own;
 use super::status::{self, LinkStatus, Status};
@@ -345,7 +347,15 @@ impl Visible for View {
             settings: mesh.settings,
             peers: mesh.peers,
             disagreements: mesh.disagreements,
-            decisions: Vec::new(),
+            decisions: DecisionStatus::all(&departures::View {
+                replica: &replica,
+                region: &self.owner.region,
+                // An agent has no store: it goes by what is left of an owner in the feed.
+                sessions: &None,
+                left: &None,
+                started: self.serving.started,
+                now: Instant::now(),
+            }),
         }
     }
 

@@ -362,11 +362,7 @@ impl View {
 
     /// What stands, and what became of it.
     fn decisions(&self) -> Vec<DecisionStatus> {
-        let shown = self.asking.decide(|view| {
-            let held = decisions::held(view.replica);
-            Ok(held.map(|told| DecisionStatus::of(told, decisions::state(view, told))).collect())
-        });
-        shown.unwrap_or_default()
+        self.asking.decide(|view| Ok(DecisionStatus::all(view))).unwrap_or_default()
     }
 
     /// What the region says of itself.
@@ -433,7 +429,7 @@ impl View {
         let shown = self.asking.decide(|view| {
             let of = |answer: &tombolo_federation::sync::ask::Answer| {
                 let told = decisions::Told { key: &answer.key, decision: &answer.decision };
-                DecisionStatus::of(told, decisions::state(view, told))
+                DecisionStatus::of(view, told)
             };
             Ok(answers.iter().map(of).collect())
         });

@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tombolo_federation::names::{ClusterId, RegionName};
-use tombolo_federation::record::{Decided, Decision, Entitlement, Member, Region};
+use tombolo_federation::record::{Decided, Entitlement, Member, Region};
 use tombolo_federation::replica::Replica;
-use tombolo_federation::sync::decisions::{State, Told};
+use tombolo_federation::sync::decisions::{self, State, Told};
+use tombolo_federation::sync::departures::View;
 use tombolo_federation::sync::peers::{self, Disagreement};
 use tombolo_federation::sync::settings;
 
@@ -136,21 +137,24 @@ fn namespaces(entitlement: &Entitlement) -> BTreeSet<String> {
 }
 
 impl DecisionStatus {
-    pub(crate) fn of(told: Told<'_>, state: State) -> Self {
-        Self::said(told.said_by(), told.decision, state)
+    /// All that stand.
+    pub(crate) fn all(view: &View<'_>) -> Vec<Self> {
+        decisions::held(view.replica).map(|told| Self::of(view, told)).collect()
     }
 
-    pub(crate) fn said(region: &RegionName, decision: &Decision, state: State) -> Self {
+    /// As `view` shows it.
+    pub(crate) fn of(view: &View<'_>, told: Told<'_>) -> Self {
+        let decision = told.decision;
         let (verb, about, id) = match &decision.what {
             Decided::Approve { cluster, hold } => ("approve", cluster.to_string(), hold),
             Decided::Leave { owner, incarnation } => ("leave", owner.to_string(), incarnation),
         };
-        let (state, reason) = match state {
+        let (state, reason) = match decisions::state(view, told) {
             State::Applied => ("applied", String::new()),
             State::Waiting(why) => ("waiting", why),
         };
         Self {
-            region: region.to_string(),
+            region: told.said_by().to_string(),
             verb: verb.to_owned(),
             about,
             id: id.clone(),

@@ -513,6 +513,39 @@ async fn without_a_leader_the_ask_is_taken_back_and_the_operator_told() {
     assert_eq!(bench.stored("/ask/").await, [""; 0]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn without_the_store_nothing_is_decided_and_the_operator_told() {
+    let embedded = Arc::new(Embedded::in_memory().await.unwrap());
+    let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
+    let bench = Bench::on(&store, Duration::from_mins(2));
+    bench.joins("us/us-a", "uid", &[]).await;
+    embedded.close().await;
+    let error = bench.leaves(Leaver::Cluster(cluster("us-a"))).await.unwrap_err();
+    assert!(matches!(error, AskError::Store(_)), "{error}");
+    assert!(error.to_string().contains("nothing was decided"), "{error}");
+}
+
+#[tokio::test]
+async fn a_leader_of_before_forgets_nobody_and_says_nothing() {
+    let bench = leading().await;
+    bench.joins("us/us-a", "uid", &[]).await;
+    // Another one leads, and this one has not noticed.
+    bench.commit(vec![Op::delete(facts::election_key())]).await;
+    bench.commit(vec![Op::put(facts::election_key(), "another")]).await;
+    let what = Decided::Leave { owner: owner("us/us-a"), incarnation: "uid".into() };
+    let key = decisions::key(&us(), &what);
+    let decision = Decision { by: "uid 0".into(), at: now(), note: String::new(), what };
+    let ask = facts::Ask { decision: decision.clone(), withdraw: false };
+    bench.commit(vec![facts::ask_op("one", &ask)]).await;
+    let mut own = OwnRecords::new(Owner::region(us()), Epoch { id: "another".into(), count: 1 });
+    let (_, value) = own.say(&key, &Arc::new(Body::Decision(decision)));
+    bench.commit(vec![Op::put(key.to_string(), value.unwrap())]).await;
+    bench.sees("the decision", |replica| replica.get(&key).is_some()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.stored("/ask/").await.len(), 1);
+    assert!(bench.stored("/us-a").await.len() > 3);
+}
+
 #[tokio::test]
 async fn an_ask_of_a_replica_that_died_is_dropped_once_it_is_old() {
     let bench = leading().await;
