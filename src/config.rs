@@ -4,6 +4,9 @@
 //! configuration is logged at start. Durations and addresses are parsed here, so that a role gets
 //! values that make sense or does not start.
 
+mod store;
+mod values;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,10 +18,18 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use tombolo_federation::guard;
-use tombolo_federation::names::{ClusterId, ClusterName, InvalidName, MeshDomain, RegionName};
+use tombolo_federation::names::{
+    ClusterId, ClusterName, InvalidName, MeshDomain, NamespaceName, RegionName,
+};
+
+pub(crate) use self::store::{EtcdStore, StoreConfig};
+pub(crate) use self::values::{Dials, Namespaces, Span};
 
 /// The zone of multi-cluster names, fixed by KEP-1645.
 pub(crate) const CLUSTERSET_ZONE: &str = "clusterset.local";
+
+/// Another one leads within 5 s: this, and what it takes to notice and to be elected.
+pub(crate) const LEADER_TTL: Duration = Duration::from_secs(3);
 
 /// Why a configuration file was refused.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +117,28 @@ pub(crate) struct ControlPlaneConfig {
     /// To other regions; smaller is nearer.
     #[serde(default)]
     pub(crate) distances: BTreeMap<RegionName, u32>,
+    /// A leader that gives no sign of life for so long is succeeded.
+    #[serde(default = "leader_ttl")]
+    pub(crate) leader_ttl: Span,
+    /// The namespaces that a cluster may speak of and is told of; all, if it is not named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) entitlements: BTreeMap<ClusterId, Namespaces>,
+    /// Regions that issue for this one's clusters while it is stale, the first that is up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stand_ins: Vec<RegionName>,
+    /// Regions in the order in which policy is activated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) rollout_order: Vec<RegionName>,
+    /// Where operators' calls are taken; `operator.sock` in the state directory by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) operator_socket: Option<PathBuf>,
+    /// Where the region keeps what it knows; the state directory by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) store: Option<StoreConfig>,
+}
+
+fn leader_ttl() -> Span {
+    Span(LEADER_TTL)
 }
 
 /// Another region.
@@ -113,8 +146,8 @@ pub(crate) struct ControlPlaneConfig {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Peer {
     pub(crate) region: RegionName,
-    /// `host:port` of its federation API.
-    pub(crate) address: Dial,
+    /// `host:port` of its federation API, or those of its replicas.
+    pub(crate) address: Dials,
 }
 
 /// `tombolo agent`.
@@ -130,14 +163,20 @@ pub(crate) struct AgentConfig {
     /// Key, certificate, trust bundles and pinned roots, as `tombolo ca` writes them.
     pub(crate) identity: PathBuf,
     pub(crate) listen: Listen,
-    /// `host:port` of the region's federation API.
-    pub(crate) control_plane: Dial,
+    /// `host:port` of the region's federation API, or those of its replicas.
+    pub(crate) control_plane: Dials,
     /// Clusters with an equal network reach each other's pods directly.
     #[serde(default)]
     pub(crate) network: String,
     /// The zone that the agent's own DNS clients are taken to be in; none by default.
     #[serde(default)]
     pub(crate) zone: Option<String>,
+    /// The namespaces that the cluster wants to be told of; empty for all it is entitled to.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) uses: BTreeSet<NamespaceName>,
+    /// Where operators' calls are taken; `operator.sock` in the state directory by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) operator_socket: Option<PathBuf>,
     /// Where the cluster's objects come from.
     pub(crate) source: Source,
     /// What may go of the cluster's records without explanation.
@@ -227,14 +266,73 @@ impl ControlPlaneConfig {
             );
             anyhow::ensure!(seen.insert(region), "peers[{index}]: {region} is a peer already");
         }
+        for cluster in self.entitlements.keys() {
+            anyhow::ensure!(
+                cluster.fits(&self.region),
+                "entitlements.{cluster}: not a cluster of this region, whose ids begin with {}-",
+                self.region
+            );
+        }
+        anyhow::ensure!(
+            !self.distances.contains_key(&self.region),
+            "distances.{}: this region itself",
+            self.region
+        );
+        self.check_order("standIns", &self.stand_ins, false)?;
+        self.check_order("rolloutOrder", &self.rollout_order, true)?;
+        let ttl = self.leader_ttl.0;
+        anyhow::ensure!(
+            (Duration::from_secs(1)..=Duration::from_hours(1)).contains(&ttl),
+            "leaderTtl: {ttl:?} is not from 1s to 1h"
+        );
+        self.store.as_ref().map_or(Ok(()), StoreConfig::check)
+    }
+
+    fn check_order(&self, field: &str, list: &[RegionName], ourselves: bool) -> anyhow::Result<()> {
+        let mut seen = BTreeSet::new();
+        for (index, region) in list.iter().enumerate() {
+            anyhow::ensure!(
+                ourselves || *region != self.region,
+                "{field}[{index}]: {region} is this region itself"
+            );
+            anyhow::ensure!(seen.insert(region), "{field}[{index}]: {region} stands twice");
+        }
         Ok(())
     }
+
+    /// Where operators' calls are taken.
+    pub(crate) fn operator_socket(&self) -> PathBuf {
+        operator_socket(self.operator_socket.as_ref(), &self.state_dir)
+    }
+}
+
+fn operator_socket(named: Option<&PathBuf>, state_dir: &Path) -> PathBuf {
+    named.cloned().unwrap_or_else(|| state_dir.join("operator.sock"))
+}
+
+/// The part of either role's file that says where its operators' calls are taken.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Operated {
+    state_dir: PathBuf,
+    operator_socket: Option<PathBuf>,
+}
+
+/// Where the process of this file, of either role, takes operators' calls.
+pub(crate) fn operator_socket_of(path: &Path) -> Result<PathBuf, ConfigError> {
+    let operated: Operated = load(path)?;
+    Ok(operator_socket(operated.operator_socket.as_ref(), &operated.state_dir))
 }
 
 impl AgentConfig {
     /// `<region>-<cluster>`.
     pub(crate) fn cluster_id(&self) -> Result<ClusterId, InvalidName> {
         ClusterId::of(&self.region, &self.cluster)
+    }
+
+    /// Where operators' calls are taken.
+    pub(crate) fn operator_socket(&self) -> PathBuf {
+        operator_socket(self.operator_socket.as_ref(), &self.state_dir)
     }
 }
 
@@ -260,6 +358,12 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 #[expect(clippy::disallowed_methods, reason = "this module is the one that may")]
 pub(crate) fn admin_from_environment() -> Option<String> {
     std::env::var("TOMBOLO_ADMIN").ok().filter(|address| !address.is_empty())
+}
+
+/// The operator socket that CLI verbs use when they are not told: `TOMBOLO_SOCKET`.
+#[expect(clippy::disallowed_methods, reason = "this module is the one that may")]
+pub(crate) fn socket_from_environment() -> Option<PathBuf> {
+    std::env::var("TOMBOLO_SOCKET").ok().filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// The directories that programs are looked for in.
@@ -325,20 +429,88 @@ source: {directory: /manifests}
     #[test]
     fn a_region_has_each_other_region_for_a_peer_once() {
         let check = |peers: &str, why: &str| {
-            let text = AGENT
-                .replace("cluster: alpha", &format!("peers: {peers}"))
-                .lines()
-                .filter(|line| !line.starts_with("controlPlane") && !line.starts_with("source"))
-                .collect::<Vec<_>>()
-                .join("\n");
-            let error =
-                parse::<ControlPlaneConfig>(&text).unwrap().check().unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
+            let error = control_plane(&format!("peers: {peers}")).unwrap().check().unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
         };
         check("[{region: us-west1, address: 'h:1'}]", "peers[0]: us-west1 is this region itself");
         check(
             "[{region: eu, address: 'h:1'}, {region: eu, address: 'h:2'}]",
             "peers[1]: eu is a peer",
         );
+    }
+
+    /// A control plane of us-west1 with this besides.
+    fn control_plane(line: &str) -> Result<ControlPlaneConfig, String> {
+        let text = AGENT.replace("cluster: alpha", line);
+        let of_agents =
+            |line: &&str| line.starts_with("controlPlane") || line.starts_with("source");
+        parse(&text.lines().filter(|line| !of_agents(line)).collect::<Vec<_>>().join("\n"))
+    }
+
+    #[test]
+    fn settings_of_the_region_are_read_and_the_defaults_are_the_documented_ones() {
+        let plain = control_plane("").unwrap();
+        assert_eq!(plain.leader_ttl, Span(Duration::from_secs(3)));
+        assert_eq!(plain.operator_socket(), Path::new("/var/lib/tombolo/operator.sock"));
+        assert!(plain.store.is_none());
+        plain.check().unwrap();
+
+        let lines = "entitlements: {us-west1-a: [shop, pay], us-west1-b: ['*']}
+leaderTtl: 1m 30s
+standIns: [eu]
+rolloutOrder: [eu, us-west1]
+peers: [{region: eu, address: ['h:1', 'h:2']}]
+operatorSocket: /run/o.sock
+store: {etcd: {endpoints: ['https://e:2379'], ca: a, cert: b, key: c, user: u, passwordFile: p}}";
+        let config = control_plane(lines).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.leader_ttl.0, Duration::from_secs(90));
+        assert_eq!(config.peers[0].address.as_slice().len(), 2);
+        assert_eq!(config.operator_socket(), Path::new("/run/o.sock"));
+        let again = serde_json::to_string(&config).unwrap();
+        let again: ControlPlaneConfig = parse(&again).unwrap();
+        assert_eq!(again.entitlements, config.entitlements);
+        assert_eq!(again.leader_ttl, config.leader_ttl);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_regions_settings_is_named() {
+        let check = |line: &str, why: &str| {
+            let error = match control_plane(line) {
+                Ok(config) => config.check().expect_err(line).to_string(),
+                Err(error) => error,
+            };
+            assert!(error.contains(why), "{line}: {error}");
+        };
+        check("leaderTtl: 500ms", "leaderTtl: 500ms is not from 1s to 1h");
+        check("leaderTtl: soon", "leaderTtl: \"soon\" is not a length of time");
+        check("leaderTtl: -3s", "leaderTtl");
+        check("standIns: [eu, us-west1]", "standIns[1]: us-west1 is this region itself");
+        check("standIns: [eu, eu]", "standIns[1]: eu stands twice");
+        check("rolloutOrder: [eu, us-west1, eu]", "rolloutOrder[2]: eu stands twice");
+        check("distances: {us-west1: 1}", "distances.us-west1: this region itself");
+        check("entitlements: {eu-a: [shop]}", "entitlements.eu-a: not a cluster of this region");
+        check("entitlements: {us-west1-a: [shop, '*']}", "stands alone");
+        check("entitlements: {us-west1-a: [Shop]}", "namespace");
+        check("peers: [{region: eu, address: []}]", "peers[0].address: no address");
+        check("peers: [{region: eu, address: ['h:1', 'h:1']}]", "h:1 stands twice");
+        check("peers: [{region: eu, address: [nowhere]}]", "\"nowhere\" is not HOST:PORT");
+        let etcd = |rest: &str, why: &str| check(&format!("store: {{etcd: {{{rest}}}}}"), why);
+        etcd("endpoints: []", "store.etcd.endpoints: no endpoint");
+        etcd("endpoints: ['h:1']", "store.etcd.endpoints[0]: \"h:1\" is not https://HOST:PORT");
+        etcd("endpoints: ['https://a:1', 'http://b:1']", "some are https and some are http");
+        etcd("endpoints: ['http://a:1'], ca: x", "store.etcd.ca: the endpoints are http");
+        etcd("endpoints: ['https://a:1'], cert: x", "cert and key go together");
+        etcd("endpoints: ['https://a:1'], user: x", "user and passwordFile go together");
+        etcd("endpoints: ['https://a:1'], requestTimeout: 1ms", "store.etcd.requestTimeout");
+        etcd("endpoint: x", "unknown field `endpoint`");
+    }
+
+    #[test]
+    fn an_agents_region_may_have_several_addresses() {
+        let text = AGENT.replace("127.0.0.1:7443", "['127.0.0.1:7443', 'h:2']");
+        let config: AgentConfig = parse(&text).unwrap();
+        assert_eq!(config.control_plane.as_slice().len(), 2);
+        assert!(config.uses.is_empty());
     }
 }

@@ -75,6 +75,9 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Verb::Status(args) => cli::verbs::status(&args).await,
             Verb::Services(args) => cli::verbs::services(&args).await,
             Verb::Dns(args) => cli::verbs::dns(&args).await,
+            Verb::Approve(args) => cli::operate::approve(&args).await,
+            Verb::Leave(args) => cli::operate::leave(&args).await,
+            Verb::Decisions(args) => cli::verbs::decisions(&args).await,
             Verb::Ca(args) => cli::ca::run(args).map(|()| ExitCode::SUCCESS),
             Verb::Tied { .. } => unreachable!("handled before the runtime started"),
         }
@@ -85,6 +88,11 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
 fn log(default: &str) {
     let filter = EnvFilter::try_new(config::log_filter(default));
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(default));
+    // What operators did is not to be filtered away by who looks for something else.
+    let filter = match "audit=info".parse() {
+        Ok(audit) => filter.add_directive(audit),
+        Err(_) => filter,
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

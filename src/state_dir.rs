@@ -126,7 +126,7 @@ impl StateDir {
 
 /// Tells this directory from one that was lost. It names a history, it is no secret: the standard
 /// library's per-map random keys are unlike enough.
-fn new_id() -> String {
+pub(crate) fn new_id() -> String {
     use std::hash::{BuildHasher as _, RandomState};
     let half = || RandomState::new().hash_one(std::process::id());
     format!("{:016x}{:016x}", half(), half())

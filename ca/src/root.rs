@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rcgen::{DnType, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
 use tombolo_federation::names::MeshDomain;
 
 use crate::clock::{TimeOutOfRange, after, before, whole};
@@ -147,6 +148,12 @@ impl RootCertificate {
     #[must_use]
     pub fn mesh(&self) -> &MeshDomain {
         &self.mesh
+    }
+
+    /// SHA-256 of the certificate: which root it is, in 32 bytes.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        Sha256::digest(&self.der).into()
     }
 
     /// As a PEM file.

@@ -1,13 +1,17 @@
-//! One GET of a loopback admin address.
+//! One GET of a loopback admin address, or one POST over a process's own socket.
 
 use anyhow::{Context as _, bail};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::{Request, header};
+use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use std::path::Path;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::role::operator::reachable;
 
 /// Answers beyond this are not taken, in bytes.
 const MAX_ANSWER: usize = 256 << 20;
@@ -25,18 +29,60 @@ async fn exchange(address: &str, path: &str) -> anyhow::Result<String> {
     let stream = TcpStream::connect(address).await.with_context(|| {
         format!("cannot reach {address}: is it running? name another one with --admin HOST:PORT")
     })?;
+    let request = Request::get(path).header(header::HOST, address).body(Full::default())?;
+    let (status, text) = send(stream, address, request).await?;
+    if !status.is_success() {
+        bail!("{address}{path} answered {status}: {}", text.trim());
+    }
+    Ok(text)
+}
+
+/// What `POST path` with a JSON document is answered over the Unix socket at `socket`, of whatever
+/// status, within `deadline`.
+pub(crate) async fn post(
+    socket: &Path,
+    path: &str,
+    json: String,
+    deadline: Duration,
+) -> anyhow::Result<(StatusCode, String)> {
+    let shown = socket.display();
+    let exchange = async {
+        let (short, _dir) = reachable(socket).with_context(|| no_socket(socket))?;
+        let stream = UnixStream::connect(short).await;
+        let stream = stream.with_context(|| no_socket(socket))?;
+        let request = Request::post(path)
+            .header(header::HOST, "operator")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(json))?;
+        send(stream, "the process", request).await
+    };
+    tokio::time::timeout(deadline, exchange)
+        .await
+        .with_context(|| format!("{shown} did not answer within {} s", deadline.as_secs()))?
+}
+
+fn no_socket(socket: &Path) -> String {
+    format!(
+        "cannot reach the process behind {}: it has to run on this machine, and only its own user \
+         and root may open its socket; name another one with --socket PATH, or the process's file \
+         with --config FILE",
+        socket.display()
+    )
+}
+
+async fn send(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: &str,
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<(StatusCode, String)> {
+    let path = request.uri().path().to_owned();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path).header(header::HOST, address).body(Empty::<Bytes>::new())?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!("{address}{path}: {error}"))?.to_bytes();
-        let text = String::from_utf8_lossy(&body).into_owned();
-        if !status.is_success() {
-            bail!("{address}{path} answered {status}: {}", text.trim());
-        }
-        Ok(text)
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
     };
     tokio::select! {
         // The connection only drives the exchange; what ends first is the exchange, or it fails.

@@ -2,6 +2,7 @@
 
 pub(crate) mod ca;
 pub(crate) mod http;
+pub(crate) mod operate;
 pub(crate) mod table;
 pub(crate) mod verbs;
 
@@ -71,6 +72,21 @@ Examples:
   tombolo dns checkout.shop
   tombolo dns _http._tcp.inventory.shop -t SRV --admin 127.0.0.1:7112 -o json")]
     Dns(DnsArgs),
+    /// Let go what a cluster's agent holds back.
+    #[command(after_help = operate::APPROVE_HELP)]
+    Approve(operate::ApproveArgs),
+    /// Let a cluster, or a region with its clusters, leave the mesh for good.
+    #[command(after_help = operate::LEAVE_HELP)]
+    Leave(operate::LeaveArgs),
+    /// Show operators' decisions and what became of them.
+    #[command(
+        after_help = "Exit code: 0 when all are applied, 1 when one waits, 2 when it cannot be asked.
+
+Examples:
+  tombolo decisions
+  tombolo decisions --admin 127.0.0.1:7102 -o json"
+    )]
+    Decisions(AskArgs),
     /// Make the certificates that separate processes need.
     Ca(ca::CaArgs),
     /// Become a program that ends with its parent.

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use serde::Deserialize;
+use tombolo_federation::sync::peers::Disagreement;
 
 use super::table::table;
 use super::{AskArgs, DnsArgs, Output, ServicesArgs, http};
 use crate::config::{CLUSTERSET_ZONE, admin_from_environment};
+use crate::role::mesh::DecisionStatus;
 use crate::role::status::{CacheStatus, ServiceStatus, Services, SourceStatus, Status};
 use crate::role::store_health::StoreStatus;
 
@@ -56,6 +58,15 @@ pub(crate) async fn services(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
     Ok(Verdict::Good.into())
 }
 
+/// `tombolo decisions`
+pub(crate) async fn decisions(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    let status: Status = parse(&ask(args, "/api/v1/status").await?)?;
+    let waiting = status.decisions.iter().any(|decision| decision.state != "applied");
+    let text = serde_json::to_string(&status.decisions)?;
+    show(args.output, &text, || decisions_table(&status.decisions))?;
+    Ok(if waiting { Verdict::Bad } else { Verdict::Good }.into())
+}
+
 /// The parts of a DNS answer that the table shows; `-o json` has all of it.
 #[derive(Deserialize)]
 struct Explained {
@@ -96,7 +107,11 @@ fn parse<T: for<'a> Deserialize<'a>>(text: &str) -> anyhow::Result<T> {
     serde_json::from_str(text).context("the answer is not what this version understands")
 }
 
-fn show(output: Output, json: &str, table: impl FnOnce() -> String) -> anyhow::Result<()> {
+pub(super) fn show(
+    output: Output,
+    json: &str,
+    table: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
     let text = match output {
         Output::Table => table(),
         Output::Json => {
@@ -167,6 +182,12 @@ fn status_table(status: &Status) -> String {
     let _ = writeln!(text, "\n{}", sources_table(&status.sources));
     text.push_str(&held(&status.sources));
     let _ = writeln!(text, "\n{}", links_table(status));
+    if !status.disagreements.is_empty() {
+        let _ = writeln!(text, "\n{}", disagreements_table(&status.disagreements));
+    }
+    if !status.decisions.is_empty() {
+        let _ = writeln!(text, "\n{}", decisions_table(&status.decisions));
+    }
     for problem in &status.problems {
         let _ = writeln!(text, "\nproblem: {problem}");
     }
@@ -267,6 +288,27 @@ fn links_table(status: &Status) -> String {
         [link.name.clone(), state.to_owned(), refused, problem]
     });
     table(["LINK", "STATE", "REFUSED", "PROBLEM"], rows)
+}
+
+fn disagreements_table(disagreements: &[Disagreement]) -> String {
+    let rows = disagreements.iter().map(|found| {
+        let [one, other] = &found.regions;
+        let pair = format!("{one} and {other}");
+        [pair, found.field.clone(), found.ours.clone(), found.theirs.clone()]
+    });
+    table(["DISAGREE", "ON", "FIRST SAYS", "SECOND SAYS"], rows)
+}
+
+pub(super) fn decisions_table(decisions: &[DecisionStatus]) -> String {
+    let rows = decisions.iter().map(|told| {
+        let state = match told.reason.as_str() {
+            "" => told.state.clone(),
+            reason => format!("{}: {reason}", told.state),
+        };
+        let what = format!("{} {} {}", told.verb, told.about, told.id);
+        [what, told.region.clone(), told.by.clone(), told.at.to_string(), state, told.note.clone()]
+    });
+    table(["DECISION", "IN", "BY", "AT", "STATE", "NOTE"], rows)
 }
 
 fn services_table(services: &Services) -> String {

@@ -1,6 +1,6 @@
 //! The demo's authorities, and what each process gets from them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -16,7 +16,9 @@ use tombolo_proxy::bootstrap::{Bootstrap, Server, Tls, TrustDomain};
 
 use super::files::PreparedEnvoy;
 use super::layout::{ClusterPorts, Layout, Ports, RegionPorts};
-use crate::config::{AgentConfig, ControlPlaneConfig, GuardConfig, Listen, Peer, Source};
+use crate::config::{
+    AgentConfig, ControlPlaneConfig, GuardConfig, LEADER_TTL, Listen, Peer, Source, Span,
+};
 use crate::state_dir::write_whole;
 
 /// All of the demo's clusters reach each other: they are on one loopback.
@@ -85,6 +87,12 @@ impl<'a> Authorities<'a> {
             network: NETWORK.to_owned(),
             peers: others().map(peer).collect(),
             distances: others().map(|(other, _)| (other.clone(), 100)).collect(),
+            leader_ttl: Span(LEADER_TTL),
+            entitlements: BTreeMap::new(),
+            stand_ins: Vec::new(),
+            rollout_order: Vec::new(),
+            operator_socket: None,
+            store: None,
         })
     }
 
@@ -109,6 +117,8 @@ impl<'a> Authorities<'a> {
             control_plane: control_plane.listen.grpc.into(),
             network: NETWORK.to_owned(),
             zone: None,
+            uses: BTreeSet::new(),
+            operator_socket: None,
             source,
             guard: GuardConfig::default(),
         })

@@ -7,15 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_ca::renew::Issuer;
-use tombolo_ca::tls::Connector;
 use tombolo_federation::cache::Image;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::guard::{Guard, Records};
@@ -25,16 +24,19 @@ use tombolo_federation::names::Owner;
 use tombolo_federation::record::Cluster;
 use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
+use tombolo_federation::sync::decisions::{self, Refusal};
+use tombolo_federation::sync::departures;
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
-use tonic::transport::Endpoint;
 use tracing::{error, info};
 
 use super::admin::{self, Visible};
 use super::cache::{self, Restored};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
+use super::mesh::{DecisionStatus, MeshStatus};
+use super::operator::{self, Answer, Approve, CallError, Leave, Operated};
 use super::own::{GUARDED, Guarded, Own, follow_approvals};
 use super::status::{CacheStatus, LinkStatus, Sources, Status};
 use super::tasks::Tasks;
@@ -53,6 +55,8 @@ pub(crate) struct Agent {
     identity: OwnIdentity,
     sockets: Sockets,
     serving: Serving,
+    operator: operator::Bound,
+    calls: operator::Calls,
     publisher: Publisher,
     stop: CancellationToken,
 }
@@ -75,15 +79,29 @@ impl Agent {
         };
         let server = format!("agent/{cluster}");
         let bound = Sockets::bind(&config.listen, snapshots, locality, server, stop.clone());
-        let (sockets, serving) = bound.await?;
+        let (sockets, mut serving) = bound.await?;
+        let operator = operator::bind(&config.operator_socket())?;
+        let calls = operator::Calls::register(&mut serving.registry);
         let owner = Owner::cluster(region, cluster);
-        Ok(Self { config, owner, state, identity, sockets, serving, publisher, stop })
+        Ok(Self {
+            config,
+            owner,
+            state,
+            identity,
+            sockets,
+            serving,
+            operator,
+            calls,
+            publisher,
+            stop,
+        })
     }
 
     /// Runs until stopped or until the first task fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         self.sockets.announce()?;
-        let Self { config, owner, state, identity, sockets, serving, publisher, stop } = self;
+        let Self { config, owner, state, identity, sockets, serving, operator, calls, .. } = self;
+        let (publisher, stop) = (self.publisher, self.stop);
         let belongs_to = format!("agent of {}/{owner}", config.mesh);
         let (image, restored, kept) = cache::open(&state, belongs_to).await?.into_parts();
         let mut tasks = Tasks::new(stop.clone());
@@ -114,7 +132,9 @@ impl Agent {
             serving,
             mesh: config.mesh.to_string(),
             restored,
+            approvals: watch::Sender::default(),
         });
+        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
         let routes = Routes::new(view.serving.ads.into_service());
         tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
         view.serving.start(&mut tasks, sockets.dns, &stop);
@@ -125,7 +145,12 @@ impl Agent {
         let (respected, respected_rx) = watch::channel(None);
         let (judge, surplus) = mpsc::channel(1);
         let (approvals, approvals_rx) = watch::channel(BTreeSet::new());
-        let following = follow_approvals(owner.clone(), replicas.clone(), approvals);
+        let following = follow_approvals(
+            owner.clone(),
+            replicas.clone(),
+            view.approvals.subscribe(),
+            approvals,
+        );
         tasks.start_endless("approvals", following);
         let guard = Guard::new(config.guard.into(), state.epoch());
         let mut own = Own {
@@ -151,7 +176,8 @@ impl Agent {
             judge,
         };
         let region = Identity::ControlPlane { region: config.region.clone() };
-        let channel = grpc::dial(&config.control_plane, region.clone(), &held)?;
+        let (endpoint, connector) = grpc::way(&config.control_plane, region, &held)?;
+        let channel = endpoint.connect_with_connector_lazy(connector.clone());
         let publish = client::publish(
             channel.clone(),
             publication,
@@ -160,7 +186,7 @@ impl Agent {
         );
         tasks.start_endless("publish", publish);
         let subscribe =
-            client::subscribe(channel, owner, BTreeSet::new(), writer, view.subscribed.clone());
+            client::subscribe(channel, owner, config.uses.clone(), writer, view.subscribed.clone());
         tasks.start_endless("subscribe", subscribe);
 
         let whole_rx = whole.subscribe();
@@ -168,10 +194,7 @@ impl Agent {
         cache::keep(&mut tasks, kept, replicas.clone(), whole_rx, nothing_else, &stop);
         start_catalog(&mut tasks, &view, replicas, publisher, whole);
         tasks.start_endless("join", remember_join(joined_rx, state));
-        let issuer = Issuer::Remote {
-            endpoint: Box::new(Endpoint::try_from(format!("http://{}", config.control_plane))?),
-            connector: Connector::new(&held, region, &Clock::system())?,
-        };
+        let issuer = Issuer::Remote { endpoint: Box::new(endpoint), connector };
         identity.renew(&mut tasks, issuer, &stop);
         identity.watch(&mut tasks, stop);
         tasks.run().await
@@ -283,6 +306,9 @@ struct View {
     subscribed: watch::Sender<Link>,
     serving: Serving,
     restored: Restored,
+    /// Holds that were approved here, with the region away or not. No later
+    /// hold has the id of an earlier one.
+    approvals: watch::Sender<BTreeSet<String>>,
 }
 
 impl View {
@@ -301,6 +327,44 @@ impl View {
             }
         }
         pending
+    }
+}
+
+impl View {
+    fn let_go(&self, call: &Approve) -> Result<Answer, CallError> {
+        let refused = |why: String| Err(CallError::Refused(why));
+        let Approve { cluster, hold, .. } = call;
+        if self.owner.cluster.as_ref() != Some(cluster) {
+            return refused(format!(
+                "this is the agent of {}: ask the one of {cluster}, or a control plane of its region",
+                self.owner
+            ));
+        }
+        let replica = self.replicas.peek();
+        let present = decisions::holds(&replica, &self.owner);
+        if !present.contains(hold) {
+            let (cluster, hold) = (cluster.clone(), hold.clone());
+            return refused(Refusal::UnknownHold { cluster, hold, present }.to_string());
+        }
+        self.approvals.send_modify(|approvals| {
+            approvals.insert(hold.clone());
+            // What is over need not be remembered: as many as there are holds at a time.
+            approvals.retain(|approval| present.contains(approval));
+        });
+        let message = format!("{hold} of {cluster} is approved at this agent");
+        Ok(Answer { message, decisions: Vec::new() })
+    }
+}
+
+impl Operated for View {
+    fn approve(&self, call: Approve, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+        Box::pin(async move { self.let_go(&call) })
+    }
+
+    fn leave(&self, _call: Leave, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+        let region = &self.owner.region;
+        let why = format!("an agent lets nobody leave: ask a control plane of {region}");
+        Box::pin(async move { Err(CallError::Refused(why)) })
     }
 }
 
@@ -323,6 +387,7 @@ impl Visible for View {
             heard: &self.restored.heard,
             now: wall_clock()(),
         };
+        let mesh = MeshStatus::of(&replica, &self.owner.region, &BTreeMap::new());
         Status {
             role: "agent".to_owned(),
             mesh: self.mesh.clone(),
@@ -344,6 +409,18 @@ impl Visible for View {
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
+            settings: mesh.settings,
+            peers: mesh.peers,
+            disagreements: mesh.disagreements,
+            decisions: DecisionStatus::all(&departures::View {
+                replica: &replica,
+                region: &self.owner.region,
+                // An agent has no store: it goes by what is left of an owner in the feed.
+                sessions: &None,
+                left: &None,
+                started: self.serving.started,
+                now: Instant::now(),
+            }),
         }
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{Mutex, watch};
+use futures::future::BoxFuture;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,38 +15,49 @@ use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_ca::region::RegionCa;
 use tombolo_ca::renew::Issuer;
+use tombolo_ca::root::RootCertificate;
 use tombolo_ca::service::Authority;
 use tombolo_federation::cache::Image;
 use tombolo_federation::catalog::{self, Publisher};
+use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::names::{Owner, RegionName};
-use tombolo_federation::record::{Epoch, READS_LEVEL, Region};
+use tombolo_federation::record::{READS_LEVEL, Region};
 use tombolo_federation::replica::{self, Batch, Replica, ReplicaWriter, Replicas};
-use tombolo_federation::store::election;
-use tombolo_federation::store::embedded::Embedded;
-use tombolo_federation::store::{Guard, Member, Store, StoreError};
+use tombolo_federation::store::{Guard, Member, Store, StoreError, election};
+use tombolo_federation::sync::ask::{AskError, Asking, Word};
 use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::decisions::{self, Leaver};
+use tombolo_federation::sync::departures::{Departures, forget_those_who_left, forgotten};
 use tombolo_federation::sync::follower::Following;
+use tombolo_federation::sync::founding::{self, Term};
 use tombolo_federation::sync::leader::{Leader, LeaderError};
-use tombolo_federation::sync::own::OwnRecords;
+use tombolo_federation::sync::local::{self, Facts};
 use tombolo_federation::sync::service::FederationApi;
-use tombolo_federation::sync::{compactor, facts, follower, mirror, reseed, spokesman};
+use tombolo_federation::sync::spokesman::Spokesman;
+use tombolo_federation::sync::{
+    chain, client, compactor, facts, follower, mirror, recover, reseed,
+};
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
+use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::admin::{self, Visible};
 use super::cache::{self, Opened, Restored};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
+use super::mesh::{DecisionStatus, MeshStatus};
+use super::operator::{self, Answer, Approve, CallError, Leave, Leaving, Operated};
 use super::status::{self, CacheStatus, LinkStatus, Sources, Status};
 use super::store_health::{self, StoreStatus};
 use super::tasks::Tasks;
-use super::{grpc, wall_clock};
+use super::{grpc, store, wall_clock};
 use crate::config::{ControlPlaneConfig, Peer};
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, new_id};
 
-/// A leader that gives no sign of life for so long is succeeded.
-const LEADER_TTL: Duration = Duration::from_secs(3);
+/// How long a leader of a new store waits for what its peers know of the region. They are asked
+/// further.
+const PEERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a control plane waits for its agents before what it has is taken for all.
 const AGENTS_COME_WITHIN: Duration = Duration::from_secs(10);
 
@@ -57,6 +69,8 @@ pub(crate) struct ControlPlane {
     ca: Option<Arc<RegionCa>>,
     sockets: Sockets,
     serving: Serving,
+    operator: operator::Bound,
+    calls: operator::Calls,
     publisher: Publisher,
     stop: CancellationToken,
 }
@@ -84,8 +98,10 @@ impl ControlPlane {
         };
         let server = format!("control-plane/{}", config.region);
         let bound = Sockets::bind(&config.listen, snapshots, locality, server, stop.clone());
-        let (sockets, serving) = bound.await?;
-        Ok(Self { config, state, identity, ca, sockets, serving, publisher, stop })
+        let (sockets, mut serving) = bound.await?;
+        let operator = operator::bind(&config.operator_socket())?;
+        let calls = operator::Calls::register(&mut serving.registry);
+        Ok(Self { config, state, identity, ca, sockets, serving, operator, calls, publisher, stop })
     }
 
     /// Runs until stopped or until the first task fails.
@@ -93,28 +109,36 @@ impl ControlPlane {
         self.sockets.announce()?;
         // Before the store, which may be away.
         let belongs_to = format!("control plane of {}/{}", self.config.mesh, self.config.region);
-        let opened = cache::open(&self.state, belongs_to).await?;
-        let embedded = Arc::new(Embedded::open(self.state.file("store.redb")).await?);
-        let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
-        let outcome = self.run_on(store, opened).await;
-        embedded.close().await;
+        let disk = cache::open(&self.state, belongs_to).await?;
+        let opened = store::open(&self.config, &self.state).await?;
+        let outcome = self.run_on(opened.store(), disk).await;
+        opened.close().await;
         outcome
     }
 
-    async fn run_on(self, store: Arc<dyn Store>, opened: Opened) -> anyhow::Result<()> {
-        let Self { config, state, identity, ca, sockets, serving, publisher, stop } = self;
+    async fn run_on(self, store: Arc<dyn Store>, disk: Opened) -> anyhow::Result<()> {
+        let Self { config, state, identity, ca, sockets, serving, operator, calls, .. } = self;
+        let (publisher, stop) = (self.publisher, self.stop);
         let (writer, replicas) = replica::channel();
         let held = identity.held();
-        let (image, restored, kept) = opened.into_parts();
+        let (image, restored, kept) = disk.into_parts();
         let resume = image.as_ref().and_then(cache::resume_point);
         let from_disk = image.is_some();
         if let Some(image) = image {
             restore(&writer, image);
         }
-        let view = View::new(config, replicas.clone(), held.clone(), (serving, restored));
-        let view = Arc::new(view);
-
         let mut tasks = Tasks::new(stop.clone());
+        let asking = Asking {
+            store: Arc::clone(&store),
+            replicas: replicas.clone(),
+            region: config.region.clone(),
+            sessions: follow(&mut tasks, "sessions", &store, facts::sessions_prefix()),
+            left: follow(&mut tasks, "departures", &store, facts::left_prefix()),
+            started: Instant::now(),
+        };
+        let asks = follow(&mut tasks, "asks", &store, facts::asks_prefix());
+        let view = Arc::new(View::new(config, asking, held.clone(), (serving, restored)));
+        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
         let (whole, whole_rx) = watch::channel(false);
         let api = FederationApi::new(
             view.config.region.clone(),
@@ -124,6 +148,10 @@ impl ControlPlane {
             wall_clock(),
             stop.clone(),
         );
+        let (settled, settled_rx) = watch::channel(false);
+        let settling = settle(view.config.region.clone(), replicas.clone(), settled);
+        tasks.start_endless("settling", settling);
+        let api = api.once_settled(settled_rx);
         let mut routes =
             Routes::new(api.into_service()).add_service(view.serving.ads.into_service());
         if let Some(ca) = &ca {
@@ -143,14 +171,12 @@ impl ControlPlane {
         cache::keep(&mut tasks, kept, replicas.clone(), keep, resume_point, &stop);
         let told = Told { agents: whole, cache: kept_whole };
         start_catalog(&mut tasks, &replicas, publisher, region, told);
-        let own = OwnRecords::new(Owner::region(view.config.region.clone()), state.epoch());
-        let own = Arc::new(Mutex::new(own));
-        let following = view.following.subscribe();
         let health = store_health::watch(Arc::clone(&store), view.members.clone());
         tasks.start_endless("store health", health);
-        let region =
-            Spokesman { epoch: state.epoch(), own, store, replicas, following, held, view };
-        tasks.start("leader", region.run(stop.clone()));
+        let id = format!("{}@{}", view.config.region, state.epoch());
+        let following = view.following.subscribe();
+        let candidate = Candidate { id, store, replicas, following, held, asks, view };
+        tasks.start("leader", candidate.run(stop.clone()));
         if let Some(ca) = ca {
             identity.renew(&mut tasks, Issuer::Local(ca), &stop);
         }
@@ -159,6 +185,34 @@ impl ControlPlane {
         drop(state);
         outcome
     }
+}
+
+/// Says when the region has spoken in its store, its members among what it says. One that cannot
+/// (nobody leads) keeps its agents waiting no longer than its catalog does.
+async fn settle(region: RegionName, mut replicas: Replicas, settled: watch::Sender<bool>) {
+    let key = Key::of_owner(Owner::region(region), Kind::Region);
+    if replicas.wait_for(|replica| replica.position > 0).await.is_some() {
+        let spoken = replicas.wait_for(|replica| replica.get(&key).is_some());
+        if tokio::time::timeout(AGENTS_COME_WITHIN, spoken).await.is_err() {
+            warn!("nobody has spoken for this region yet, agents are let in all the same");
+        }
+        settled.send_replace(true);
+    }
+    // Sessions ask for as long as this process serves.
+    std::future::pending::<()>().await;
+}
+
+/// Follows local facts of the store.
+fn follow(
+    tasks: &mut Tasks,
+    name: &'static str,
+    store: &Arc<dyn Store>,
+    prefix: String,
+) -> watch::Receiver<Facts> {
+    let (tx, rx) = watch::channel(None);
+    let follow = local::follow(Arc::clone(store), prefix, tx);
+    tasks.start_fallible(name, async move { Err(follow.await.into()) });
+    rx
 }
 
 /// Holds what was restored from disk. At no position: what agents and peers are sent is the store's
@@ -226,23 +280,22 @@ fn is_whole(region: &RegionName, replica: &Replica) -> bool {
 }
 
 /// Speaks for the region and mirrors its peers, whenever this process leads.
-struct Spokesman {
-    epoch: Epoch,
-    /// One for all terms: a new one would begin its sequence anew in the same epoch.
-    own: Arc<Mutex<OwnRecords>>,
+struct Candidate {
+    /// Says to people who leads.
+    id: String,
     store: Arc<dyn Store>,
     replicas: Replicas,
     following: watch::Receiver<Following>,
     held: Held,
+    asks: watch::Receiver<Facts>,
     view: Arc<View>,
 }
 
-impl Spokesman {
+impl Candidate {
     async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
-            let id = format!("{}@{}", self.view.config.region, self.epoch);
-            let key = facts::election_key();
-            let campaign = election::campaign(Arc::clone(&self.store), &key, &id, LEADER_TTL);
+            let (key, ttl) = (facts::election_key(), self.view.config.leader_ttl.0);
+            let campaign = election::campaign(Arc::clone(&self.store), &key, &self.id, ttl);
             let leadership = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 leadership = campaign => leadership?,
@@ -276,15 +329,40 @@ impl Spokesman {
             Ok(records) => warn!(records, "what the store had lost was written back"),
             Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
                 warn!(%error, "what the store has lost cannot be written back yet");
-                tokio::time::sleep(LEADER_TTL).await;
+                tokio::time::sleep(self.view.config.leader_ttl.0).await;
                 return Ok(LeaderError::NotLeader);
             }
             Err(error) => return Ok(error),
         }
         let config = &self.view.config;
-        let own = Arc::clone(&self.own);
+        let term = match begin_term(&leader).await {
+            Ok(term) => term,
+            Err(error) => return Ok(error),
+        };
+        // What was said in earlier terms is here before anything is decided by it.
+        if let Err(error) = leader.caught_up(term.began).await {
+            return Ok(error);
+        }
         let mut parts = JoinSet::new();
-        parts.spawn(spokesman::speak_for_region(leader.clone(), own, self.view.region()));
+        self.recover(&mut parts, &leader, &term).await?;
+        let view = Arc::clone(&self.view);
+        let spokesman = Spokesman::new(
+            leader.clone(),
+            config.region.clone(),
+            &term,
+            Arc::new(move || view.region()),
+            self.view.asking.sessions.clone(),
+            self.asks.clone(),
+            wall_clock(),
+        );
+        parts.spawn(spokesman.speak());
+        parts.spawn(forget_those_who_left(Departures {
+            leader: leader.clone(),
+            region: config.region.clone(),
+            sessions: self.view.asking.sessions.clone(),
+            left: self.view.asking.left.clone(),
+            started: self.view.asking.started,
+        }));
         let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
         parts.spawn(async move {
             compacting.await;
@@ -294,17 +372,110 @@ impl Spokesman {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
             let channel = grpc::dial(&peer.address, expected, &self.held)?;
             let link = self.view.links[&peer.region].clone();
-            parts.spawn(mirror::mirror(leader.clone(), peer.region.clone(), channel, link));
+            let left = self.view.asking.left.clone();
+            parts.spawn(follow_peer(leader.clone(), peer.region.clone(), channel, link, left));
         }
         let ended = parts.join_next().await.context("a leader has at least its own region")?;
         Ok(ended?)
     }
 }
 
+/// The peers' answers to what a new store's region had said.
+impl Candidate {
+    /// A new store is that of a new region, or of one that lost its store: the peers know. They are
+    /// asked until each has answered; the first words of this region wait a little for them, since
+    /// what they return of its own (who joined when, what was decided) is not to be said anew.
+    async fn recover(
+        &self,
+        parts: &mut JoinSet<LeaderError>,
+        leader: &Leader,
+        term: &Term,
+    ) -> anyhow::Result<()> {
+        if term.founding.recovered {
+            return Ok(());
+        }
+        let mut asking = JoinSet::new();
+        for peer in &self.view.config.peers {
+            let expected = Identity::ControlPlane { region: peer.region.clone() };
+            let channel = grpc::dial(&peer.address, expected, &self.held)?;
+            let (leader, region) = (leader.clone(), self.view.config.region.clone());
+            let peer = peer.region.clone();
+            asking.spawn(async move { recover::recover(&leader, &region, &peer, channel).await });
+        }
+        let (done, told) = watch::channel(false);
+        let leader = leader.clone();
+        parts.spawn(async move {
+            while let Some(asked) = asking.join_next().await {
+                match asked {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return error,
+                    Err(_) => return LeaderError::Stopping,
+                }
+            }
+            let recorded = founding::recovered(&leader).await;
+            done.send_replace(true);
+            match recorded {
+                Ok(()) => std::future::pending().await,
+                Err(error) => error,
+            }
+        });
+        let mut told = told;
+        let answered = told.wait_for(|done| *done);
+        if tokio::time::timeout(PEERS_ANSWER_WITHIN, answered).await.is_err() {
+            info!("not all peers have said what they know of this region, going on without");
+        }
+        Ok(())
+    }
+}
+
+/// Mirrors a peer, from the start whenever it is forgotten, or no longer: what was held of it then is
+/// not what the stream goes on from.
+async fn follow_peer(
+    leader: Leader,
+    peer: RegionName,
+    channel: Channel,
+    link: watch::Sender<Link>,
+    mut left: watch::Receiver<Facts>,
+) -> LeaderError {
+    loop {
+        let known = forgotten(&left.borrow_and_update(), &peer);
+        let mirror = mirror::mirror(
+            leader.clone(),
+            peer.clone(),
+            channel.clone(),
+            link.clone(),
+            known.clone(),
+        );
+        tokio::select! {
+            // Safe to drop: what was not committed is asked for again.
+            ended = mirror => return ended,
+            changed = left.wait_for(|left| forgotten(left, &peer) != known) => {
+                if changed.is_err() {
+                    return LeaderError::Stopping;
+                }
+            }
+        }
+    }
+}
+
+/// The first thing that a leader writes, tried until it is known to be there.
+async fn begin_term(leader: &Leader) -> Result<Term, LeaderError> {
+    let mut backoff = client::backoff();
+    loop {
+        match founding::begin(leader, &new_id(), wall_clock()()).await {
+            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
+                warn!(%error, "the term cannot begin yet");
+                tokio::time::sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
+            }
+            begun => return begun,
+        }
+    }
+}
+
 /// What the admin server sees.
 struct View {
     config: ControlPlaneConfig,
-    replicas: Replicas,
+    asking: Asking,
     held: Held,
     leading: watch::Sender<bool>,
     links: BTreeMap<RegionName, watch::Sender<Link>>,
@@ -317,24 +488,34 @@ struct View {
 impl View {
     fn new(
         config: ControlPlaneConfig,
-        replicas: Replicas,
+        asking: Asking,
         held: Held,
         (serving, restored): (Serving, Restored),
     ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
-        let leading = watch::Sender::new(false);
         Self {
             config,
-            replicas,
+            asking,
             held,
-            leading,
+            leading: watch::Sender::new(false),
             links,
             serving,
             restored,
             following: watch::Sender::default(),
             members: watch::Sender::default(),
         }
+    }
+
+    /// The addresses by which this region reaches its peers.
+    fn dialled(&self) -> BTreeMap<RegionName, Vec<String>> {
+        let texts = |peer: &Peer| peer.address.as_slice().iter().map(ToString::to_string).collect();
+        self.config.peers.iter().map(|peer| (peer.region.clone(), texts(peer))).collect()
+    }
+
+    /// What stands, and what became of it.
+    fn decisions(&self) -> Vec<DecisionStatus> {
+        self.asking.decide(|view| Ok(DecisionStatus::all(view))).unwrap_or_default()
     }
 
     /// What the region says of itself.
@@ -348,8 +529,93 @@ impl View {
             distances: self.config.distances.clone(),
             reads_level: READS_LEVEL,
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
+            peers: self.config.peers.iter().map(|peer| peer.region.clone()).collect(),
+            pinned_roots: self
+                .held
+                .current()
+                .bundles()
+                .roots()
+                .iter()
+                .map(RootCertificate::fingerprint)
+                .collect(),
+            entitlements: self
+                .config
+                .entitlements
+                .iter()
+                .map(|(cluster, namespaces)| (cluster.clone(), namespaces.0.clone()))
+                .collect(),
+            stand_ins: self.config.stand_ins.clone(),
+            rollout_order: self.config.rollout_order.clone(),
             ..Region::default()
         }
+    }
+
+    fn word(by: String, note: String) -> Word {
+        Word { id: new_id(), by, at: wall_clock()(), note }
+    }
+
+    async fn let_leave(&self, call: Leave, by: String) -> Result<Answer, CallError> {
+        let (leaver, who) = match call.who {
+            Leaving::Cluster(cluster) => {
+                (Leaver::Cluster(cluster.clone()), format!("cluster {cluster}"))
+            }
+            Leaving::Region(region) => (Leaver::Region(region.clone()), format!("region {region}")),
+        };
+        let word = Self::word(by, call.note);
+        let (answers, message) = if call.withdraw {
+            let answers = self.asking.withdraw(&leaver, word).await.map_err(call_error)?;
+            (answers, format!("{who} may come back"))
+        } else {
+            let answer = self.asking.leave(&leaver, call.live, word).await.map_err(call_error)?;
+            let message = if answer.already {
+                format!("{who} left already, by a decision of {}", answer.decision.at)
+            } else {
+                format!("{who} leaves: what it published is being removed")
+            };
+            (vec![answer], message)
+        };
+        Ok(Answer { message, decisions: self.shown(&answers) })
+    }
+
+    /// As they stand now.
+    fn shown(&self, answers: &[tombolo_federation::sync::ask::Answer]) -> Vec<DecisionStatus> {
+        let shown = self.asking.decide(|view| {
+            let of = |answer: &tombolo_federation::sync::ask::Answer| {
+                let told = decisions::Told { key: &answer.key, decision: &answer.decision };
+                DecisionStatus::of(view, told)
+            };
+            Ok(answers.iter().map(of).collect())
+        });
+        shown.unwrap_or_default()
+    }
+}
+
+fn call_error(error: AskError) -> CallError {
+    match error {
+        AskError::Refused(why) => CallError::Refused(why.to_string()),
+        error @ (AskError::NotReady | AskError::Store(_) | AskError::Unanswered { .. }) => {
+            CallError::Failed(chain(&error))
+        }
+    }
+}
+
+impl Operated for View {
+    fn approve(&self, call: Approve, by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+        Box::pin(async move {
+            let Approve { cluster, hold, note } = call;
+            let word = Self::word(by, note);
+            let answer = self.asking.approve(&cluster, &hold, word).await.map_err(call_error)?;
+            let message = if answer.already {
+                format!("{hold} of {cluster} is approved already")
+            } else {
+                format!("{hold} of {cluster} is approved: its agent lets go what it holds back")
+            };
+            Ok(Answer { message, decisions: self.shown(&[answer]) })
+        })
+    }
+
+    fn leave(&self, call: Leave, by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+        Box::pin(self.let_leave(call, by))
     }
 }
 
@@ -361,8 +627,9 @@ impl Visible for View {
             Some(catalog) if !catalog.complete => vec!["this region's agents".to_owned()],
             Some(_) => Vec::new(),
         };
+        let replica = self.asking.replicas.peek();
         let sources = Sources {
-            replica: &self.replicas.clone().current(),
+            replica: &replica,
             own: None,
             started: self.serving.started,
             heard: &self.restored.heard,
@@ -371,6 +638,7 @@ impl Visible for View {
         let links = self.links.iter();
         let links =
             links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
+        let mesh = MeshStatus::of(&replica, &self.config.region, &self.dialled());
         Status {
             role: "control-plane".to_owned(),
             mesh: self.config.mesh.to_string(),
@@ -393,6 +661,10 @@ impl Visible for View {
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
+            settings: mesh.settings,
+            peers: mesh.peers,
+            disagreements: mesh.disagreements,
+            decisions: self.decisions(),
         }
     }
 

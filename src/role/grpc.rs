@@ -1,8 +1,11 @@
 //! The one gRPC port of a role: TLS, who is calling, and which services there are.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use http::Uri;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
@@ -15,7 +18,7 @@ use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Status};
 
-use crate::config::Dial;
+use crate::config::Dials;
 
 /// A connection whose other end does not answer for 10 s + 5 s is given up.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
@@ -42,16 +45,31 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Dials `address` when first used, and again whenever the connection is lost; only the named
-/// identity is spoken to.
-pub(crate) fn dial(address: &Dial, expected: Identity, held: &Held) -> anyhow::Result<Channel> {
-    let connector = Connector::new(held, expected, &Clock::system())?;
+/// Dials one of `addresses` when first used, and again whenever the connection is lost; only the
+/// named identity is spoken to.
+pub(crate) fn dial(addresses: &Dials, expected: Identity, held: &Held) -> anyhow::Result<Channel> {
+    let (endpoint, connector) = way(addresses, expected, held)?;
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+/// How to dial one of `addresses`: each attempt takes the next, beginning anywhere, so that
+/// replicas share the load and one that is dead or frozen is left behind.
+pub(crate) fn way(
+    addresses: &Dials,
+    expected: Identity,
+    held: &Held,
+) -> anyhow::Result<(Endpoint, Connector)> {
     // The scheme says nothing about the connection: the connector does the TLS.
-    let endpoint = Endpoint::try_from(format!("http://{address}"))?
+    let uris = addresses.as_slice().iter().map(|address| format!("http://{address}").parse());
+    let mut uris: Vec<Uri> = uris.collect::<Result<_, _>>()?;
+    let order = RandomState::new();
+    uris.sort_by_key(|uri| order.hash_one(uri));
+    let first = uris.first().cloned().context("a region without an address")?;
+    let endpoint = Endpoint::from(first)
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_WITHIN)
         .keep_alive_while_idle(true);
-    Ok(endpoint.connect_with_connector_lazy(connector))
+    Ok((endpoint, Connector::new(held, expected, &Clock::system())?.among(uris)))
 }
 
 /// Says to the services who is calling, as the certificate proves it.

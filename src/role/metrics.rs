@@ -60,9 +60,16 @@ impl Collector for OfStatus {
             "Proxies connected to this process",
             to_f64(status.proxies),
         )?;
+        gauge(
+            &mut encoder,
+            "peer_disagreements",
+            "Settings that regions do not say the same of; status names them",
+            to_f64(status.disagreements.len()),
+        )?;
         self.of_cache(&mut encoder)?;
         self.of_store(&mut encoder)?;
         self.by_source(&mut encoder)?;
+        self.by_decision(&mut encoder)?;
         self.by_link(&mut encoder)
     }
 }
@@ -136,6 +143,15 @@ impl OfStatus {
             family(encoder, name, help, values)?;
         }
         Ok(())
+    }
+
+    fn by_decision(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let values = ["applied", "waiting"].map(|state| {
+            let of_it = self.0.decisions.iter().filter(|decision| decision.state == state);
+            ([("state", state)], to_f64(of_it.count()))
+        });
+        let help = "Operators' decisions that stand; status says what the waiting ones wait for";
+        family(encoder, "decisions", help, values.into_iter())
     }
 
     fn by_link(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {

@@ -11,9 +11,12 @@ pub(crate) mod catalog;
 pub(crate) mod common;
 pub(crate) mod control_plane;
 pub(crate) mod grpc;
+pub(crate) mod mesh;
 pub(crate) mod metrics;
+pub(crate) mod operator;
 pub(crate) mod own;
 pub(crate) mod status;
+pub(crate) mod store;
 pub(crate) mod store_health;
 pub(crate) mod tasks;
 

@@ -19,6 +19,7 @@ use tombolo_federation::record::{Beacon, Body, Cluster, Decided, Hold, Record, R
 use tombolo_federation::replica::{Batch, Holding, Removed, Replica, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::Surplus;
 use tombolo_federation::sync::own::{OwnRecords, with_join};
+use tombolo_federation::sync::settings::mesh_level;
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
 use tracing::{debug, info, warn};
 
@@ -63,6 +64,9 @@ impl Own {
                     continue;
                 }
                 _ = beat.tick() => {
+                    if self.records.set_level(mesh_level(&self.writer.current())) {
+                        self.reconcile();
+                    }
                     nonce += 1;
                     let body = Arc::new(Body::Beacon(Beacon { nonce }));
                     let items = vec![self.records.say(&beacon_key, &body)];
@@ -247,24 +251,32 @@ fn known_kinds(desired: &Desired) -> &'static [Kind] {
     if desired.gaps { &[Kind::Cluster, Kind::Beacon] } else { &CLUSTER_KINDS }
 }
 
-/// Follows what operators approved for `cluster`, in the decisions of its own region: a peer's
-/// word does not count.
+/// Follows what operators approved for `cluster`, `here` at its agent or in the decisions of its own
+/// region: a peer's word does not count.
 pub(crate) async fn follow_approvals(
     owner: Owner,
     mut replicas: Replicas,
+    mut here: watch::Receiver<BTreeSet<String>>,
     approvals: watch::Sender<BTreeSet<String>>,
 ) {
     let Some(cluster) = &owner.cluster else { return };
     let region = Owner::region(owner.region.clone());
-    let mut replica = Some(replicas.current());
-    while let Some(current) = replica {
-        let approved = approved(&current, &region, cluster);
+    loop {
+        let mut approved = approved(&replicas.current(), &region, cluster);
+        approved.extend(here.borrow_and_update().iter().cloned());
         approvals.send_if_modified(|held| {
             let news = *held != approved;
             *held = approved;
             news
         });
-        replica = replicas.next().await;
+        // Both may be dropped: each is looked at anew.
+        let more = tokio::select! {
+            more = replicas.changed() => more,
+            more = here.changed() => more.is_ok(),
+        };
+        if !more {
+            return;
+        }
     }
 }
 

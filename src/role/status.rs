@@ -17,6 +17,9 @@ use tombolo_federation::record::{Body, Cluster, Hold, ServiceType, Suspect};
 use tombolo_federation::replica::{Holding, Replica};
 use tombolo_federation::sync::STALE_AFTER;
 use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::peers::Disagreement;
+
+use super::mesh::{DecisionStatus, SettingsStatus};
 
 /// `/api/v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
@@ -53,6 +56,18 @@ pub(crate) struct Status {
     /// Proxies connected to this process, as `/api/v1/proxies` has them in full.
     #[serde(default)]
     pub(crate) proxies: usize,
+    /// What this region says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) settings: Option<SettingsStatus>,
+    /// What the other regions say of themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) peers: Vec<SettingsStatus>,
+    /// Where regions do not say the same of each other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) disagreements: Vec<Disagreement>,
+    /// Operators' decisions that stand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) decisions: Vec<DecisionStatus>,
     /// What this process keeps on disk for its next start.
     #[serde(default)]
     pub(crate) cache: CacheStatus,

@@ -97,7 +97,7 @@ impl<'a> Apart<'a> {
         Listens { grpc: at(7443), dns: at(5353), admin: at(7080) }
     }
 
-    fn control_plane_config(&self, region: &str) -> serde_json::Value {
+    pub(crate) fn control_plane_config(&self, region: &str) -> serde_json::Value {
         let other = if region == US { EU } else { US };
         json!({
             "mesh": MESH,

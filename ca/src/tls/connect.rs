@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -71,6 +72,8 @@ pub struct Connector {
     config: Arc<ClientConfig>,
     expected: Identity,
     timeout: Duration,
+    /// Where the expected one is, and which of them is next.
+    among: Option<Arc<(Vec<Uri>, AtomicUsize)>>,
 }
 
 impl Connector {
@@ -80,13 +83,29 @@ impl Connector {
     /// When the cryptography provider lacks TLS 1.3.
     pub fn new(held: &Held, expected: Identity, clock: &Clock) -> Result<Self, rustls::Error> {
         let config = client_config(held, expected.clone(), clock)?;
-        Ok(Self { config, expected, timeout: TIMEOUT })
+        Ok(Self { config, expected, timeout: TIMEOUT, among: None })
     }
 
     /// With another limit for dialling and handshaking than 5 s.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// Dials these instead of what it is asked for, each attempt the next: whoever has been dialled
+    /// for nothing, or is left by its connection, is not the one dialled again. Clones take turns
+    /// together. None leaves it as it is.
+    #[must_use]
+    pub fn among(self, addresses: Vec<Uri>) -> Self {
+        let among = (!addresses.is_empty()).then(|| Arc::new((addresses, AtomicUsize::new(0))));
+        Self { among, ..self }
+    }
+
+    fn next(&self, asked: Uri) -> Uri {
+        let Some(among) = &self.among else { return asked };
+        let (addresses, next) = &**among;
+        let turn = next.fetch_add(1, Ordering::Relaxed) % addresses.len();
+        addresses.get(turn).cloned().unwrap_or(asked)
     }
 
     /// Dials host and port of `uri` and handshakes.
@@ -136,7 +155,7 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = self.clone();
+        let (connector, uri) = (self.clone(), self.next(uri));
         Box::pin(async move { connector.connect(&uri).await.map(TokioIo::new) })
     }
 }

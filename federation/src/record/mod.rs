@@ -156,6 +156,22 @@ impl Record {
     }
 }
 
+impl Decision {
+    /// As messages and local facts have it.
+    #[must_use]
+    pub fn to_wire(&self) -> crate::proto::records::Decision {
+        seal::decision(self)
+    }
+
+    /// Reads a decision of any message.
+    ///
+    /// # Errors
+    /// [`RecordError::Field`].
+    pub fn from_wire(decision: crate::proto::records::Decision) -> Result<Self, RecordError> {
+        open::decision(decision)
+    }
+}
+
 /// Milliseconds of Unix time, as the wire has them.
 #[must_use]
 pub fn to_unix_ms(at: Timestamp) -> i64 {

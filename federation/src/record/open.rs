@@ -204,7 +204,7 @@ fn suspect(suspect: wire::Suspect) -> Result<Suspect, RecordError> {
     Ok(Suspect { id: suspect.id, since, ready: suspect.ready, of: suspect.of })
 }
 
-fn decision(decision: wire::Decision) -> Result<Decision, RecordError> {
+pub(super) fn decision(decision: wire::Decision) -> Result<Decision, RecordError> {
     use wire::decision::What;
     let what = match decision.what {
         Some(What::Approve(approve)) => Decided::Approve {

@@ -161,7 +161,7 @@ fn hold(hold: &body::Hold) -> wire::Hold {
     }
 }
 
-fn decision(decision: &body::Decision) -> wire::Decision {
+pub(super) fn decision(decision: &body::Decision) -> wire::Decision {
     use wire::decision::What;
     let what = match &decision.what {
         Decided::Approve { cluster, hold } => {

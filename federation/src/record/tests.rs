@@ -337,9 +337,11 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             "local-ask",
             local::Ask {
                 decision: Some(wire::Decision { by: "b".into(), ..wire::Decision::default() }),
+                withdraw: true,
             }
             .encode_to_vec(),
         ),
+        ("local-left", local::Left { incarnation: "i".into() }.encode_to_vec()),
         ("local-session", session.encode_to_vec()),
         ("local-complete", local::Complete { epoch: epoch() }.encode_to_vec()),
         ("local-resume", local::Resume { position: 11 }.encode_to_vec()),

@@ -6,12 +6,13 @@
 //! reads them and no mirror copies them. What does not parse counts as never said.
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use prost::Message;
 
 use crate::key::{Key, Kind, LOCAL_PREFIX};
 use crate::names::{Owner, RegionName};
 use crate::proto::{local as wire, records};
-use crate::record::{Epoch, Newest, Removal};
+use crate::record::{Decision, Epoch, Member, Newest, Removal};
 use crate::replica::Removed;
 use crate::store::Op;
 
@@ -162,6 +163,85 @@ fn said(value: &Bytes) -> Option<Said> {
     let epoch = crate::record::epoch(said.epoch).ok()?;
     let newest = Newest { epoch, sequence: said.sequence };
     Some(Said { newest, removed: removed.collect(), more: said.more })
+}
+
+/// The store's own identity as it is written.
+#[must_use]
+pub fn founding_op(founding: &wire::Founding) -> Op {
+    Op::put(founding_key(), founding.encode_to_vec())
+}
+
+/// Reads what [`founding_op`] wrote; `None` also for what has no id.
+#[must_use]
+pub fn founding(value: &Bytes) -> Option<wire::Founding> {
+    wire::Founding::decode(value.clone()).ok().filter(|founding| !founding.id.is_empty())
+}
+
+/// Where an operator's word waits for the leader.
+#[must_use]
+pub fn ask_key(id: &str) -> String {
+    format!("{LOCAL_PREFIX}ask/{id}")
+}
+
+/// An operator's word, as it waits for the leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// What was decided.
+    pub decision: Decision,
+    /// To be taken back.
+    pub withdraw: bool,
+}
+
+/// The operation that leaves a word for the leader.
+#[must_use]
+pub fn ask_op(id: &str, ask: &Ask) -> Op {
+    let decision = Some(ask.decision.to_wire());
+    let value = wire::Ask { decision, withdraw: ask.withdraw }.encode_to_vec();
+    Op::put(ask_key(id), value)
+}
+
+/// Reads what [`ask_op`] wrote.
+#[must_use]
+pub fn ask(value: &Bytes) -> Option<Ask> {
+    let ask = wire::Ask::decode(value.clone()).ok()?;
+    let decision = Decision::from_wire(ask.decision?).ok()?;
+    Some(Ask { decision, withdraw: ask.withdraw })
+}
+
+/// Below it, which regions were forgotten here.
+#[must_use]
+pub fn left_prefix() -> String {
+    format!("{LOCAL_PREFIX}left/")
+}
+
+/// Where it is recorded that `region` was forgotten here.
+#[must_use]
+pub fn left_key(region: &RegionName) -> String {
+    format!("{}{}", left_prefix(), Owner::region(region.clone()))
+}
+
+/// The operation that records which incarnation of `region` was forgotten here.
+#[must_use]
+pub fn left_op(region: &RegionName, incarnation: &str) -> Op {
+    let value = wire::Left { incarnation: incarnation.to_owned() }.encode_to_vec();
+    Op::put(left_key(region), value)
+}
+
+/// Reads what [`left_op`] wrote: the region and its incarnation.
+#[must_use]
+pub fn left(key: &str, value: &Bytes) -> Option<(RegionName, String)> {
+    let owner: Owner = key.strip_prefix(&left_prefix())?.parse().ok()?;
+    let left = wire::Left::decode(value.clone()).ok()?;
+    owner.cluster.is_none().then_some((owner.region, left.incarnation))
+}
+
+/// The cluster that publishes, or did, by what a session recorded of it.
+#[must_use]
+pub fn member(key: &str, value: &Bytes) -> Option<(Owner, Member)> {
+    let owner: Owner = key.strip_prefix(&sessions_prefix())?.parse().ok()?;
+    let session = wire::Session::decode(value.clone()).ok()?;
+    let joined = Timestamp::from_millisecond(session.joined_ms).ok()?;
+    Some((owner, Member { uid: session.uid, joined }))
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@ use super::client::{self, Link};
 use super::intake::{Accept, Intake, IntakeError, Step};
 use super::leader::{Leader, LeaderError};
 use super::{chain, facts};
-use crate::names::RegionName;
+use crate::key::{Key, Kind};
+use crate::names::{Owner, RegionName};
+use crate::record::{Body, Record};
 use crate::store;
 
 /// Why mirroring ends.
@@ -31,6 +33,11 @@ pub enum MirrorError {
     /// The peer went away.
     #[error("the peer closed the stream")]
     Closed,
+    /// This region was told that the peer has left the mesh.
+    #[error(
+        "the peer has left as {0}: it is mirrored again as another incarnation, or once its leave is withdrawn"
+    )]
+    Left(String),
 }
 
 impl From<tonic::Status> for MirrorError {
@@ -39,7 +46,8 @@ impl From<tonic::Status> for MirrorError {
     }
 }
 
-/// Mirrors `peer` for as long as the leadership holds.
+/// Mirrors `peer` for as long as the leadership holds; nothing of it while it is the incarnation
+/// that this region has `forgotten`.
 ///
 /// # Errors
 /// Only [`LeaderError::NotLeader`] and [`LeaderError::Stopping`]; all else is tried again.
@@ -48,6 +56,7 @@ pub async fn mirror(
     peer: RegionName,
     channel: Channel,
     link: watch::Sender<Link>,
+    forgotten: Option<String>,
 ) -> LeaderError {
     let mut backoff = client::backoff();
     // What differs is sent whole after this.
@@ -55,7 +64,8 @@ pub async fn mirror(
     loop {
         let started = Instant::now();
         let mut intake = Intake::new(Accept::Region(peer.clone()));
-        let mirroring = Mirroring { leader: leader.clone(), peer: &peer, link: &link };
+        let forgotten = forgotten.as_deref();
+        let mirroring = Mirroring { leader: leader.clone(), peer: &peer, link: &link, forgotten };
         let ended = mirroring.run(channel.clone(), &mut intake, distrusted).await;
         let error = match ended {
             Err(MirrorError::Leader(error @ (LeaderError::NotLeader | LeaderError::Stopping))) => {
@@ -79,6 +89,7 @@ struct Mirroring<'a> {
     leader: Leader,
     peer: &'a RegionName,
     link: &'a watch::Sender<Link>,
+    forgotten: Option<&'a str>,
 }
 
 impl Mirroring<'_> {
@@ -95,6 +106,10 @@ impl Mirroring<'_> {
         loop {
             let response = responses.message().await?.ok_or(MirrorError::Closed)?;
             let step = intake.receive(response, &self.leader.replicas.current())?;
+            // What the region says of itself is the first that comes of it.
+            if let Some(incarnation) = self.forgotten.filter(|left| says(&step, self.peer, left)) {
+                return Err(MirrorError::Left(incarnation.to_owned()));
+            }
             self.apply(&step).await?;
             if step.synced {
                 info!(peer = %self.peer, "mirror in step: this region holds all that the peer owns");
@@ -123,6 +138,17 @@ impl Mirroring<'_> {
             self.leader.caught_up(revision).await?;
         }
         Ok(())
+    }
+}
+
+/// Whether the peer says in it that it is this incarnation.
+fn says(step: &Step, peer: &RegionName, incarnation: &str) -> bool {
+    let key = Key::of_owner(Owner::region(peer.clone()), Kind::Region);
+    let value = step.batch.items.iter().find(|(of, _)| *of == key).map(|(_, value)| value);
+    let record = value.and_then(|value| Record::open(&key, value.as_ref()?).ok());
+    match record.map(|record| record.body) {
+        Some(Body::Region(region)) => region.incarnation == incarnation,
+        _ => false,
     }
 }
 

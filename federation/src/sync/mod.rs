@@ -13,24 +13,33 @@
 //! Leaves to others: who a caller is (the wiring puts a [`Caller`] into the request), what records
 //! mean together (`catalog`).
 
+pub mod ask;
 pub mod client;
 pub mod compactor;
+pub mod decisions;
+pub mod departures;
 pub mod facts;
 pub mod feed;
 pub mod follower;
+pub mod founding;
 pub mod history;
 pub mod intake;
 pub mod leader;
+pub mod local;
 pub mod mirror;
 pub mod own;
+pub mod peers;
 pub mod publisher;
 pub mod recover;
 pub mod reseed;
 pub mod service;
 pub mod session;
+pub mod settings;
 pub mod spokesman;
 pub mod transactions;
 
+#[cfg(test)]
+mod region_tests;
 #[cfg(test)]
 mod service_tests;
 #[cfg(test)]
@@ -58,7 +67,7 @@ const TARGET_MESSAGE: usize = 256 << 10;
 pub const CLUSTER_KINDS: [Kind; 5] =
     [Kind::Cluster, Kind::Namespace, Kind::Export, Kind::Endpoints, Kind::Beacon];
 /// What a region's leader writes.
-pub const REGION_KINDS: [Kind; 2] = [Kind::Region, Kind::Beacon];
+pub const REGION_KINDS: [Kind; 3] = [Kind::Region, Kind::Beacon, Kind::Decision];
 
 /// Who makes a call, as its certificate proves it. The wiring puts one into each request's
 /// extensions; a request without one is refused.

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Body, Epoch, Export, Newest, Origin, Record, Removal};
+use crate::record::{Body, Epoch, Export, Newest, Origin, Record, Removal, WRITES_LEVEL};
 use crate::replica::{Batch, Removed};
 
 /// Seals an owner's records, giving every change its (epoch, sequence). One per owner and process.
@@ -17,7 +17,9 @@ pub struct OwnRecords {
     owner: Owner,
     epoch: Epoch,
     sequence: u64,
-    said: BTreeMap<Key, Arc<Body>>,
+    level: u32,
+    /// With the level that it was encoded for, where that makes a difference.
+    said: BTreeMap<Key, (Arc<Body>, u32)>,
 }
 
 /// `desired` with the precedence of its exports bounded by the cluster's join, as the region
@@ -42,12 +44,39 @@ impl OwnRecords {
     /// Has said nothing yet in `epoch`.
     #[must_use]
     pub fn new(owner: Owner, epoch: Epoch) -> Self {
-        Self { owner, epoch, sequence: 0, said: BTreeMap::new() }
+        Self { owner, epoch, sequence: 0, level: WRITES_LEVEL, said: BTreeMap::new() }
     }
 
     /// Everything is to be said again. The sequence goes on: what was said counts as older.
     pub fn forget(&mut self) {
         self.said.clear();
+    }
+
+    /// From now on writes what readers of `level` know. Returns whether that changes anything: what
+    /// was said for others is then said again by the next [`OwnRecords::reconcile`].
+    pub fn set_level(&mut self, level: u32) -> bool {
+        let level = level.clamp(1, WRITES_LEVEL);
+        std::mem::replace(&mut self.level, level) != level
+    }
+
+    /// Whether `body` stands under `key` as readers of the present level are to find it.
+    #[must_use]
+    pub fn has_said(&self, key: &Key, body: &Body) -> bool {
+        self.said
+            .get(key)
+            .is_some_and(|(said, level)| **said == *body && *level == self.encoded_for(body))
+    }
+
+    /// Other bodies are the same bytes at every level.
+    fn encoded_for(&self, body: &Body) -> u32 {
+        match body {
+            Body::Region(_) | Body::Cluster(_) => self.level,
+            Body::Namespace(_)
+            | Body::Export(_)
+            | Body::Endpoints(_)
+            | Body::Beacon(_)
+            | Body::Decision(_) => WRITES_LEVEL,
+        }
     }
 
     /// Who the owner is.
@@ -66,7 +95,7 @@ impl OwnRecords {
     ) -> Batch {
         let mut items = Vec::new();
         for (key, body) in desired {
-            if key.owner == self.owner && self.said.get(key) != Some(body) {
+            if key.owner == self.owner && !self.has_said(key, body) {
                 items.push(self.say(key, body));
             }
         }
@@ -105,8 +134,8 @@ impl OwnRecords {
         let origin =
             Origin { epoch: self.epoch.clone(), sequence: self.sequence, ..Origin::default() };
         let record = Record { key: key.clone(), origin, body: (**body).clone() };
-        self.said.insert(key.clone(), Arc::clone(body));
-        (key.clone(), Some(record.seal().value))
+        self.said.insert(key.clone(), (Arc::clone(body), self.encoded_for(body)));
+        (key.clone(), Some(record.seal_at(self.level).value))
     }
 
     /// Says that all of `kinds` was said.

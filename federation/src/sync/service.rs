@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
+use super::decisions;
 use super::feed::{Feed, Has, Interest, Owners, entitlement};
 use super::session::{Session, SessionError};
 use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
@@ -26,7 +27,7 @@ use crate::proto::federation as wire;
 use crate::proto::federation::federation_server::{Federation, FederationServer};
 use crate::proto::federation::publish_request::Message as PublishMessage;
 use crate::proto::federation::publish_response::Message as PublishAnswer;
-use crate::record::Entitlement;
+use crate::record::{Decision, Entitlement};
 use crate::replica::{Replica, Replicas};
 use crate::store::{Range, Store};
 
@@ -46,6 +47,7 @@ pub struct FederationApi {
     store: Arc<dyn Store>,
     replicas: Replicas,
     whole: watch::Receiver<bool>,
+    settled: Option<watch::Receiver<bool>>,
     clock: WallClock,
     started: Instant,
     stop: CancellationToken,
@@ -64,7 +66,14 @@ impl FederationApi {
         clock: WallClock,
         stop: CancellationToken,
     ) -> Self {
-        Self { region, store, replicas, whole, clock, started: Instant::now(), stop }
+        Self { region, store, replicas, whole, settled: None, clock, started: Instant::now(), stop }
+    }
+
+    /// Takes no publisher before `settled`: until a new store's region knows what its peers know of
+    /// it, a cluster would seem to join for the first time.
+    #[must_use]
+    pub fn once_settled(self, settled: watch::Receiver<bool>) -> Self {
+        Self { settled: Some(settled), ..self }
     }
 
     /// The service for a tonic router.
@@ -137,14 +146,31 @@ impl FederationApi {
         caller: &Caller,
         requests: &mut Streaming<wire::PublishRequest>,
     ) -> Result<Session, Status> {
+        if let Some(mut settled) = self.settled.clone() {
+            let waited = tokio::time::timeout(FIT_DEADLINE, settled.wait_for(|settled| *settled));
+            if !matches!(waited.await, Ok(Ok(_))) {
+                return Err(Status::unavailable("this region has not found itself yet"));
+            }
+        }
         let first = tokio::time::timeout(HELLO_DEADLINE, requests.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
         let Some(PublishMessage::Hello(hello)) = first.and_then(|request| request.message) else {
             return Err(Status::invalid_argument("a publish stream begins with hello"));
         };
-        let owner = format!("{}/{}", self.region, hello.cluster).parse::<Owner>();
-        let silent_for = owner.map_or(Duration::ZERO, |owner| self.silent_for(&owner));
+        let owner = format!("{}/{}", self.region, hello.cluster).parse::<Owner>().ok();
+        let silent_for = owner.as_ref().map_or(Duration::ZERO, |owner| self.silent_for(owner));
         let (store, now) = (Arc::clone(&self.store), (self.clock)());
+        if let Some(decision) = owner.as_ref().and_then(|owner| {
+            let replica = self.replicas.peek();
+            decisions::has_left(&replica, owner, &hello.uid).cloned()
+        }) {
+            let Decision { by, at, .. } = decision;
+            return Err(Status::failed_precondition(format!(
+                "cluster {} left the mesh for good at {at}, by the word of {by}: withdraw that with \
+                 `tombolo leave {} --withdraw`, or let it join as another cluster",
+                hello.cluster, hello.cluster
+            )));
+        }
         let session = Session::open(store, &self.region, caller, hello, silent_for, now).await;
         session.map_err(|error| {
             warn!(%caller, error = %chain(&error), "publish stream refused");

@@ -21,7 +21,6 @@ use super::leader::{Leader, LeaderError};
 use super::mirror::mirror;
 use super::own::{OwnRecords, with_join};
 use super::service::FederationApi;
-use super::spokesman::speak_for_region;
 use super::{facts, follower};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
@@ -362,7 +361,7 @@ async fn a_leader_mirrors_what_its_peer_owns_and_stops_when_it_leads_no_more() {
     };
     let (link, mut linked) = watch::channel(Link::default());
     let mut mirroring = JoinSet::new();
-    mirroring.spawn(mirror(leader, "r".parse().unwrap(), peer.channel(), link));
+    mirroring.spawn(mirror(leader, "r".parse().unwrap(), peer.channel(), link, None));
     timeout(LONG, linked.wait_for(|link| link.synced)).await.unwrap().unwrap();
 
     let digests = |replica: &replica::Replica| {
@@ -399,36 +398,4 @@ async fn a_leader_mirrors_what_its_peer_owns_and_stops_when_it_leads_no_more() {
     let four = store::read(&*ours, "/tombolo/v1/r/r-a/namespace/_/four").await.unwrap();
     assert_eq!(four, None);
     peer.stop().await;
-}
-
-#[tokio::test]
-async fn a_leader_of_a_second_term_is_heard() {
-    let store = store().await;
-    let (writer, mut replicas) = replica::channel();
-    let mut tasks = JoinSet::new();
-    let follow =
-        follower::follow(Arc::clone(&store), Arc::new(writer), None, watch::Sender::default());
-    tasks.spawn(async move { follow.await.unwrap() });
-    let owner = Owner::region("r".parse().unwrap());
-    let own = OwnRecords::new(owner.clone(), Epoch { id: "e".into(), count: 1 });
-    let own = Arc::new(tokio::sync::Mutex::new(own));
-    let beacon = Key::of_owner(owner, Kind::Beacon);
-    let mut heard = 0;
-    for term in 0..3 {
-        let leader = Leader {
-            store: Arc::clone(&store),
-            fence: Guard::CreateRevision("/never".into(), 0),
-            replicas: replicas.clone(),
-        };
-        let mut leading = JoinSet::new();
-        leading.spawn(speak_for_region(leader, Arc::clone(&own), crate::record::Region::default()));
-        let sequence = |replica: &replica::Replica| {
-            replica.get(&beacon).and_then(|entry| Some(entry.record.as_ref()?.origin.sequence))
-        };
-        let later = replicas.wait_for(|replica| sequence(replica).is_some_and(|now| now > heard));
-        let seen =
-            timeout(LONG, later).await.unwrap_or_else(|_| panic!("term {term} is not heard"));
-        heard = sequence(&seen.unwrap()).unwrap();
-        leading.shutdown().await;
-    }
 }

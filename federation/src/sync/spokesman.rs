@@ -1,66 +1,214 @@
 //! What the region says of itself, by its leader.
+//!
+//! Owns: the region's own records, that is, its description, its beacon, and the decisions of its
+//! operators. Promises: the description follows settings and members; a decision is said, and the
+//! ask for it deleted, in one transaction; nothing is written that a region of the mesh cannot
+//! read. One task, since the changes of an owner are counted.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
-use tracing::warn;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
 
+use super::facts::{self, Ask};
+use super::founding::Term;
 use super::leader::{Leader, LeaderError};
+use super::local::Facts;
 use super::own::OwnRecords;
-use super::{BEACON_INTERVAL, chain, client};
+use super::service::WallClock;
+use super::{BEACON_INTERVAL, ask, chain, client, decisions, settings};
 use crate::key::{Key, Kind};
-use crate::record::{Beacon, Body, Region};
-use crate::replica::Batch;
-use crate::store::StoreError;
+use crate::names::{Owner, RegionName};
+use crate::record::{Beacon, Body, Region, Removal};
+use crate::replica::{Batch, Replica};
+use crate::store::{Op, StoreError};
 
-/// Writes the region's own records, and its beacon every 5 s, for as long as the leadership holds.
-///
-/// # Errors
-/// Only when the leadership is lost, or the store is damaged.
-pub async fn speak_for_region(
+/// Changes that come together are said once.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// What configuration says of the region; asked anew each time.
+pub type Settings = Arc<dyn Fn() -> Region + Send + Sync>;
+
+/// A leader with what it speaks from.
+pub struct Spokesman {
     leader: Leader,
-    own: Arc<Mutex<OwnRecords>>,
-    region: Region,
-) -> LeaderError {
-    // Held for the term: the next one goes on with its sequence, so that nothing that it says is
-    // older than what this one said.
-    let mut own = own.lock().await;
-    own.forget();
-    let key = Key::of_owner(own.owner().clone(), Kind::Region);
-    let region = Arc::new(Body::Region(region));
-    let beacon_key = Key::of_owner(own.owner().clone(), Kind::Beacon);
-    let mut first = true;
-    let mut nonce = 0;
-    let mut backoff = client::backoff();
-    loop {
-        let mut batch = Batch::default();
-        if first {
-            batch = own
-                .reconcile(&BTreeMap::from([(key.clone(), Arc::clone(&region))]), &BTreeMap::new());
-            batch.complete = own.complete(&super::REGION_KINDS);
+    own: OwnRecords,
+    incarnation: String,
+    settings: Settings,
+    sessions: watch::Receiver<Facts>,
+    asks: watch::Receiver<Facts>,
+    clock: WallClock,
+    /// Nothing of this term was said, or it is not known what was.
+    anew: bool,
+    nonce: u64,
+    /// Asks that were answered and may still be seen.
+    answered: BTreeSet<String>,
+}
+
+impl Spokesman {
+    /// Has said nothing in this term. The leader's replica has all that was said before it.
+    #[must_use]
+    pub fn new(
+        leader: Leader,
+        region: RegionName,
+        term: &Term,
+        settings: Settings,
+        sessions: watch::Receiver<Facts>,
+        asks: watch::Receiver<Facts>,
+        clock: WallClock,
+    ) -> Self {
+        Self {
+            leader,
+            own: OwnRecords::new(Owner::region(region), term.epoch()),
+            incarnation: term.incarnation().to_owned(),
+            settings,
+            sessions,
+            asks,
+            clock,
+            anew: true,
+            nonce: 0,
+            answered: BTreeSet::new(),
         }
-        nonce += 1;
-        batch.items.push(own.say(&beacon_key, &Arc::new(Body::Beacon(Beacon { nonce }))));
-        let wait = match leader.commit(batch, None).await {
-            Ok(_) => {
-                first = false;
-                backoff = client::backoff();
-                BEACON_INTERVAL
+    }
+
+    /// Speaks for the region, for as long as the leadership holds.
+    ///
+    /// # Errors
+    /// Only when the leadership is lost, or the store is damaged.
+    pub async fn speak(mut self) -> LeaderError {
+        // Without them, members that no record names would seem to have left.
+        if self.sessions.wait_for(Option::is_some).await.is_err() {
+            return LeaderError::Stopping;
+        }
+        let mut beacon = Instant::now();
+        let mut backoff = client::backoff();
+        loop {
+            let due = Instant::now() >= beacon;
+            match self.say_what_is_new(due).await {
+                Ok(()) => {
+                    backoff = client::backoff();
+                    if due {
+                        beacon = Instant::now() + BEACON_INTERVAL;
+                    }
+                    if !self.wait(beacon).await {
+                        return LeaderError::Stopping;
+                    }
+                }
+                Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
+                    warn!(error = chain(&error), "the region's own records could not be written");
+                    // What of it was committed is not known: all is said again.
+                    self.own.forget();
+                    self.anew = true;
+                    beacon = Instant::now();
+                    sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
+                }
+                Err(error) => return error,
             }
-            Err(LeaderError::Store(StoreError::Damaged(why))) => {
-                return LeaderError::Store(StoreError::Damaged(why));
-            }
-            Err(error @ LeaderError::NotLeader) => return error,
-            Err(error) => {
-                warn!(error = chain(&error), "the region's own records could not be written");
-                // Say everything again: what of the batch was committed is not known.
-                own.forget();
-                first = true;
-                backoff.next().unwrap_or(Duration::from_secs(5))
-            }
+        }
+    }
+
+    async fn wait(&mut self, beacon: Instant) -> bool {
+        let up = tokio::select! {
+            () = sleep_until(beacon) => return true,
+            view = self.leader.replicas.next() => view.is_some(),
+            changed = self.sessions.changed() => changed.is_ok(),
+            changed = self.asks.changed() => changed.is_ok(),
         };
-        tokio::time::sleep(wait).await;
+        sleep(TOGETHER).await;
+        up
+    }
+
+    async fn say_what_is_new(&mut self, beacon: bool) -> Result<(), LeaderError> {
+        let replica = self.leader.replicas.current();
+        self.own.set_level(settings::mesh_level(&replica));
+        let mut batch = Batch::default();
+        let owner = self.own.owner().clone();
+        let key = Key::of_owner(owner.clone(), Kind::Region);
+        let region = Arc::new(Body::Region(self.region(&replica)));
+        if !self.own.has_said(&key, &region) {
+            batch.items.push(self.own.say(&key, &region));
+        }
+        if self.anew {
+            batch.complete = self.own.complete(&super::REGION_KINDS);
+        }
+        if beacon {
+            self.nonce += 1;
+            let body = Arc::new(Body::Beacon(Beacon { nonce: self.nonce }));
+            batch.items.push(self.own.say(&Key::of_owner(owner, Kind::Beacon), &body));
+        }
+        let now = (self.clock)();
+        for told in decisions::held(&replica) {
+            if told.key.owner == *self.own.owner() && decisions::is_over(told.decision, now) {
+                self.unsay(&mut batch, told.key);
+            }
+        }
+        self.commit(batch, None).await?;
+        self.anew = false;
+        self.answer_asks(now).await
+    }
+
+    /// What the region says of itself now.
+    fn region(&self, replica: &Replica) -> Region {
+        let region = &self.own.owner().region;
+        Region {
+            incarnation: self.incarnation.clone(),
+            members: settings::members(replica, region, &self.sessions.borrow()),
+            ..(self.settings)()
+        }
+    }
+
+    async fn answer_asks(&mut self, now: Timestamp) -> Result<(), LeaderError> {
+        let asks = self.asks.borrow_and_update().clone().unwrap_or_default();
+        self.answered.retain(|key| asks.contains_key(key));
+        let waiting = asks.iter().filter(|(key, _)| !self.answered.contains(*key));
+        let read = |(key, value): (&String, &bytes::Bytes)| (key.clone(), facts::ask(value));
+        let mut waiting: Vec<(String, Option<Ask>)> = waiting.map(read).collect();
+        waiting.sort_by_key(|(_, ask)| ask.as_ref().map(|ask| ask.decision.at));
+        for (key, ask) in waiting {
+            let mut batch = Batch::default();
+            match ask {
+                None => warn!(key, "an ask cannot be read, it is dropped"),
+                Some(ask) if now.duration_since(ask.decision.at) > ask::ASK_STANDS => {
+                    warn!(key, by = ask.decision.by, "an ask that nobody waits for is dropped");
+                }
+                Some(ask) => self.take(&mut batch, &ask),
+            }
+            self.commit(batch, Some(Op::delete(&key))).await?;
+            self.answered.insert(key);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, batch: &mut Batch, ask: &Ask) {
+        let Ask { decision, withdraw } = ask;
+        let key = decisions::key(&self.own.owner().region, &decision.what);
+        info!(%key, by = decision.by, withdraw, "an operator's decision is said for the region");
+        if *withdraw {
+            self.unsay(batch, &key);
+        } else {
+            let body = Arc::new(Body::Decision(decision.clone()));
+            batch.items.push(self.own.say(&key, &body));
+        }
+    }
+
+    fn unsay(&mut self, batch: &mut Batch, key: &Key) {
+        let removed = self.own.remove(Removal::Explained);
+        batch.removed.insert(key.clone(), removed);
+        batch.items.push((key.clone(), None));
+    }
+
+    async fn commit(&self, mut batch: Batch, last: Option<Op>) -> Result<(), LeaderError> {
+        if batch.is_empty() && last.is_none() {
+            return Ok(());
+        }
+        if !batch.is_empty() {
+            // The replica may know only what the last leader said.
+            batch.newest = vec![(self.own.owner().clone(), self.own.newest())];
+        }
+        self.leader.commit(batch, last).await.map(drop)
     }
 }

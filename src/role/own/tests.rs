@@ -43,6 +43,7 @@ fn records(names: &[&str]) -> Records {
 struct Bench {
     source: watch::Sender<Arc<Desired>>,
     _joined: watch::Sender<Option<Timestamp>>,
+    here: watch::Sender<BTreeSet<String>>,
     judge: mpsc::Sender<Surplus>,
     writer: Arc<ReplicaWriter>,
     replicas: Replicas,
@@ -72,11 +73,12 @@ impl Bench {
             surplus,
             writer: Arc::clone(&writer),
         };
-        let following = follow_approvals(owner(), replicas.clone(), approvals);
+        let (here, here_rx) = watch::channel(BTreeSet::new());
+        let following = follow_approvals(owner(), replicas.clone(), here_rx, approvals);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { own.run().await.unwrap() });
         tasks.spawn(following);
-        Self { source, _joined: joined, judge, writer, replicas, _tasks: tasks }
+        Self { source, _joined: joined, here, judge, writer, replicas, _tasks: tasks }
     }
 
     fn says(&self, desired: Desired) {
@@ -185,8 +187,15 @@ async fn a_missing_directory_is_believed_by_the_word_of_the_own_region_alone() {
     bench.until(&["a", "b"], 1).await;
     bench.decide("r", "r-a", &id);
     bench.until(&[], 0).await;
-    // Back, and all is as it was.
     bench.says(desired(&["a", "b"], None, 2));
+    bench.until(&["a", "b"], 0).await;
+    // Its operator can say so at the agent itself, with the region away.
+    bench.says(desired(&["a", "b"], Some(Lost::Missing), 2));
+    let id = bench.until(&["a", "b"], 1).await[0].id.clone();
+    bench.here.send_replace(BTreeSet::from([id]));
+    bench.until(&[], 0).await;
+    // Back, and all is as it was.
+    bench.says(desired(&["a", "b"], None, 3));
     bench.until(&["a", "b"], 0).await;
 }
 

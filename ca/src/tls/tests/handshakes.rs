@@ -385,3 +385,22 @@ async fn nobody_there_is_said_so() {
     let refused = connector.connect(&Uri::from_static("http://127.0.0.1")).await.unwrap_err();
     assert!(matches!(refused, ConnectError::NoAddress(_)), "{refused}");
 }
+
+#[tokio::test]
+async fn of_several_addresses_each_attempt_takes_the_next() {
+    let mesh = Mesh::new();
+    let server = mesh.holder(&mesh.west, control_plane("west"), DAY);
+    let server = Server::start(&server.held(), Limits::default()).await;
+    let client = mesh.holder(&mesh.east, agent("east", "east-a"), DAY);
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone: Uri = format!("http://{gone}").parse().unwrap();
+    let connector = Connector::new(&client.held(), control_plane("west"), &clock()).unwrap();
+    let connector = connector.among(vec![gone.clone(), server.uri()]);
+    for reached in [false, true, false, true] {
+        // Each clone is one of a channel's attempts: they take turns together.
+        let connected = tower::Service::call(&mut connector.clone(), gone.clone()).await;
+        assert_eq!(connected.is_ok(), reached, "{:?}", connected.err());
+    }
+    let alone = connector.among(Vec::new());
+    assert!(tower::Service::call(&mut alone.clone(), server.uri()).await.is_ok());
+}

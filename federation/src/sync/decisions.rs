@@ -1,0 +1,327 @@
+//! What operators decide: which decisions stand, what may be decided, and what became of it.
+//!
+//! Pure, over the records that a process holds. A decision is a record of the region where it was
+//! made; its key is made of what it says, so that saying it twice is saying it once. Approvals are
+//! forgotten after a day, since the hold that one names never comes back; a leave stays until it is
+//! withdrawn. Leaves to others: saying ([`super::spokesman`]), asking for it ([`super::ask`]),
+//! carrying out a leave ([`super::departures`]).
+
+use std::fmt::Write as _;
+
+use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest as _, Sha256};
+
+use super::departures::{Verdict, View};
+use crate::key::{Key, Kind};
+use crate::names::{ClusterId, ObjectName, Owner, RegionName};
+use crate::record::{Body, Cluster, Decided, Decision};
+use crate::replica::Replica;
+
+/// How long an approval stands.
+const APPROVAL: SignedDuration = SignedDuration::from_hours(24);
+
+/// A decision that stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Told<'a> {
+    /// Its record.
+    pub key: &'a Key,
+    /// What it says.
+    pub decision: &'a Decision,
+}
+
+impl<'a> Told<'a> {
+    /// The region whose word it is.
+    #[must_use]
+    pub fn said_by(&self) -> &'a RegionName {
+        &self.key.owner.region
+    }
+}
+
+/// What became of a decision, as one process sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// There is nothing left to do.
+    Applied,
+    /// Not yet, and why.
+    Waiting(String),
+}
+
+/// Why something cannot be decided. Each says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such hold.
+    #[error("{cluster} has no hold {hold:?}: {}", listed("it holds", .present))]
+    UnknownHold {
+        /// The cluster.
+        cluster: ClusterId,
+        /// What was asked for.
+        hold: String,
+        /// What there is.
+        present: Vec<String>,
+    },
+    /// Nothing is known of it.
+    #[error("no {what} {name} is known here: {}", listed("known are", .known))]
+    Unknown {
+        /// `cluster` or `region`.
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The region of a cluster speaks for it.
+    #[error("{cluster} is a cluster of region {region}: ask a control plane of {region}")]
+    OtherRegion {
+        /// The cluster.
+        cluster: ClusterId,
+        /// Where to go.
+        region: RegionName,
+    },
+    /// A region's word about itself goes with its records.
+    #[error("{0} is this region itself: ask a control plane of one that remains")]
+    OwnRegion(RegionName),
+    /// It is not known to be gone.
+    #[error(
+        "{owner} may be alive ({heard}): stop it and wait for 30 s of silence, or say --live to \
+         remove it as it runs"
+    )]
+    Live {
+        /// Who.
+        owner: Owner,
+        /// What was heard.
+        heard: String,
+    },
+    /// Nothing to take back.
+    #[error("this region has not said that {owner} left{}", elsewhere(.said_by))]
+    NotSaid {
+        /// Who.
+        owner: Owner,
+        /// Regions that did say so.
+        said_by: Vec<String>,
+    },
+}
+
+fn listed(what: &str, names: &[String]) -> String {
+    let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+    format!("{what} {names}")
+}
+
+fn elsewhere(regions: &[String]) -> String {
+    if regions.is_empty() {
+        return String::new();
+    }
+    format!(": it was said in {}, withdraw it there", regions.join(", "))
+}
+
+/// Where a decision of `region` is recorded.
+#[must_use]
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every name made here is one, whatever it is made of"
+)]
+pub fn key(region: &RegionName, what: &Decided) -> Key {
+    let (verb, about, rest) = match what {
+        Decided::Approve { cluster, hold } => ("approve", cluster.as_str(), hold),
+        Decided::Leave { owner, incarnation } => ("leave", about(owner), incarnation),
+    };
+    let digest = Sha256::digest(format!("{about}\0{rest}"));
+    let name = digest.iter().take(8).fold(format!("{verb}-{about}."), |mut name, byte| {
+        let _ = write!(name, "{byte:02x}");
+        name
+    });
+    let name: ObjectName = name.parse().expect("a label of known length, and hexadecimal digits");
+    let owner = Owner::region(region.clone());
+    Key { owner, kind: Kind::Decision, namespace: None, name, part: None }
+}
+
+fn about(owner: &Owner) -> &str {
+    owner.cluster.as_ref().map_or(owner.region.as_str(), ClusterId::as_str)
+}
+
+/// The decisions of all regions.
+pub fn held(replica: &Replica) -> impl Iterator<Item = Told<'_>> {
+    let regions = replica.owners().filter(|(owner, _)| owner.cluster.is_none());
+    let records = regions.flat_map(|(_, holding)| holding.records());
+    records.filter(|(key, _)| key.kind == Kind::Decision).filter_map(|(key, entry)| {
+        match &entry.record.as_ref()?.body {
+            Body::Decision(decision) => Some(Told { key, decision }),
+            _ => None,
+        }
+    })
+}
+
+/// The leave that a cluster's own region, or for a region another one, has said of this incarnation
+/// of `owner`. A cluster of which it was said is not to publish any more.
+#[must_use]
+pub fn has_left<'a>(
+    replica: &'a Replica,
+    owner: &Owner,
+    incarnation: &str,
+) -> Option<&'a Decision> {
+    let says = |told: &Told<'_>| match &told.decision.what {
+        Decided::Leave { owner: left, incarnation: of } => {
+            left == owner
+                && of == incarnation
+                && (*told.said_by() == owner.region) == owner.cluster.is_some()
+        }
+        Decided::Approve { .. } => false,
+    };
+    held(replica).find(says).map(|told| told.decision)
+}
+
+/// The holds of `cluster` that its region approved: what its agent may let go.
+pub fn approved<'a>(replica: &'a Replica, owner: &'a Owner) -> impl Iterator<Item = &'a str> {
+    held(replica).filter(|told| *told.said_by() == owner.region).filter_map(|told| {
+        match &told.decision.what {
+            Decided::Approve { cluster, hold } if Some(cluster) == owner.cluster.as_ref() => {
+                Some(hold.as_str())
+            }
+            _ => None,
+        }
+    })
+}
+
+/// Whether a decision is to be forgotten.
+#[must_use]
+pub fn is_over(decision: &Decision, now: Timestamp) -> bool {
+    match decision.what {
+        Decided::Approve { .. } => now.duration_since(decision.at) > APPROVAL,
+        Decided::Leave { .. } => false,
+    }
+}
+
+/// What the agent of `owner` holds back, as its cluster's record says it.
+#[must_use]
+pub fn holds(replica: &Replica, owner: &Owner) -> Vec<String> {
+    cluster_record(replica, owner).map(held_back).unwrap_or_default()
+}
+
+/// What a cluster asks to be approved, by id.
+fn held_back(cluster: &Cluster) -> Vec<String> {
+    cluster.holds.iter().map(|hold| hold.id.clone()).collect()
+}
+
+fn cluster_record<'a>(replica: &'a Replica, owner: &Owner) -> Option<&'a Cluster> {
+    let key = Key::of_owner(owner.clone(), Kind::Cluster);
+    match &replica.get(&key)?.record.as_ref()?.body {
+        Body::Cluster(cluster) => Some(cluster),
+        _ => None,
+    }
+}
+
+/// Whether `hold` of `cluster` can be approved in `view.region`.
+///
+/// # Errors
+/// Says what there is instead, or where to go.
+pub fn approve(view: &View<'_>, cluster: &ClusterId, hold: &str) -> Result<Decided, Refusal> {
+    let owner = own_cluster(view, cluster)?;
+    let present = holds(view.replica, &owner);
+    if !present.iter().any(|id| id == hold) {
+        let (cluster, hold) = (cluster.clone(), hold.to_owned());
+        return Err(Refusal::UnknownHold { cluster, hold, present });
+    }
+    Ok(Decided::Approve { cluster: cluster.clone(), hold: hold.to_owned() })
+}
+
+/// Who is to leave, or to come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leaver {
+    /// One of this region's clusters.
+    Cluster(ClusterId),
+    /// Another region, with its clusters.
+    Region(RegionName),
+}
+
+/// Whether `leaver` can leave; `live` also one that is alive.
+///
+/// # Errors
+/// Says what there is instead, or where to go.
+pub fn leave(view: &View<'_>, leaver: &Leaver, live: bool) -> Result<Decided, Refusal> {
+    let owner = match leaver {
+        Leaver::Cluster(cluster) => own_cluster(view, cluster)?,
+        Leaver::Region(region) => known_region(view, region)?,
+    };
+    let there = view.there(&owner);
+    if there.heard.may_be_live() && !live {
+        return Err(Refusal::Live { owner, heard: there.heard.to_string() });
+    }
+    Ok(Decided::Leave { owner, incarnation: there.incarnation.unwrap_or_default() })
+}
+
+/// The leaves of this region that are to be taken back for `leaver`.
+///
+/// # Errors
+/// [`Refusal::NotSaid`].
+pub fn withdraw(view: &View<'_>, leaver: &Leaver) -> Result<Vec<Decision>, Refusal> {
+    let owner = match leaver {
+        Leaver::Cluster(cluster) => Owner::cluster(view.region.clone(), cluster.clone()),
+        Leaver::Region(region) => Owner::region(region.clone()),
+    };
+    let about = |told: &Told<'_>| match &told.decision.what {
+        Decided::Leave { owner: left, .. } => *left == owner,
+        Decided::Approve { .. } => false,
+    };
+    let (ours, others): (Vec<_>, Vec<_>) =
+        held(view.replica).filter(about).partition(|told| told.said_by() == view.region);
+    if ours.is_empty() {
+        let said_by = others.iter().map(|told| told.said_by().to_string()).collect();
+        return Err(Refusal::NotSaid { owner, said_by });
+    }
+    Ok(ours.iter().map(|told| told.decision.clone()).collect())
+}
+
+/// What became of a decision.
+#[must_use]
+pub fn state(view: &View<'_>, told: Told<'_>) -> State {
+    match &told.decision.what {
+        Decided::Approve { cluster, hold } => {
+            let owner = Owner::cluster(told.said_by().clone(), cluster.clone());
+            if holds(view.replica, &owner).contains(hold) {
+                return State::Waiting(format!("{cluster} still holds it back"));
+            }
+            State::Applied
+        }
+        Decided::Leave { owner, incarnation } => {
+            match view.verdict(told.said_by(), owner, incarnation) {
+                Verdict::Apply => State::Waiting("the leader removes it".to_owned()),
+                Verdict::Done | Verdict::Superseded => State::Applied,
+                Verdict::Wait(why) => State::Waiting(why),
+            }
+        }
+    }
+}
+
+fn own_cluster(view: &View<'_>, cluster: &ClusterId) -> Result<Owner, Refusal> {
+    let owner = Owner::cluster(view.region.clone(), cluster.clone());
+    if cluster.fits(view.region) && view.there(&owner).held {
+        return Ok(owner);
+    }
+    let owners = || view.replica.owners().filter(|(_, holding)| !holding.is_empty());
+    let claims = |owner: &&Owner| owner.cluster.as_ref() == Some(cluster);
+    if let Some(owner) = owners().map(|(owner, _)| owner).find(claims) {
+        let region = owner.region.clone();
+        return Err(Refusal::OtherRegion { cluster: cluster.clone(), region });
+    }
+    let ours = owners().filter(|(owner, _)| owner.region == *view.region);
+    let known = ours.filter_map(|(owner, _)| Some(owner.cluster.as_ref()?.to_string()));
+    let known = known.collect();
+    Err(Refusal::Unknown { what: "cluster", name: cluster.to_string(), known })
+}
+
+fn known_region(view: &View<'_>, region: &RegionName) -> Result<Owner, Refusal> {
+    if region == view.region {
+        return Err(Refusal::OwnRegion(region.clone()));
+    }
+    let owner = Owner::region(region.clone());
+    if view.there(&owner).held {
+        return Ok(owner);
+    }
+    let owners = view.replica.owners().filter(|(_, holding)| !holding.is_empty());
+    let others = owners.map(|(owner, _)| &owner.region).filter(|region| *region != view.region);
+    let known: std::collections::BTreeSet<_> = others.map(ToString::to_string).collect();
+    let known = known.into_iter().collect();
+    Err(Refusal::Unknown { what: "region", name: region.to_string(), known })
+}
+
+#[cfg(test)]
+mod tests;

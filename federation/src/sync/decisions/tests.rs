@@ -1,0 +1,47 @@
+use super::*;
+
+fn approval(cluster: &str, hold: &str) -> Decided {
+    Decided::Approve { cluster: cluster.parse().unwrap(), hold: hold.into() }
+}
+
+fn leaves(owner: &str, incarnation: &str) -> Decided {
+    Decided::Leave { owner: owner.parse().unwrap(), incarnation: incarnation.into() }
+}
+
+#[test]
+fn saying_it_twice_is_saying_it_once_and_nothing_else_is_the_same() {
+    let us = "us".parse().unwrap();
+    let long = "x".repeat(5000);
+    let decisions = [
+        approval("us-a", "1"),
+        approval("us-a", "2"),
+        approval("us-a", &long),
+        approval("us-b", "1"),
+        leaves("us/us-a", "1"),
+        leaves("us/us-a", ""),
+        leaves("us/_", "1"),
+        leaves("eu/_", "1"),
+    ];
+    let keys: std::collections::BTreeSet<String> =
+        decisions.iter().map(|what| key(&us, what).to_string()).collect();
+    assert_eq!(keys.len(), decisions.len());
+    for what in &decisions {
+        let key = key(&us, what);
+        assert_eq!(key.to_string().parse::<Key>().unwrap(), key);
+        assert_eq!(key, super::key(&us, what));
+    }
+    // A wire format: another version has to find it.
+    let text = key(&us, &leaves("us/us-a", "1")).to_string();
+    assert_eq!(text, "/tombolo/v1/us/_/decision/_/leave-us-a.438235031cb11495");
+}
+
+#[test]
+fn approvals_are_forgotten_after_a_day_and_leaves_are_not() {
+    let at = Timestamp::from_second(1_800_000_000).unwrap();
+    let decision = |what| Decision { by: String::new(), at, note: String::new(), what };
+    let (approval, leave) = (decision(approval("us-a", "1")), decision(leaves("us/us-a", "1")));
+    let hours = |hours| at + SignedDuration::from_hours(hours);
+    assert!(!is_over(&approval, hours(24)) && is_over(&approval, hours(25)));
+    assert!(!is_over(&leave, hours(100_000)));
+    assert!(!is_over(&approval, hours(-1)), "clocks differ");
+}

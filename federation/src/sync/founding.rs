@@ -1,0 +1,185 @@
+//! Which store this is, and which leader's term: together the epoch of what the region says.
+//!
+//! Owns: [`begin`], the first fenced transaction of each leader. Promises: the region's epoch has
+//! the store's own id and a count that only grows, whichever replica leads, and also when the store
+//! is restored from a backup: what a new leader says is newer than all that any old one said. A new
+//! store has a new id, by which peers tell that the old one was lost. Leaves to others: randomness
+//! and wall time, which are passed in; asking peers for what a lost store had said.
+//!
+//! Turned down: the epoch of a replica's state directory, of which there is one per replica, so
+//! that two leaders' words would have no order.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tracing::{error, info};
+
+use super::facts;
+use super::leader::{Leader, LeaderError};
+use crate::proto::local as wire;
+use crate::record::{Epoch, to_unix_ms};
+use crate::store::{self, Commit, Guard, Revision, Txn};
+
+/// The term of one leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Term {
+    /// What the store says of itself, this term included.
+    pub founding: wire::Founding,
+    /// The commit that began it: a replica that has it has all that earlier leaders said.
+    pub began: Revision,
+}
+
+impl Term {
+    /// The epoch of all that the region says in this term.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        Epoch { id: self.founding.id.clone(), count: self.founding.term }
+    }
+
+    /// The region's incarnation: that of its store.
+    #[must_use]
+    pub fn incarnation(&self) -> &str {
+        &self.founding.id
+    }
+}
+
+/// Begins the term of a leader that has said nothing yet. `new_id` is for a store that has none.
+///
+/// # Errors
+/// See [`LeaderError`]. Whether a term has begun is then not known, and does not matter: the next
+/// attempt begins a later one.
+pub async fn begin(leader: &Leader, new_id: &str, now: Timestamp) -> Result<Term, LeaderError> {
+    let key = facts::founding_key();
+    let held = store::read(&*leader.store, &key).await?;
+    let written = held.as_ref().map_or(0, |held| held.mod_revision);
+    let founding = next(held.map(|held| held.value).as_ref(), new_id, now);
+    let guards = vec![Guard::ModRevision(key, written)];
+    let ops = vec![facts::founding_op(&founding)];
+    match leader.commit_guarded(Txn { guards, ops }).await? {
+        Commit::Done(began) => {
+            info!(incarnation = founding.id, term = founding.term, "a term begins");
+            Ok(Term { founding, began })
+        }
+        // Only leaders write it.
+        Commit::GuardFailed => Err(LeaderError::NotLeader),
+    }
+}
+
+/// Records that all peers have said what they knew of the region.
+///
+/// # Errors
+/// See [`LeaderError`].
+pub async fn recovered(leader: &Leader) -> Result<(), LeaderError> {
+    let key = facts::founding_key();
+    let held = store::read(&*leader.store, &key).await?;
+    let Some(founding) = held.as_ref().and_then(|held| facts::founding(&held.value)) else {
+        return Err(LeaderError::NotLeader);
+    };
+    let guards = vec![Guard::ModRevision(key, held.map_or(0, |held| held.mod_revision))];
+    let ops = vec![facts::founding_op(&wire::Founding { recovered: true, ..founding })];
+    match leader.commit_guarded(Txn { guards, ops }).await? {
+        Commit::Done(_) => Ok(()),
+        Commit::GuardFailed => Err(LeaderError::NotLeader),
+    }
+}
+
+/// What the next leader writes over what is held.
+fn next(held: Option<&Bytes>, new_id: &str, now: Timestamp) -> wire::Founding {
+    let now_ms = to_unix_ms(now);
+    let read = held.and_then(facts::founding);
+    if held.is_some() && read.is_none() {
+        error!("what the store says of itself cannot be read: it counts as a new store");
+    }
+    let founding = read.unwrap_or_else(|| wire::Founding {
+        id: new_id.to_owned(),
+        founded_ms: now_ms,
+        ..wire::Founding::default()
+    });
+    // The clock makes up for terms that a restored backup does not know of.
+    let term = founding.term.saturating_add(1).max(u64::try_from(now_ms).unwrap_or_default());
+    wire::Founding { term, ..founding }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::replica;
+    use crate::store::election::{Leadership, campaign};
+    use crate::store::embedded::Embedded;
+    use crate::store::{Op, Store};
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    async fn elected(store: &Arc<dyn Store>, name: &str) -> (Leadership, Leader) {
+        let key = facts::election_key();
+        let won = campaign(Arc::clone(store), &key, name, Duration::from_secs(5)).await.unwrap();
+        let (_, replicas) = replica::channel();
+        let leader = Leader { store: Arc::clone(store), fence: won.fence(), replicas };
+        (won, leader)
+    }
+
+    async fn store() -> Arc<dyn Store> {
+        Arc::new(Embedded::in_memory().await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_a_new_leader_says_is_newer_whatever_its_clock() {
+        let store = store().await;
+        let (won, leader) = elected(&store, "a").await;
+        let first = begin(&leader, "id-a", at(1_800_000_000)).await.unwrap();
+        assert_eq!(first.epoch(), Epoch { id: "id-a".into(), count: 1_800_000_000_000 });
+        assert_eq!(first.founding.founded_ms, 1_800_000_000_000);
+        won.resign().await;
+
+        // Its clock is ten minutes behind.
+        let (_won, second) = elected(&store, "b").await;
+        let term = begin(&second, "id-b", at(1_799_999_400)).await.unwrap();
+        assert!(first.epoch().is_older_than(&term.epoch()), "{term:?}");
+        assert_eq!(term.incarnation(), "id-a", "the store is the same one");
+        assert_eq!(term.founding.founded_ms, first.founding.founded_ms);
+
+        let late = begin(&leader, "id-a", at(1_900_000_000)).await;
+        assert!(matches!(late, Err(LeaderError::NotLeader)), "a leader of before begins nothing");
+        let held = store::read(&*store, &facts::founding_key()).await.unwrap().unwrap();
+        assert_eq!(facts::founding(&held.value), Some(term.founding));
+    }
+
+    #[tokio::test]
+    async fn a_restored_store_goes_on_with_a_later_term() {
+        let (live, restored) = (store().await, store().await);
+        let (_won, leader) = elected(&live, "a").await;
+        let backup = begin(&leader, "id", at(1_800_000_000)).await.unwrap();
+        // Terms that the backup knows nothing of.
+        let mut lost = backup.clone();
+        for second in 1..5 {
+            lost = begin(&leader, "id", at(1_800_000_000 + second)).await.unwrap();
+        }
+        let ops = vec![facts::founding_op(&backup.founding)];
+        assert!(restored.commit(Txn { guards: Vec::new(), ops }).await.unwrap().is_done());
+        let (_won, leader) = elected(&restored, "a").await;
+        let term = begin(&leader, "other", at(1_800_000_060)).await.unwrap();
+        assert!(lost.epoch().is_older_than(&term.epoch()), "{term:?} after {lost:?}");
+        assert_eq!(term.incarnation(), "id");
+    }
+
+    #[tokio::test]
+    async fn another_store_is_another_incarnation_and_rubbish_is_no_obstacle() {
+        let store = store().await;
+        let op = Op::put(facts::founding_key(), &b"\xff\xff"[..]);
+        assert!(store.commit(Txn { guards: Vec::new(), ops: vec![op] }).await.unwrap().is_done());
+        let (_won, leader) = elected(&store, "a").await;
+        let term = begin(&leader, "new", at(5)).await.unwrap();
+        assert_eq!(term.epoch(), Epoch { id: "new".into(), count: 5000 });
+    }
+
+    #[test]
+    fn what_peers_answered_is_kept_with_the_store() {
+        let held = wire::Founding { id: "x".into(), recovered: true, ..wire::Founding::default() };
+        let Op::Put { value, .. } = facts::founding_op(&held) else { unreachable!() };
+        assert!(next(Some(&value), "y", at(1)).recovered);
+    }
+}

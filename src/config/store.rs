@@ -1,0 +1,92 @@
+//! Where a region keeps what it knows.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::values::Span;
+
+/// The store of a control plane; the embedded one, in its state directory, unless this says else.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct StoreConfig {
+    /// The region's etcd, which several replicas share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) etcd: Option<EtcdStore>,
+}
+
+/// How to reach etcd.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct EtcdStore {
+    /// Every member: `https://host:port`, or `http://` without TLS.
+    pub(crate) endpoints: Vec<String>,
+    /// PEM of the authority of the members' certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ca: Option<PathBuf>,
+    /// PEM of our certificate chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cert: Option<PathBuf>,
+    /// PEM of its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) key: Option<PathBuf>,
+    /// Our name, if etcd's authentication is enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
+    /// Holds the password, which is in no configuration that is logged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// What a request may take, all attempts together.
+    #[serde(default = "request_timeout")]
+    pub(crate) request_timeout: Span,
+}
+
+fn request_timeout() -> Span {
+    Span(Duration::from_secs(5))
+}
+
+impl StoreConfig {
+    /// What no single field can show to be wrong.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.etcd.as_ref().map_or(Ok(()), EtcdStore::check)
+    }
+}
+
+impl EtcdStore {
+    fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.endpoints.is_empty(), "store.etcd.endpoints: no endpoint");
+        let mut tls = 0;
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            let uri: Option<http::Uri> = endpoint.parse().ok();
+            let scheme =
+                uri.as_ref().filter(|uri| uri.host().is_some()).and_then(|uri| uri.scheme_str());
+            anyhow::ensure!(
+                matches!(scheme, Some("http" | "https")),
+                "store.etcd.endpoints[{index}]: {endpoint:?} is not https://HOST:PORT or http://HOST:PORT"
+            );
+            tls += usize::from(scheme == Some("https"));
+        }
+        anyhow::ensure!(
+            tls == 0 || tls == self.endpoints.len(),
+            "store.etcd.endpoints: some are https and some are http"
+        );
+        for (field, file) in [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)] {
+            anyhow::ensure!(
+                file.is_none() || tls > 0,
+                "store.etcd.{field}: the endpoints are http, without TLS"
+            );
+        }
+        let complete = self.ca.is_some() && self.cert.is_some() && self.key.is_some();
+        anyhow::ensure!(tls == 0 || complete, "store.etcd: https needs ca, cert and key");
+        anyhow::ensure!(
+            self.user.is_some() == self.password_file.is_some(),
+            "store.etcd: user and passwordFile go together"
+        );
+        anyhow::ensure!(
+            self.request_timeout.0 >= Duration::from_millis(100),
+            "store.etcd.requestTimeout: less than 100 ms"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! Operators' calls, over the process's own Unix socket and nowhere else.
+//!
+//! Whoever may open the socket may decide: it belongs to the process's user and has mode 0600.
+//! Promises: who called is what the kernel says of the other end; each call is audited, one line
+//! with target `audit`, and counted; a socket file that nobody listens on any more is replaced, one
+//! that a process listens on is not. Leaves to others: what may be decided, and what it does
+//! ([`Operated`]).
+
+mod socket;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::serve::IncomingStream;
+use futures::future::BoxFuture;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tombolo_federation::names::{ClusterId, RegionName};
+use tracing::info;
+
+pub(crate) use self::socket::{Bound, reachable};
+use super::mesh::DecisionStatus;
+use super::tasks::Tasks;
+
+/// The path of `tombolo approve`.
+pub(crate) const APPROVE: &str = "/api/v1/approve";
+/// The path of `tombolo leave`.
+pub(crate) const LEAVE: &str = "/api/v1/leave";
+/// Calls are a few names.
+const MAX_BODY: usize = 64 << 10;
+
+/// Let go what a hold holds back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Approve {
+    pub(crate) cluster: ClusterId,
+    pub(crate) hold: String,
+    #[serde(default)]
+    pub(crate) note: String,
+}
+
+/// Let a cluster or a region leave for good.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Leave {
+    pub(crate) who: Leaving,
+    /// Also if it is alive.
+    #[serde(default)]
+    pub(crate) live: bool,
+    /// Take it back instead.
+    #[serde(default)]
+    pub(crate) withdraw: bool,
+    #[serde(default)]
+    pub(crate) note: String,
+}
+
+/// Who leaves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Leaving {
+    Cluster(ClusterId),
+    Region(RegionName),
+}
+
+/// What became of a call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Answer {
+    /// For people.
+    pub(crate) message: String,
+    /// What was decided, or taken back.
+    #[serde(default)]
+    pub(crate) decisions: Vec<DecisionStatus>,
+}
+
+/// Why a call did nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum CallError {
+    /// It is not to be done.
+    #[error("{0}")]
+    Refused(String),
+    /// It could not be done.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What a role lets operators do.
+pub(crate) trait Operated: Send + Sync + 'static {
+    /// `by` is who calls.
+    fn approve(&self, call: Approve, by: String) -> BoxFuture<'_, Result<Answer, CallError>>;
+    /// `by` is who calls.
+    fn leave(&self, call: Leave, by: String) -> BoxFuture<'_, Result<Answer, CallError>>;
+}
+
+/// How often what was called, with what outcome.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Calls(Family<CallLabels, Counter>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    verb: &'static str,
+    outcome: &'static str,
+}
+
+impl Calls {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let calls = Self::default();
+        let registry = registry.sub_registry_with_prefix("tombolo");
+        registry.register(
+            "operator_calls",
+            "Calls of operators over the process's socket",
+            calls.0.clone(),
+        );
+        calls
+    }
+}
+
+/// The server's state.
+#[derive(Clone)]
+struct Desk {
+    operated: Arc<dyn Operated>,
+    calls: Calls,
+}
+
+/// The other end of a connection, as the kernel knows it.
+#[derive(Debug, Clone)]
+struct Peer(String);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(match stream.io().peer_cred() {
+            Ok(cred) => {
+                let pid = cred.pid().map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+                format!("uid {} pid {pid}", cred.uid())
+            }
+            Err(error) => format!("unknown ({error})"),
+        })
+    }
+}
+
+/// Binds the socket at `path`.
+pub(crate) fn bind(path: &Path) -> anyhow::Result<Bound> {
+    Ok(Bound::at(path)?)
+}
+
+/// Starts the server as a task of its role.
+pub(crate) fn start(
+    tasks: &mut Tasks,
+    bound: Bound,
+    operated: Arc<dyn Operated>,
+    calls: Calls,
+    stop: &CancellationToken,
+) {
+    info!(socket = %bound.path().display(), "taking operators' calls");
+    tasks.start("operator", serve(bound, Desk { operated, calls }, stop.clone()));
+}
+
+async fn serve(mut bound: Bound, desk: Desk, stop: CancellationToken) -> anyhow::Result<()> {
+    let router = Router::new()
+        .route(APPROVE, post(approve))
+        .route(LEAVE, post(leave))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(desk)
+        .into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(bound.listener()?, router);
+    server.with_graceful_shutdown(stop.cancelled_owned()).await?;
+    drop(bound);
+    Ok(())
+}
+
+async fn approve(
+    State(desk): State<Desk>,
+    ConnectInfo(Peer(by)): ConnectInfo<Peer>,
+    axum::Json(call): axum::Json<Approve>,
+) -> Response {
+    let what = format!("{} of {}", call.hold, call.cluster);
+    let note = call.note.clone();
+    let outcome = desk.operated.approve(call, by.clone()).await;
+    desk.finish(Audit { verb: "approve", what, by, note }, outcome)
+}
+
+async fn leave(
+    State(desk): State<Desk>,
+    ConnectInfo(Peer(by)): ConnectInfo<Peer>,
+    axum::Json(call): axum::Json<Leave>,
+) -> Response {
+    let what = match &call.who {
+        Leaving::Cluster(cluster) => format!("cluster {cluster}"),
+        Leaving::Region(region) => format!("region {region}"),
+    };
+    let live = if call.live { ", alive" } else { "" };
+    let what = format!("{what}{live}");
+    let verb = if call.withdraw { "withdraw leave" } else { "leave" };
+    let note = call.note.clone();
+    let outcome = desk.operated.leave(call, by.clone()).await;
+    desk.finish(Audit { verb, what, by, note }, outcome)
+}
+
+/// What an audit line says besides the outcome.
+struct Audit {
+    verb: &'static str,
+    what: String,
+    by: String,
+    note: String,
+}
+
+impl Desk {
+    /// Audits, counts and answers.
+    fn finish(&self, audit: Audit, outcome: Result<Answer, CallError>) -> Response {
+        let Audit { verb, what, by, note } = audit;
+        let (label, detail, status) = match &outcome {
+            Ok(answer) => ("done", &answer.message, StatusCode::OK),
+            Err(CallError::Refused(why)) => ("refused", why, StatusCode::CONFLICT),
+            Err(CallError::Failed(why)) => ("failed", why, StatusCode::SERVICE_UNAVAILABLE),
+        };
+        info!(
+            target: "audit",
+            by,
+            verb,
+            what,
+            note,
+            from = "operator socket",
+            outcome = label,
+            detail,
+            "operator call"
+        );
+        self.calls.0.get_or_create(&CallLabels { verb, outcome: label }).inc();
+        match outcome {
+            Ok(answer) => axum::Json(answer).into_response(),
+            Err(error) => (status, error.to_string()).into_response(),
+        }
+    }
+}
