@@ -500,7 +500,7 @@ store: {etcd: {endpoints: ['https://e:2379'], ca: a, cert: b, key: c, user: u, p
         etcd("endpoints: ['h:1']", "store.etcd.endpoints[0]: \"h:1\" is not https://HOST:PORT");
         etcd("endpoints: ['https://a:1', 'http://b:1']", "some are https and some are http");
         etcd("endpoints: ['http://a:1'], ca: x", "store.etcd.ca: the endpoints are http");
-        etcd("endpoints: ['https://a:1'], cert: x", "cert and key go together");
+        etcd("endpoints: ['https://a:1'], cert: x", "https needs ca, cert and key");
         etcd("endpoints: ['https://a:1'], user: x", "user and passwordFile go together");
         etcd("endpoints: ['https://a:1'], requestTimeout: 1ms", "store.etcd.requestTimeout");
         etcd("endpoint: x", "unknown field `endpoint`");
