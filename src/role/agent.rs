@@ -120,7 +120,7 @@ impl Agent {
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
         let whole = watch::Sender::new(image.is_some());
-        let published = restore(image, &owner, &writer);
+        let before = restore(image, &owner, &writer);
         let held = identity.held();
         let view = Arc::new(View {
             owner: owner.clone(),
@@ -156,7 +156,7 @@ impl Agent {
         let mut own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
             cluster: cluster_record(&config, &state),
-            guard: Guarded::new(guard, published),
+            guard: Guarded::new(guard, before),
             approvals: approvals_rx,
             desired,
             joined: joined_rx.clone(),

@@ -198,7 +198,8 @@ pub fn holds(replica: &Replica, owner: &Owner) -> Vec<String> {
 
 /// What a cluster asks to be approved, by id.
 fn held_back(cluster: &Cluster) -> Vec<String> {
-    cluster.holds.iter().map(|hold| hold.id.clone()).collect()
+    let suspicion = cluster.suspect.iter().map(|suspect| suspect.id.clone());
+    cluster.holds.iter().map(|hold| hold.id.clone()).chain(suspicion).collect()
 }
 
 fn cluster_record<'a>(replica: &'a Replica, owner: &Owner) -> Option<&'a Cluster> {

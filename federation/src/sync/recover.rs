@@ -16,13 +16,14 @@ use tracing::{debug, info, warn};
 use super::intake::{Accept, Intake, IntakeError};
 use super::leader::{Leader, LeaderError};
 use super::reseed::{Seed, seed_owner};
-use super::transactions::by_owner;
+use super::transactions::{Changes, by_owner};
 use super::{chain, client, facts};
+use crate::key::Kind;
 use crate::names::{Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::record::READS_LEVEL;
 use crate::replica::{self, Batch};
-use crate::store;
+use crate::store::{self, Guard, Op, Txn};
 
 /// A peer that does not answer for so long is asked again later.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
@@ -96,6 +97,9 @@ async fn seed(leader: &Leader, peer: &RegionName, batch: Batch) -> Result<usize,
     let mut written = 0;
     for (owner, changes) in by_owner(batch, |_| None) {
         if has_spoken(leader, &owner).await? {
+            if owner.cluster.is_none() {
+                written += decisions(leader, changes).await?;
+            }
             continue;
         }
         let records = changes.items.into_iter().filter_map(|(key, value)| Some((key, value?)));
@@ -111,6 +115,19 @@ async fn seed(leader: &Leader, peer: &RegionName, batch: Batch) -> Result<usize,
         warn!(%peer, records = written, "this region's store was lost: a peer gave back what it had of it");
     } else {
         info!(%peer, "the peer had nothing of this region that its store lacks");
+    }
+    Ok(written)
+}
+
+/// The region has spoken before this peer could be asked: what had been decided stands all the same.
+async fn decisions(leader: &Leader, changes: Changes) -> Result<usize, LeaderError> {
+    let mut written = 0;
+    let decisions = changes.items.into_iter().filter(|(key, _)| key.kind == Kind::Decision);
+    for (key, value) in decisions {
+        let Some(value) = value else { continue };
+        let guards = vec![Guard::ModRevision(key.to_string(), 0)];
+        let ops = vec![Op::put(key.to_string(), value)];
+        written += usize::from(leader.commit_guarded(Txn { guards, ops }).await?.is_done());
     }
     Ok(written)
 }

@@ -18,7 +18,7 @@ use super::leader::Leader;
 use super::local::{self, Facts};
 use super::own::OwnRecords;
 use super::settings;
-use super::spokesman::Spokesman;
+use super::spokesman::{Sources, Spokesman};
 use super::{follower, transactions};
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, Owner, RegionName};
@@ -120,10 +120,13 @@ impl Bench {
             leader.clone(),
             us(),
             &term,
-            Arc::new(move || region.borrow().clone()),
-            self.asking.sessions.clone(),
-            self.asks.clone(),
-            Arc::new(move || *clock.borrow()),
+            Sources {
+                settings: Arc::new(move || region.borrow().clone()),
+                sessions: self.asking.sessions.clone(),
+                asks: self.asks.clone(),
+                recovered: watch::channel(true).1,
+                clock: Arc::new(move || *clock.borrow()),
+            },
         );
         let departures = Departures {
             leader,

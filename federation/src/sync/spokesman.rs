@@ -33,17 +33,28 @@ const TOGETHER: Duration = Duration::from_millis(50);
 /// What configuration says of the region; asked anew each time.
 pub type Settings = Arc<dyn Fn() -> Region + Send + Sync>;
 
+/// What a region speaks from.
+pub struct Sources {
+    /// What configuration says of it.
+    pub settings: Settings,
+    /// The local facts of its clusters' sessions.
+    pub sessions: watch::Receiver<Facts>,
+    /// The local facts of what operators asked for.
+    pub asks: watch::Receiver<Facts>,
+    /// Whether all that the region had decided before is known: a new store asks the peers.
+    pub recovered: watch::Receiver<bool>,
+    /// Wall time.
+    pub clock: WallClock,
+}
+
 /// A leader with what it speaks from.
 pub struct Spokesman {
     leader: Leader,
     own: OwnRecords,
     incarnation: String,
-    settings: Settings,
-    sessions: watch::Receiver<Facts>,
-    asks: watch::Receiver<Facts>,
-    clock: WallClock,
-    /// Nothing of this term was said, or it is not known what was.
-    anew: bool,
+    from: Sources,
+    /// What was vouched for in this term.
+    vouched: BTreeSet<Kind>,
     nonce: u64,
     /// Asks that were answered and may still be seen.
     answered: BTreeSet<String>,
@@ -52,24 +63,13 @@ pub struct Spokesman {
 impl Spokesman {
     /// Has said nothing in this term. The leader's replica has all that was said before it.
     #[must_use]
-    pub fn new(
-        leader: Leader,
-        region: RegionName,
-        term: &Term,
-        settings: Settings,
-        sessions: watch::Receiver<Facts>,
-        asks: watch::Receiver<Facts>,
-        clock: WallClock,
-    ) -> Self {
+    pub fn new(leader: Leader, region: RegionName, term: &Term, from: Sources) -> Self {
         Self {
             leader,
             own: OwnRecords::new(Owner::region(region), term.epoch()),
             incarnation: term.incarnation().to_owned(),
-            settings,
-            sessions,
-            asks,
-            clock,
-            anew: true,
+            from,
+            vouched: BTreeSet::new(),
             nonce: 0,
             answered: BTreeSet::new(),
         }
@@ -81,7 +81,7 @@ impl Spokesman {
     /// Only when the leadership is lost, or the store is damaged.
     pub async fn speak(mut self) -> LeaderError {
         // Without them, members that no record names would seem to have left.
-        if self.sessions.wait_for(Option::is_some).await.is_err() {
+        if self.from.sessions.wait_for(Option::is_some).await.is_err() {
             return LeaderError::Stopping;
         }
         let mut beacon = Instant::now();
@@ -102,7 +102,7 @@ impl Spokesman {
                     warn!(error = chain(&error), "the region's own records could not be written");
                     // What of it was committed is not known: all is said again.
                     self.own.forget();
-                    self.anew = true;
+                    self.vouched.clear();
                     beacon = Instant::now();
                     sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
                 }
@@ -115,8 +115,9 @@ impl Spokesman {
         let up = tokio::select! {
             () = sleep_until(beacon) => return true,
             view = self.leader.replicas.next() => view.is_some(),
-            changed = self.sessions.changed() => changed.is_ok(),
-            changed = self.asks.changed() => changed.is_ok(),
+            changed = self.from.sessions.changed() => changed.is_ok(),
+            changed = self.from.asks.changed() => changed.is_ok(),
+            Ok(()) = self.from.recovered.changed() => true,
         };
         sleep(TOGETHER).await;
         up
@@ -132,23 +133,33 @@ impl Spokesman {
         if !self.own.has_said(&key, &region) {
             batch.items.push(self.own.say(&key, &region));
         }
-        if self.anew {
-            batch.complete = self.own.complete(&super::REGION_KINDS);
+        let vouched = self.kinds_known();
+        if vouched != self.vouched {
+            let kinds: Vec<Kind> = vouched.iter().copied().collect();
+            batch.complete = self.own.complete(&kinds);
         }
         if beacon {
             self.nonce += 1;
             let body = Arc::new(Body::Beacon(Beacon { nonce: self.nonce }));
             batch.items.push(self.own.say(&Key::of_owner(owner, Kind::Beacon), &body));
         }
-        let now = (self.clock)();
+        let now = (self.from.clock)();
         for told in decisions::held(&replica) {
             if told.key.owner == *self.own.owner() && decisions::is_over(told.decision, now) {
                 self.unsay(&mut batch, told.key);
             }
         }
         self.commit(batch, None).await?;
-        self.anew = false;
+        self.vouched = vouched;
         self.answer_asks(now).await
+    }
+
+    /// Until the peers have said what they know of the region, a decision that is not here may have
+    /// been made: vouching for all that there is would take it from them.
+    fn kinds_known(&self) -> BTreeSet<Kind> {
+        let recovered = *self.from.recovered.borrow();
+        let known = |kind: &Kind| recovered || *kind != Kind::Decision;
+        super::REGION_KINDS.into_iter().filter(known).collect()
     }
 
     /// What the region says of itself now.
@@ -156,13 +167,13 @@ impl Spokesman {
         let region = &self.own.owner().region;
         Region {
             incarnation: self.incarnation.clone(),
-            members: settings::members(replica, region, &self.sessions.borrow()),
-            ..(self.settings)()
+            members: settings::members(replica, region, &self.from.sessions.borrow()),
+            ..(self.from.settings)()
         }
     }
 
     async fn answer_asks(&mut self, now: Timestamp) -> Result<(), LeaderError> {
-        let asks = self.asks.borrow_and_update().clone().unwrap_or_default();
+        let asks = self.from.asks.borrow_and_update().clone().unwrap_or_default();
         self.answered.retain(|key| asks.contains_key(key));
         let waiting = asks.iter().filter(|(key, _)| !self.answered.contains(*key));
         let read = |(key, value): (&String, &bytes::Bytes)| (key.clone(), facts::ask(value));

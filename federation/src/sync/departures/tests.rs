@@ -78,3 +78,34 @@ fn nobody_speaks_for_a_cluster_but_its_region_nor_a_region_for_itself() {
     check("us", "us/_", "1 | heard 300 | held", "us does not forget itself");
     check("eu", "eu/_", "1 | heard 300 | held", "eu does not forget itself");
 }
+
+/// What this process knows of a session may be old: what the store has counts.
+#[tokio::test]
+async fn a_session_that_has_become_anothers_is_left_alone_with_its_records() {
+    use std::sync::Arc;
+
+    use crate::store::Store;
+    use crate::store::embedded::Embedded;
+
+    let store: Arc<dyn Store> = Arc::new(Embedded::in_memory().await.unwrap());
+    let owner: Owner = "us/us-a".parse().unwrap();
+    let session = facts::session_key(&owner);
+    let record = Key::of_owner(owner.clone(), Kind::Cluster).to_string();
+    let (_, replicas) = crate::replica::channel();
+    // A leader whose election key was never made: it does not exist, so the fence holds.
+    let fence = Guard::CreateRevision("/never".into(), 0);
+    let leader = Leader { store: Arc::clone(&store), fence, replicas };
+    let says = async |uid: &str| {
+        let value = wire::Session { uid: uid.into(), ..wire::Session::default() }.encode_to_vec();
+        let ops = vec![Op::put(&session, value), Op::put(&record, "v")];
+        assert!(store.commit(Txn { guards: Vec::new(), ops }).await.unwrap().is_done());
+    };
+    let left = async || store::list(&*store, "/tombolo/").await.unwrap().0.len();
+
+    says("2").await;
+    assert!(forget_cluster(&leader, &owner, "1").await.unwrap().is_none());
+    assert_eq!(left().await, 2);
+    says("1").await;
+    assert!(forget_cluster(&leader, &owner, "1").await.unwrap().is_some());
+    assert_eq!(left().await, 0);
+}

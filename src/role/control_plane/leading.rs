@@ -1,0 +1,228 @@
+//! What a replica does while it leads: writes back what the store lost, asks the peers of a new one,
+//! begins a term, speaks for the region, forgets who left, compacts, and mirrors the peers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tombolo_ca::identity::Identity;
+use tombolo_ca::material::Held;
+use tombolo_federation::names::RegionName;
+use tombolo_federation::replica::Replicas;
+use tombolo_federation::store::{Guard, Store, StoreError, election};
+use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::departures::{Departures, forget_those_who_left, forgotten};
+use tombolo_federation::sync::follower::Following;
+use tombolo_federation::sync::founding::{self, Term};
+use tombolo_federation::sync::leader::{Leader, LeaderError};
+use tombolo_federation::sync::local::Facts;
+use tombolo_federation::sync::spokesman::{Sources, Spokesman};
+use tombolo_federation::sync::{client, compactor, facts, mirror, recover, reseed};
+use tonic::transport::Channel;
+use tracing::{info, warn};
+
+use crate::role::{grpc, wall_clock};
+use crate::state_dir::new_id;
+
+use super::view::View;
+
+/// How long a leader of a new store waits for what its peers know of the region. They are asked
+/// further.
+const PEERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Speaks for the region and mirrors its peers, whenever this process leads.
+pub(super) struct Candidate {
+    /// Says to people who leads.
+    pub(super) id: String,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) replicas: Replicas,
+    pub(super) following: watch::Receiver<Following>,
+    pub(super) held: Held,
+    pub(super) asks: watch::Receiver<Facts>,
+    pub(super) view: Arc<View>,
+}
+
+impl Candidate {
+    pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let (key, ttl) = (facts::election_key(), self.view.config.leader_ttl.0);
+            let campaign = election::campaign(Arc::clone(&self.store), &key, &self.id, ttl);
+            let leadership = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                leadership = campaign => leadership?,
+            };
+            info!(region = %self.view.config.region, "leading");
+            self.view.leading.send_replace(true);
+            let ended = tokio::select! {
+                () = stop.cancelled() => None,
+                () = leadership.lost() => Some(Ok(LeaderError::NotLeader)),
+                ended = self.lead(leadership.fence()) => Some(ended),
+            };
+            self.view.leading.send_replace(false);
+            leadership.resign().await;
+            match ended {
+                None => return Ok(()),
+                Some(Ok(LeaderError::NotLeader)) => warn!("leadership lost, campaigning anew"),
+                Some(Ok(error)) => return Err(error.into()),
+                Some(Err(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Ends with the first part that ends.
+    async fn lead(&self, fence: Guard) -> anyhow::Result<LeaderError> {
+        let mut leader =
+            Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
+        // Before anybody is compared with the store: what it has lost would look like their word.
+        let written = reseed::reseed(&mut leader, &self.following).await;
+        match written {
+            Ok(0) => {}
+            Ok(records) => warn!(records, "what the store had lost was written back"),
+            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
+                warn!(%error, "what the store has lost cannot be written back yet");
+                tokio::time::sleep(self.view.config.leader_ttl.0).await;
+                return Ok(LeaderError::NotLeader);
+            }
+            Err(error) => return Ok(error),
+        }
+        let config = &self.view.config;
+        let term = match begin_term(&leader).await {
+            Ok(term) => term,
+            Err(error) => return Ok(error),
+        };
+        // What was said in earlier terms is here before anything is decided by it.
+        if let Err(error) = leader.caught_up(term.began).await {
+            return Ok(error);
+        }
+        let mut parts = JoinSet::new();
+        let recovered = self.recover(&mut parts, &leader, &term).await?;
+        let view = Arc::clone(&self.view);
+        let spokesman = Spokesman::new(
+            leader.clone(),
+            config.region.clone(),
+            &term,
+            Sources {
+                settings: Arc::new(move || view.region()),
+                sessions: self.view.asking.sessions.clone(),
+                asks: self.asks.clone(),
+                recovered,
+                clock: wall_clock(),
+            },
+        );
+        parts.spawn(spokesman.speak());
+        parts.spawn(forget_those_who_left(Departures {
+            leader: leader.clone(),
+            region: config.region.clone(),
+            sessions: self.view.asking.sessions.clone(),
+            left: self.view.asking.left.clone(),
+            started: self.view.asking.started,
+        }));
+        let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
+        parts.spawn(async move {
+            compacting.await;
+            LeaderError::Stopping
+        });
+        for peer in &config.peers {
+            let expected = Identity::ControlPlane { region: peer.region.clone() };
+            let channel = grpc::dial(&peer.address, expected, &self.held)?;
+            let link = self.view.links[&peer.region].clone();
+            let left = self.view.asking.left.clone();
+            parts.spawn(follow_peer(leader.clone(), peer.region.clone(), channel, link, left));
+        }
+        let ended = parts.join_next().await.context("a leader has at least its own region")?;
+        Ok(ended?)
+    }
+}
+
+impl Candidate {
+    /// A new store is that of a new region, or of one that lost its store: the peers know. They are
+    /// asked until each has answered; the first words of this region wait a little for them, since
+    /// what they return of its own (who joined when, what was decided) is not to be said anew.
+    async fn recover(
+        &self,
+        parts: &mut JoinSet<LeaderError>,
+        leader: &Leader,
+        term: &Term,
+    ) -> anyhow::Result<watch::Receiver<bool>> {
+        let (done, mut told) = watch::channel(term.founding.recovered);
+        if term.founding.recovered {
+            return Ok(told);
+        }
+        let mut asking = JoinSet::new();
+        for peer in &self.view.config.peers {
+            let expected = Identity::ControlPlane { region: peer.region.clone() };
+            let channel = grpc::dial(&peer.address, expected, &self.held)?;
+            let (leader, region) = (leader.clone(), self.view.config.region.clone());
+            let peer = peer.region.clone();
+            asking.spawn(async move { recover::recover(&leader, &region, &peer, channel).await });
+        }
+        let leader = leader.clone();
+        parts.spawn(async move {
+            while let Some(asked) = asking.join_next().await {
+                match asked {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return error,
+                    Err(_) => return LeaderError::Stopping,
+                }
+            }
+            let recorded = founding::recovered(&leader).await;
+            done.send_replace(true);
+            match recorded {
+                Ok(()) => std::future::pending().await,
+                Err(error) => error,
+            }
+        });
+        let answered = told.wait_for(|done| *done);
+        if tokio::time::timeout(PEERS_ANSWER_WITHIN, answered).await.is_err() {
+            info!("not all peers have said what they know of this region, going on without");
+        }
+        Ok(told)
+    }
+}
+
+/// Mirrors a peer, from the start whenever it is forgotten, or no longer: what was held of it then is
+/// not what the stream goes on from.
+pub(super) async fn follow_peer(
+    leader: Leader,
+    peer: RegionName,
+    channel: Channel,
+    link: watch::Sender<Link>,
+    mut left: watch::Receiver<Facts>,
+) -> LeaderError {
+    loop {
+        let known = forgotten(&left.borrow_and_update(), &peer);
+        let mirror = mirror::mirror(
+            leader.clone(),
+            peer.clone(),
+            channel.clone(),
+            link.clone(),
+            known.clone(),
+        );
+        tokio::select! {
+            // Safe to drop: what was not committed is asked for again.
+            ended = mirror => return ended,
+            changed = left.wait_for(|left| forgotten(left, &peer) != known) => {
+                if changed.is_err() {
+                    return LeaderError::Stopping;
+                }
+            }
+        }
+    }
+}
+
+/// The first thing that a leader writes, tried until it is known to be there.
+pub(super) async fn begin_term(leader: &Leader) -> Result<Term, LeaderError> {
+    let mut backoff = client::backoff();
+    loop {
+        match founding::begin(leader, &new_id(), wall_clock()()).await {
+            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
+                warn!(%error, "the term cannot begin yet");
+                tokio::time::sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
+            }
+            begun => return begun,
+        }
+    }
+}
