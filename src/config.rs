@@ -502,7 +502,7 @@ store: {etcd: {endpoints: ['https://e:2379'], ca: a, cert: b, key: c, user: u, p
         etcd("endpoints: ['http://a:1'], ca: x", "store.etcd.ca: the endpoints are http");
         etcd("endpoints: ['https://a:1'], cert: x", "https needs ca, cert and key");
         etcd("endpoints: ['http://a:1'], user: x", "user and passwordFile go together");
-        etcd("endpoints: ['https://a:1'], requestTimeout: 1ms", "store.etcd.requestTimeout");
+        etcd("endpoints: ['http://a:1'], requestTimeout: 1ms", "store.etcd.requestTimeout");
         etcd("endpoint: x", "unknown field `endpoint`");
     }
 
