@@ -37,6 +37,7 @@ pub mod session;
 pub mod settings;
 pub mod spokesman;
 pub mod transactions;
+pub mod transport;
 
 #[cfg(test)]
 mod region_tests;
