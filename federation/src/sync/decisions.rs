@@ -169,6 +169,29 @@ pub fn has_left<'a>(
     held(replica).find(says).map(|told| told.decision)
 }
 
+/// Whether what is held of `owner` is of an incarnation that has left, or of a cluster of a region
+/// that has.
+#[must_use]
+pub fn is_gone(replica: &Replica, owner: &Owner) -> bool {
+    let left = |owner: &Owner, incarnation: &str| has_left(replica, owner, incarnation).is_some();
+    let region = Owner::region(owner.region.clone());
+    let region_left = match record(replica, &region, Kind::Region) {
+        Some(Body::Region(said)) => left(&region, &said.incarnation),
+        // Nothing is held of it any more, or it was never heard.
+        _ => left(&region, ""),
+    };
+    region_left
+        || match record(replica, owner, Kind::Cluster) {
+            Some(Body::Cluster(cluster)) => left(owner, &cluster.uid),
+            _ => false,
+        }
+}
+
+fn record<'a>(replica: &'a Replica, owner: &Owner, kind: Kind) -> Option<&'a Body> {
+    let entry = replica.get(&Key::of_owner(owner.clone(), kind))?;
+    entry.record.as_deref().map(|record| &record.body)
+}
+
 /// The holds of `cluster` that its region approved: what its agent may let go.
 pub fn approved<'a>(replica: &'a Replica, owner: &'a Owner) -> impl Iterator<Item = &'a str> {
     held(replica).filter(|told| *told.said_by() == owner.region).filter_map(|told| {

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use super::decisions;
 use super::transactions::MAX_RECORD_BYTES;
 use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
@@ -278,11 +279,15 @@ impl Intake {
         self.behind.contains(owner) && newest.is_some_and(|held| item.sequence <= held.sequence)
     }
 
-    /// Owners of whom nothing is held and the other side says nothing: they have left.
+    /// Owners of whom the other side says nothing and nothing is held, or who have left by the word
+    /// of an operator while this subscriber was away.
     fn forgettable(&self, held: &Replica) -> Vec<Owner> {
-        let empty = held.owners().filter(|(_, holding)| holding.is_empty());
-        let empty = empty.map(|(owner, _)| owner).filter(|owner| self.accepts(owner));
-        empty.filter(|owner| !self.started.contains(*owner)).cloned().collect()
+        let silent = held
+            .owners()
+            .filter(|(owner, _)| self.accepts(owner) && !self.started.contains(*owner));
+        let gone =
+            silent.filter(|(owner, holding)| holding.is_empty() || decisions::is_gone(held, owner));
+        gone.map(|(owner, _)| owner.clone()).collect()
     }
 
     fn end(&mut self, end: wire::End) -> Result<Step, IntakeError> {
@@ -354,7 +359,10 @@ impl Intake {
                 return Err(IntakeError::DigestMismatch { owner });
             }
         }
-        Ok(Step { position: Some(digests.position), ..Step::default() })
+        let named = digests.owners.iter().filter_map(|theirs| theirs.owner.parse().ok());
+        self.started = named.collect();
+        let batch = Batch { forgotten: self.forgettable(held), ..Batch::default() };
+        Ok(Step { batch, position: Some(digests.position), ..Step::default() })
     }
 }
 

@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::facts;
 use super::transactions::{Changes, by_owner, transactions};
+use crate::key::{Key, Kind};
 use crate::names::Owner;
 use crate::replica::{Batch, Replicas};
-use crate::store::{Commit, Guard, Op, Revision, Store, StoreError, Txn};
+use crate::store::{self, Commit, Guard, Op, Revision, Store, StoreError, Txn};
 
 /// Why a leader stops writing.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +80,24 @@ impl Leader {
     pub async fn commit_guarded(&self, mut txn: Txn) -> Result<Commit, LeaderError> {
         txn.guards.push(self.fence.clone());
         Ok(self.store.commit(txn).await?)
+    }
+
+    /// Deletes all that the store has of an owner that is not this region's, the fact by which
+    /// readers know that it is forgotten last.
+    ///
+    /// # Errors
+    /// See [`LeaderError`]; some of it may be gone then.
+    pub async fn forget(&self, owner: &Owner) -> Result<(), LeaderError> {
+        let (held, _) = store::list(&*self.store, &Key::owner_prefix(owner)).await?;
+        let records = held.into_iter().map(|entry| Op::delete(entry.key));
+        let marks = Kind::ALL.map(|kind| Op::delete(facts::complete_key(owner, kind)));
+        let last = Op::delete(facts::said_key(owner));
+        for txn in store::split(records.chain(marks).chain([last]))? {
+            if self.commit_guarded(txn).await? == Commit::GuardFailed {
+                return Err(LeaderError::NotLeader);
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the replica holds what was committed: the next comparison counts on it.

@@ -132,6 +132,9 @@ impl Mirroring<'_> {
     /// Commits a step, the peer's position with it: apart from the data it could say that something
     /// is here that is not.
     async fn apply(&mut self, step: &Step) -> Result<(), LeaderError> {
+        for owner in &step.batch.forgotten {
+            self.leader.forget(owner).await?;
+        }
         let resume = step.position.filter(|_| step.synced || !step.batch.is_empty());
         let resume = resume.map(|position| facts::resume_op(self.peer, position));
         if let Some(revision) = self.leader.commit(step.batch.clone(), resume).await? {

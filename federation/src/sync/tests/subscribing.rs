@@ -1,6 +1,7 @@
 //! Feed and intake: what a region passes on, and what a subscriber takes for gone.
 
 use super::*;
+use crate::record::{Decided, Decision};
 
 /// A replica filled as a control plane's would be.
 fn held(epoch: Epoch, bodies: &[(Key, Arc<Body>)], kinds: &[Kind]) -> ReplicaWriter {
@@ -184,4 +185,38 @@ async fn a_peer_is_believed_about_itself_only() {
     let stray = wire::SubscribeResponse { message };
     take(&mut intake, &subscriber, vec![stray]).unwrap();
     assert_eq!((keys(&subscriber.current()).len(), intake.refused()), (0, 1));
+}
+
+/// A server that says nothing of an owner does not take it away; an operator's word does.
+#[tokio::test]
+async fn who_left_while_a_subscriber_was_away_is_forgotten() {
+    let region: Owner = "r/_".parse().unwrap();
+    let subscriber =
+        held(epoch("e", 1), &[cluster(), namespace("one")], &crate::sync::CLUSTER_KINDS);
+    let (server, _readers) = replica::channel();
+    let mut own = OwnRecords::new(region.clone(), epoch("region", 1));
+    let speak = |own: &mut OwnRecords, bodies: BTreeMap<Key, Arc<Body>>| {
+        let mut batch = own.reconcile(&bodies, &BTreeMap::new());
+        batch.complete = own.complete(&crate::sync::REGION_KINDS);
+        server.apply(batch, Instant::now());
+    };
+    speak(&mut own, BTreeMap::new());
+    let sync = || {
+        let (_, mut intake, messages) = subscribe(&server, &subscriber);
+        take(&mut intake, &subscriber, messages).unwrap();
+        subscriber.current().holding(&owner()).is_some()
+    };
+    assert!(sync(), "silence is not a word");
+
+    let leave = |incarnation: &str| {
+        let what = Decided::Leave { owner: owner(), incarnation: incarnation.to_owned() };
+        let key = crate::sync::decisions::key(&region.region, &what);
+        let by = "an operator".to_owned();
+        let decision = Decision { by, at: now(), note: String::new(), what };
+        BTreeMap::from([(key, Arc::new(Body::Decision(decision)))])
+    };
+    speak(&mut own, leave("another uid"));
+    assert!(sync(), "it was another that left");
+    speak(&mut own, leave("uid"));
+    assert!(!sync());
 }
