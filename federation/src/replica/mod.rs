@@ -141,6 +141,14 @@ impl Replica {
         self.removed.get(key).copied()
     }
 
+    /// How it would be with `batch` applied.
+    #[must_use]
+    pub fn with(&self, batch: Batch, now: Instant) -> Self {
+        let writer = ReplicaWriter { tx: watch::Sender::new(Arc::new(self.clone())) };
+        writer.apply(batch, now);
+        (*writer.current()).clone()
+    }
+
     /// What differs from `old`, by comparing everything.
     #[must_use]
     pub fn differences(&self, old: &Self) -> std::collections::BTreeSet<Change> {

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::decisions;
 use super::transactions::MAX_RECORD_BYTES;
@@ -165,7 +166,13 @@ impl Intake {
                 self.synced = true;
                 self.synced_at = synced.position;
                 let mut batch = self.finish(held);
-                batch.forgotten = self.forgettable(held);
+                // Who left may be told in the very last part.
+                let decided = batch.items.iter().any(|(key, _)| key.kind == Kind::Decision);
+                batch.forgotten = if decided {
+                    self.forgettable(&held.with(batch.clone(), Instant::now()))
+                } else {
+                    self.forgettable(held)
+                };
                 Ok(Step { batch, synced: true, position: Some(synced.position) })
             }
             Some(Message::Digests(digests)) => self.compare(&digests, held),
