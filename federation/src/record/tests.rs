@@ -312,6 +312,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             feed(subscribe_response::Message::Digests(api::Digests {
                 position: 10,
                 owners: vec![digest()],
+                level: 2,
             })),
         ),
         (

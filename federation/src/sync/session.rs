@@ -14,6 +14,8 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 
+use self::refusal::Refusal;
+pub use self::refusal::{Reason, Tally};
 use self::removals::Removals;
 use super::transactions::{Changes, transactions};
 use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, facts};
@@ -30,10 +32,13 @@ use crate::replica::Removed;
 use crate::store::{self, Commit, Guard, KeyValue, Op, Store, StoreError, Txn};
 
 mod admit;
+mod refusal;
 mod removals;
 
 /// Keys per `want` message.
 const WANT_KEYS: usize = 1000;
+/// What is refused is named with at most so many bytes: the longest key is shorter.
+const MAX_NAMED: usize = 1024;
 /// More keys than this are not taken from one cluster, whatever it declares.
 const MAX_KEYS: usize = 1_000_000;
 
@@ -72,6 +77,7 @@ pub struct Session {
     /// Its newest change in this epoch.
     sequence: u64,
     removals: Removals,
+    tally: Tally,
     phase: Phase,
     cluster: Option<Cluster>,
     entitlement: Entitlement,
@@ -149,6 +155,7 @@ impl Session {
                 told: BTreeSet::new(),
                 sequence: 0,
                 removals: Removals::default(),
+                tally: Tally::default(),
                 phase: Phase::Declaring,
             }),
             Commit::GuardFailed => Err(SessionError::Superseded(owner)),
@@ -159,6 +166,11 @@ impl Session {
     #[must_use]
     pub fn owner(&self) -> &Owner {
         &self.owner
+    }
+
+    /// What was refused and removed since this was last asked.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 
     /// The first answer of the stream.
@@ -275,7 +287,7 @@ impl Session {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
-                Err(reason) => refused.push(refusal(put.key, reason)),
+                Err(why) => refused.push(self.refuse(put.key, why)),
             }
         }
         for tombstone in changes.tombstones {
@@ -286,10 +298,11 @@ impl Session {
                     // At once: the next one is judged by what is left.
                     self.held.remove(&key);
                     let sequence = tombstone.sequence;
+                    self.tally.removed(removal);
                     removed.insert(key.clone(), Removed { removal, sequence });
                     taken.insert(key, None);
                 }
-                Err(reason) => refused.push(refusal(tombstone.key, reason)),
+                Err(why) => refused.push(self.refuse(tombstone.key, why)),
             }
         }
         self.note(&taken, &removed);
@@ -301,6 +314,14 @@ impl Session {
             self.commit(changes).await?;
         }
         Ok(response(Response::Ack(wire::Ack { batch: changes.batch, refused })))
+    }
+
+    fn refuse(&mut self, key: String, why: Refusal) -> wire::RefusedRecord {
+        self.tally.refused(why.reason);
+        // What is refused may be anything, also in length.
+        let key =
+            if key.len() > MAX_NAMED { key.chars().take(MAX_NAMED / 4).collect() } else { key };
+        wire::RefusedRecord { key, reason: why.text }
     }
 
     /// Before the commit: if that fails, the stream ends.
@@ -343,10 +364,9 @@ impl Session {
         let silent = |key: &&Key| {
             kinds.contains(&key.kind) && key.kind != Kind::Beacon && !self.present.contains(*key)
         };
-        let refused = stored.keys().filter(silent).map(|key| {
-            refusal(key.to_string(), "is neither declared nor removed: it stays".to_owned())
-        });
-        let refused = refused.collect();
+        let silent: Vec<String> = stored.keys().filter(silent).map(ToString::to_string).collect();
+        let why = || Refusal::new(Reason::Silent, "is neither declared nor removed: it stays");
+        let refused = silent.into_iter().map(|key| self.refuse(key, why())).collect();
         self.sequence = self.sequence.max(complete.sequence);
         let complete_kinds = kinds.iter().map(|kind| (*kind, self.epoch.clone())).collect();
         let newest = Some(self.newest());
@@ -372,8 +392,11 @@ impl Session {
 }
 
 /// Twice in one batch: the transaction takes a key once, and neither is the newer.
-fn once(taken: &BTreeMap<Key, Option<Bytes>>, key: Key) -> Result<Key, String> {
-    if taken.contains_key(&key) { Err("stands twice in one batch".to_owned()) } else { Ok(key) }
+fn once(taken: &BTreeMap<Key, Option<Bytes>>, key: Key) -> Result<Key, Refusal> {
+    if taken.contains_key(&key) {
+        return Err(Refusal::new(Reason::Twice, "stands twice in one batch"));
+    }
+    Ok(key)
 }
 
 /// What the region says of itself in its own store, its members among it: that survives where
@@ -486,10 +509,6 @@ fn want(keys: &[String]) -> Vec<wire::PublishResponse> {
     let mut messages: Vec<_> = keys.chunks(WANT_KEYS).map(|keys| message(keys, false)).collect();
     messages.push(message(&[], true));
     messages
-}
-
-fn refusal(key: String, reason: String) -> wire::RefusedRecord {
-    wire::RefusedRecord { key, reason }
 }
 
 fn response(message: Response) -> wire::PublishResponse {

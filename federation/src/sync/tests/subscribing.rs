@@ -3,13 +3,13 @@
 use super::*;
 
 /// A replica filled as a control plane's would be.
-fn held(epoch: Epoch, bodies: &[(Key, Arc<Body>)], kinds: &[Kind]) -> ReplicaWriter {
+pub(super) fn held(epoch: Epoch, bodies: &[(Key, Arc<Body>)], kinds: &[Kind]) -> ReplicaWriter {
     let mut agent = Agent::new(epoch);
     agent.says(bodies, kinds);
     agent.writer
 }
 
-fn subscribe(
+pub(super) fn subscribe(
     source: &ReplicaWriter,
     subscriber: &ReplicaWriter,
 ) -> (Feed, Intake, Vec<wire::SubscribeResponse>) {
@@ -19,11 +19,17 @@ fn subscribe(
     let digests = held.map(|held| (held.owner.parse().unwrap(), held.digest.to_vec())).collect();
     let interest = Interest::all(Owners::MeshBut("x/x-x".parse().unwrap()));
     let has = Has { digests, position: request.position };
-    let (feed, messages) = Feed::open(interest, &has, source.current());
+    let mut feed = Feed::open(interest, has, source.current());
+    let messages = rest(&mut feed);
     (feed, intake, messages)
 }
 
-fn take(
+/// All that the feed has to give now.
+pub(super) fn rest(feed: &mut Feed) -> Vec<wire::SubscribeResponse> {
+    std::iter::from_fn(|| feed.next_message()).collect()
+}
+
+pub(super) fn take(
     intake: &mut Intake,
     subscriber: &ReplicaWriter,
     messages: Vec<wire::SubscribeResponse>,
@@ -37,7 +43,7 @@ fn take(
     Ok(synced)
 }
 
-fn keys(replica: &Replica) -> Vec<String> {
+pub(super) fn keys(replica: &Replica) -> Vec<String> {
     let records = replica.owners().flat_map(|(_, holding)| holding.records());
     records.map(|(key, _)| key.to_string()).collect()
 }
@@ -52,7 +58,8 @@ async fn a_subscriber_ends_up_with_the_same_and_follows() {
     assert_eq!(keys(&subscriber.current()), keys(&agent.writer.current()));
 
     agent.says(&[cluster(), namespace("two"), namespace("three")], &crate::sync::CLUSTER_KINDS);
-    let messages = feed.advance(agent.writer.current());
+    feed.advance(agent.writer.current());
+    let messages = rest(&mut feed);
     take(&mut intake, &subscriber, messages).unwrap();
     assert_eq!(keys(&subscriber.current()), keys(&agent.writer.current()));
     take(&mut intake, &subscriber, vec![feed.digests()]).unwrap();
@@ -76,7 +83,8 @@ async fn a_slow_reader_gets_the_newest_of_each_key_once() {
         agent.says(&bodies, &crate::sync::CLUSTER_KINDS);
     }
     agent.says(&[cluster(), namespace("x")], &crate::sync::CLUSTER_KINDS);
-    let messages = feed.advance(agent.writer.current());
+    feed.advance(agent.writer.current());
+    let messages = rest(&mut feed);
     let Some(wire::subscribe_response::Message::Batch(batch)) = &messages[0].message else {
         panic!("{messages:?}")
     };
@@ -139,7 +147,7 @@ async fn a_difference_is_found_by_the_digests() {
 async fn a_peer_is_believed_about_itself_only() {
     let sender = held(epoch("e", 1), &[cluster()], &crate::sync::CLUSTER_KINDS);
     let interest = Interest::all(Owners::Region("r".parse().unwrap()));
-    let (_, messages) = Feed::open(interest, &Has::default(), sender.current());
+    let messages = rest(&mut Feed::open(interest, Has::default(), sender.current()));
     let (subscriber, _readers) = replica::channel();
     let mut intake = Intake::new(Accept::Region("other".parse().unwrap()));
     let error = take(&mut intake, &subscriber, messages).unwrap_err();
