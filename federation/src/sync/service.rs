@@ -397,7 +397,9 @@ impl Publishing {
                 warn!(%owner, error = %chain(&error), "publish stream ends");
                 status(&error)
             })?;
-            answers.iter().for_each(|answer| self.say(answer));
+            for answer in &answers {
+                self.say(answer);
+            }
             self.answers.extend(answers);
         }
     }

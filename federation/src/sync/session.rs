@@ -18,7 +18,7 @@ use self::refusal::Refusal;
 pub use self::refusal::{Reason, Tally};
 use self::removals::Removals;
 use super::transactions::{Changes, transactions};
-use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, facts};
+use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, chain, facts};
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, Owner, RegionName};
 use crate::proto::federation as wire;
@@ -406,11 +406,14 @@ async fn region_record(
     region: &RegionName,
 ) -> Result<Option<Region>, StoreError> {
     let key = Key::of_owner(Owner::region(region.clone()), Kind::Region);
-    let entry = store::read(store, &key.to_string()).await?;
-    Ok(entry.and_then(|entry| match Record::open(&key, &entry.value).ok()?.body {
-        Body::Region(region) => Some(region),
-        _ => None,
-    }))
+    let Some(entry) = store::read(store, &key.to_string()).await? else { return Ok(None) };
+    // It says who is entitled to what: that it cannot be read entitles nobody.
+    let record = Record::open(&key, &entry.value)
+        .map_err(|error| StoreError::Damaged(format!("record {key}: {}", chain(&error))))?;
+    match record.body {
+        Body::Region(region) => Ok(Some(region)),
+        _ => Ok(None),
+    }
 }
 
 fn entitlement(owner: &Owner, region: Option<&Region>) -> Entitlement {

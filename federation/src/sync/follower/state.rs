@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use tracing::warn;
 
-use crate::key::{Key, Kind, LOCAL_PREFIX, PREFIX};
+use crate::key::{InvalidKey, Key, Kind, LOCAL_PREFIX, PREFIX};
 use crate::names::Owner;
 use crate::record::{Body, Decided, Newest, Origin, Record};
 use crate::replica::{Batch, Holding, Replica};
 use crate::store::{Event, KeyValue, Revision};
 use crate::sync::facts::{self, Fact};
 use crate::sync::history::{ResumePoint, Witness};
+
+/// So many keys that are no record keys are named.
+const MAX_STRAYS: usize = 20;
 
 /// What a store that went back has lost and this process still holds: for the leader to write
 /// back (see [`reseed`](crate::sync::reseed)).
@@ -39,6 +42,7 @@ pub(super) struct State {
     /// Parts of changes of which more is to come.
     unfinished: BTreeMap<Owner, Batch>,
     lost: Lost,
+    strays: BTreeMap<String, String>,
 }
 
 /// A listing, sorted.
@@ -72,6 +76,25 @@ impl State {
         &self.lost
     }
 
+    /// Keys that are no record keys, and why; not all, where they are many.
+    pub(super) fn strays(&self) -> &BTreeMap<String, String> {
+        &self.strays
+    }
+
+    /// The key of a record; other keys are left alone.
+    fn record_key(&mut self, key: &str) -> Option<Key> {
+        match record_key(key)? {
+            Ok(key) => Some(key),
+            Err(error) => {
+                if self.strays.len() < MAX_STRAYS && !self.strays.contains_key(key) {
+                    warn!(%error, "the store has a key that is not a record's, it is left alone");
+                    self.strays.insert(key.to_owned(), error.to_string());
+                }
+                None
+            }
+        }
+    }
+
     pub(super) fn has_unfinished(&self) -> bool {
         !self.unfinished.is_empty()
     }
@@ -89,6 +112,10 @@ impl State {
         self.witness = None;
         self.unfinished.clear();
         self.lost = Lost::default();
+        self.strays.clear();
+        for entry in &entries {
+            self.record_key(&entry.key);
+        }
         let mut listing = Listing::of(entries);
         for (owner, holding) in held.owners() {
             self.compare(&mut listing, owner, holding);
@@ -163,7 +190,7 @@ impl State {
         parts: &mut BTreeMap<Owner, Batch>,
         more: &mut BTreeMap<Owner, bool>,
     ) {
-        if let Some(key) = record_key(&entry.key) {
+        if let Some(key) = self.record_key(&entry.key) {
             if let Some(lost) = self.lost.owners.get_mut(&key.owner) {
                 lost.keys.remove(&key);
             }
@@ -198,7 +225,8 @@ impl State {
     }
 
     fn delete(&mut self, key: &str, parts: &mut BTreeMap<Owner, Batch>, whole: &mut Batch) {
-        if let Some(key) = record_key(key) {
+        self.strays.remove(key);
+        if let Some(Ok(key)) = record_key(key) {
             parts.entry(key.owner.clone()).or_default().items.push((key, None));
         } else if let Some(owner) = facts::owner_of_said(key) {
             self.lost.owners.remove(&owner);
@@ -233,7 +261,7 @@ impl Listing {
     }
 
     fn take(&mut self, entry: KeyValue) {
-        if let Some(key) = record_key(&entry.key) {
+        if let Some(Ok(key)) = record_key(&entry.key) {
             let newest = Origin::of_value(&entry.value).map(|origin| origin.newest());
             if let Some(newest) = newest.clone() {
                 self.saw(&key.owner, newest);
@@ -288,14 +316,10 @@ fn joined(mut first: Batch, next: Batch) -> Batch {
     first
 }
 
-/// The key of a record; other keys are left alone.
-fn record_key(key: &str) -> Option<Key> {
+/// The key of a record, where it should be one.
+fn record_key(key: &str) -> Option<Result<Key, InvalidKey>> {
     if key.starts_with(LOCAL_PREFIX) || !key.starts_with(PREFIX) {
         return None;
     }
-    key.parse()
-        .inspect_err(
-            |error| warn!(%error, "the store has a key that is not a record's, it is left alone"),
-        )
-        .ok()
+    Some(key.parse())
 }

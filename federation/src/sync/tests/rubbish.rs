@@ -1,0 +1,2 @@
+//! What nobody should send.
+use super::*;
