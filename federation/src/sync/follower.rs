@@ -44,8 +44,8 @@ pub struct Following {
     pub other_history: Option<String>,
     /// What the store has lost and this process holds.
     pub lost: Arc<Lost>,
-    /// Keys in the store that should be records' and are not, and why: left alone, whoever wrote
-    /// them. Up to 20.
+    /// Keys in the store that are no record keys, or have more under them than a record can be,
+    /// and why: left alone, whoever wrote them. Up to 20.
     pub strays: BTreeMap<String, String>,
 }
 

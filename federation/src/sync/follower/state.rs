@@ -12,8 +12,9 @@ use crate::replica::{Batch, Holding, Replica};
 use crate::store::{Event, KeyValue, Revision};
 use crate::sync::facts::{self, Fact};
 use crate::sync::history::{ResumePoint, Witness};
+use crate::sync::transactions::MAX_RECORD_BYTES;
 
-/// So many keys that are no record keys are named.
+/// So many keys under which there is no record are named.
 const MAX_STRAYS: usize = 20;
 
 /// What a store that went back has lost and this process still holds: for the leader to write
@@ -76,7 +77,7 @@ impl State {
         &self.lost
     }
 
-    /// Keys that are no record keys, and why; not all, where they are many.
+    /// Keys that should be records' and are not, and why; not all, where they are many.
     pub(super) fn strays(&self) -> &BTreeMap<String, String> {
         &self.strays
     }
@@ -86,12 +87,29 @@ impl State {
         match record_key(key)? {
             Ok(key) => Some(key),
             Err(error) => {
-                if self.strays.len() < MAX_STRAYS && !self.strays.contains_key(key) {
-                    warn!(%error, "the store has a key that is not a record's, it is left alone");
-                    self.strays.insert(key.to_owned(), error.to_string());
-                }
+                self.stray(key, error.to_string());
                 None
             }
+        }
+    }
+
+    /// Whether nothing could be done with the value here but to hold it: no mirror's store takes
+    /// it, no subscriber either, and their digests would differ for ever. What was read last of
+    /// the record stays.
+    fn check_size(&mut self, entry: &KeyValue) -> bool {
+        let fits = fits(entry);
+        if !fits {
+            let size = entry.key.len() + entry.value.len();
+            let why = format!("has {size} bytes with its key, more than {MAX_RECORD_BYTES}");
+            self.stray(&entry.key, why);
+        }
+        fits
+    }
+
+    fn stray(&mut self, key: &str, why: String) {
+        if self.strays.len() < MAX_STRAYS && self.strays.get(key) != Some(&why) {
+            warn!(key, why, "the store has what is not a record, it is left alone");
+            self.strays.insert(key.to_owned(), why);
         }
     }
 
@@ -114,7 +132,9 @@ impl State {
         self.lost = Lost::default();
         self.strays.clear();
         for entry in &entries {
-            self.record_key(&entry.key);
+            if self.record_key(&entry.key).is_some() {
+                self.check_size(entry);
+            }
         }
         let mut listing = Listing::of(entries);
         for (owner, holding) in held.owners() {
@@ -194,6 +214,10 @@ impl State {
             if let Some(lost) = self.lost.owners.get_mut(&key.owner) {
                 lost.keys.remove(&key);
             }
+            if !self.check_size(entry) {
+                return;
+            }
+            self.strays.remove(&entry.key);
             let part = parts.entry(key.owner.clone()).or_default();
             part.items.push((key, Some(entry.value.clone())));
             return;
@@ -268,7 +292,9 @@ impl Listing {
             }
             self.left.extend(left(&key, &entry.value));
             self.listed.insert(key.clone(), newest);
-            self.batch.items.push((key, Some(entry.value)));
+            if fits(&entry) {
+                self.batch.items.push((key, Some(entry.value)));
+            }
             return;
         }
         match facts::read(&entry.key, &entry.value) {
@@ -314,6 +340,10 @@ fn joined(mut first: Batch, next: Batch) -> Batch {
     first.newest.extend(next.newest);
     first.forgotten.extend(next.forgotten);
     first
+}
+
+fn fits(entry: &KeyValue) -> bool {
+    entry.key.len() + entry.value.len() <= MAX_RECORD_BYTES
 }
 
 /// The key of a record, where it should be one.

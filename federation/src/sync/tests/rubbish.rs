@@ -425,7 +425,7 @@ fn said_of(replica: &Replica, key: &Key) -> Option<String> {
 async fn bad_values_in_the_store_are_kept_aside_with_their_reasons_and_the_rest_goes_on() {
     let store = store().await;
     let (writer, mut replicas) = replica::channel();
-    let (status, _status) = tokio::sync::watch::channel(Following::default());
+    let (status, mut strays) = tokio::sync::watch::channel(Following::default());
     let mut following = tokio::task::JoinSet::new();
     let follow = follower::follow(Arc::clone(&store), Arc::new(writer), None, status);
     following.spawn(async move { follow.await.unwrap() });
@@ -435,18 +435,26 @@ async fn bad_values_in_the_store_are_kept_aside_with_their_reasons_and_the_rest_
     agent.says(&[&[cluster()], &says[..]].concat(), &crate::sync::CLUSTER_KINDS);
     publish(&store, &mut agent).await;
 
-    // No store takes one as large as that: it would have to come by the feed.
-    let bad = bad_values().into_iter().filter(|(_, value, _)| value.len() <= MAX_VALUE / 2);
-    let bad: Vec<_> = bad.collect();
-    let ops = bad
-        .iter()
-        .map(|(name, value, _)| store::Op::put(namespace(name).0.to_string(), value.clone()));
-    store.commit(store::Txn { guards: Vec::new(), ops: ops.collect() }).await.unwrap();
+    let (large, bad): (Vec<_>, Vec<_>) =
+        bad_values().into_iter().partition(|(_, value, _)| value.len() > MAX_VALUE);
+    let put = |name: &str, value: Bytes| store::Op::put(namespace(name).0.to_string(), value);
+    let mut ops: Vec<_> = bad.iter().map(|(name, value, _)| put(name, value.clone())).collect();
+    // A transaction takes a little more than a record may have.
+    let value = Bytes::from(vec![0; MAX_VALUE - 10_000]);
+    let txn = store::Txn { guards: Vec::new(), ops: vec![put(large[0].0, value)] };
+    store.commit(txn).await.unwrap();
+    ops.push(store::Op::put("/tombolo/v1/r/r-a/../r-b/namespace/_/x", "odd"));
+    store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
     let owner = owner();
     let seen = replicas.wait_for(|replica| {
         replica.holding(&owner).is_some_and(|held| held.quarantined() == bad.len())
     });
     let replica = tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap().unwrap();
+    let large = namespace(large[0].0).0;
+    assert!(replica.get(&large).unwrap().record.is_some(), "as it was read last");
+    let strays = strays.wait_for(|following| following.strays.len() == 2).await.unwrap();
+    assert!(strays.strays[&large.to_string()].contains("bytes with its key, more than"));
+    assert!(strays.strays["/tombolo/v1/r/r-a/../r-b/namespace/_/x"].contains("segments"));
     for (name, value, why) in &bad {
         let key = namespace(name).0;
         let said = said_of(&replica, &key).unwrap_or_default();
