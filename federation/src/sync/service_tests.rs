@@ -1,5 +1,10 @@
 //! The federation API over real connections (without TLS, which is the wiring's).
 
+mod entitlement;
+mod limits;
+mod permission;
+mod wire_limits;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +25,7 @@ use super::client::{self, Link, Publication};
 use super::leader::{Leader, LeaderError};
 use super::mirror::mirror;
 use super::own::{OwnRecords, with_join};
-use super::service::FederationApi;
+use super::service::{FederationApi, Limits};
 use super::spokesman::speak_for_region;
 use super::{facts, follower};
 use crate::key::{Key, Kind};
@@ -65,8 +70,15 @@ impl Region {
         caller: Option<Caller>,
         whole: watch::Receiver<bool>,
     ) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let api = Self::api(store, replicas, whole);
+        Self::serve(port, api, caller).await
+    }
+
+    fn api(
+        store: &Arc<dyn Store>,
+        replicas: &Replicas,
+        whole: watch::Receiver<bool>,
+    ) -> (FederationApi, CancellationToken) {
         let stop = CancellationToken::new();
         let clock = Arc::new(|| Timestamp::from_second(1_800_000_000).unwrap());
         let api = FederationApi::new(
@@ -77,6 +89,26 @@ impl Region {
             clock,
             stop.clone(),
         );
+        (api, stop)
+    }
+
+    async fn start_limited(
+        store: &Arc<dyn Store>,
+        replicas: &Replicas,
+        caller: Caller,
+        limits: Limits,
+    ) -> Self {
+        let (api, stop) = Self::api(store, replicas, watch::channel(true).1);
+        Self::serve(0, (api.with_limits(limits), stop), Some(caller)).await
+    }
+
+    async fn serve(
+        port: u16,
+        (api, stop): (FederationApi, CancellationToken),
+        caller: Option<Caller>,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
         let service =
             InterceptedService::new(api.into_service(), move |mut request: Request<()>| {
                 caller.clone().map(|caller| request.extensions_mut().insert(caller));

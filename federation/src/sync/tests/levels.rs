@@ -184,13 +184,14 @@ async fn followers_of_two_levels_on_one_store_agree_on_what_both_know() {
     assert_eq!(&kept.value[..], b"of level 3", "what nobody here knows stays in the store");
 }
 
+/// Field 900, a string.
+const UNKNOWN: [u8; 8] = [0xa2, 0x38, 5, b'n', b'e', b'w', b'e', b'r'];
+
 /// As a writer of level 3 makes it: fields that this version does not know in envelope and body.
 fn of_level_3(key: &Key, body: &Body, sequence: u64, min_reader: u32) -> Bytes {
     let origin = Origin { epoch: epoch("e", 1), sequence, ..Origin::default() };
     let sealed = Record { key: key.clone(), origin, body: body.clone() }.seal();
     let mut envelope = records::Envelope::decode(sealed.value).unwrap();
-    // Field 900, a string.
-    const UNKNOWN: [u8; 8] = [0xa2, 0x38, 5, b'n', b'e', b'w', b'e', b'r'];
     envelope.body = [&envelope.body[..], &UNKNOWN].concat().into();
     envelope.schema_level = 3;
     envelope.min_reader = min_reader;
