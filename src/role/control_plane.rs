@@ -98,11 +98,12 @@ impl ControlPlane {
         let Self { config, state, identity, ca, sockets, serving, publisher, stop } = self;
         let (writer, replicas) = replica::channel();
         let held = identity.held();
-        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving));
+        let following = watch::Sender::new(Following::default());
+        let followed = following.subscribe();
+        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving, followed));
 
         let mut tasks = Tasks::new(stop.clone());
         let (whole, whole_rx) = watch::channel(false);
-        let following = watch::Sender::new(Following::default());
         let api = FederationApi::new(
             view.config.region.clone(),
             Arc::clone(&store),
@@ -269,13 +270,21 @@ struct View {
     leading: watch::Sender<bool>,
     links: BTreeMap<RegionName, watch::Sender<Link>>,
     serving: Serving,
+    following: watch::Receiver<Following>,
 }
 
 impl View {
-    fn new(config: ControlPlaneConfig, replicas: Replicas, held: Held, serving: Serving) -> Self {
+    fn new(
+        config: ControlPlaneConfig,
+        replicas: Replicas,
+        held: Held,
+        serving: Serving,
+        following: watch::Receiver<Following>,
+    ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
-        Self { config, replicas, held, leading: watch::Sender::new(false), links, serving }
+        let leading = watch::Sender::new(false);
+        Self { config, replicas, held, leading, links, serving, following }
     }
 
     /// What the region says of itself.
@@ -317,7 +326,7 @@ impl Visible for View {
             catalog,
             sources: status::sources(&self.replicas.clone().current(), None, self.serving.started),
             links: links.collect(),
-            problems: Vec::new(),
+            problems: status::strays(&self.following.borrow()),
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),

@@ -12,8 +12,9 @@ use tombolo_federation::key::Kind;
 use tombolo_federation::names::Owner;
 use tombolo_federation::record::ServiceType;
 use tombolo_federation::replica::{Holding, Replica};
-use tombolo_federation::sync::STALE_AFTER;
 use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::follower::Following;
+use tombolo_federation::sync::{STALE_AFTER, chain};
 
 /// `/api/v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
@@ -77,7 +78,13 @@ pub(crate) struct SourceStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) age_seconds: Option<f64>,
     pub(crate) quarantined: usize,
+    /// Keys of those and why they cannot be read, up to 20.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) quarantine: BTreeMap<String, String>,
 }
+
+/// So many quarantined records of a source are named.
+const NAMED: usize = 20;
 
 /// A connection to a region.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
@@ -241,9 +248,21 @@ pub(crate) fn sources(
             stale: own != Some(owner) && silence > STALE_AFTER,
             age_seconds: heard.map(|heard| (heard.elapsed().as_secs_f64() * 10.0).round() / 10.0),
             quarantined: holding.quarantined(),
+            quarantine: quarantine(holding),
         }
     };
     replica.owners().map(status).collect()
+}
+
+fn quarantine(holding: &Holding) -> BTreeMap<String, String> {
+    let kept = holding.quarantine().take(NAMED);
+    kept.map(|(key, why)| (key.to_string(), chain(why))).collect()
+}
+
+/// What stands in the store under a key that should be a record's and is not one.
+pub(crate) fn strays(following: &Following) -> Vec<String> {
+    let strays = following.strays.iter();
+    strays.map(|(key, why)| format!("store: {key} is left alone: {why}")).collect()
 }
 
 /// Whether an owner said all that it can: the marker of its own record comes last. One whose
@@ -257,4 +276,27 @@ pub(crate) fn has_spoken(holding: &Holding) -> bool {
 pub(crate) fn is_complete(holding: &Holding) -> bool {
     holding.complete().contains_key(&Kind::Endpoints)
         || holding.complete().contains_key(&Kind::Region)
+}
+
+#[cfg(test)]
+mod tests {
+    use tombolo_federation::key::Key;
+    use tombolo_federation::replica::{self, Batch};
+
+    use super::*;
+
+    #[test]
+    fn a_status_names_what_is_quarantined_and_why_but_not_without_end() {
+        let (writer, _readers) = replica::channel();
+        let items = (0..30).map(|n| {
+            let key: Key = format!("/tombolo/v1/r/r-a/namespace/_/n{n}").parse().unwrap();
+            (key, Some("rubbish".into()))
+        });
+        let batch = Batch { items: items.collect(), ..Batch::default() };
+        writer.apply(batch, Instant::now());
+        let sources = sources(&writer.current(), None, Instant::now());
+        assert_eq!((sources[0].quarantined, sources[0].quarantine.len()), (30, NAMED));
+        let why = &sources[0].quarantine["/tombolo/v1/r/r-a/namespace/_/n0"];
+        assert!(why.starts_with("the value is not a valid Envelope message: "), "{why}");
+    }
 }

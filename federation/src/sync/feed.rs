@@ -84,13 +84,22 @@ impl Interest {
 /// What the region says that a cluster is entitled to; all, if it says nothing.
 #[must_use]
 pub fn entitlement(replica: &Replica, region: &RegionName, cluster: &ClusterId) -> Entitlement {
+    said_entitlement(replica, region, cluster).unwrap_or(Entitlement::All)
+}
+
+/// The same, where the region's record is held.
+#[must_use]
+pub fn said_entitlement(
+    replica: &Replica,
+    region: &RegionName,
+    cluster: &ClusterId,
+) -> Option<Entitlement> {
     let key = Key::of_owner(Owner::region(region.clone()), Kind::Region);
-    let record = replica.get(&key).and_then(|entry| entry.record.as_deref());
-    match record.map(|record| &record.body) {
-        Some(Body::Region(region)) => {
-            region.entitlements.get(cluster).cloned().unwrap_or(Entitlement::All)
+    match &replica.get(&key)?.record.as_deref()?.body {
+        Body::Region(region) => {
+            Some(region.entitlements.get(cluster).cloned().unwrap_or(Entitlement::All))
         }
-        _ => Entitlement::All,
+        _ => None,
     }
 }
 

@@ -30,7 +30,7 @@ use self::limits::Bucket;
 pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
 use self::watched::Lookout;
-use super::feed::{Feed, Has, Interest, Owners, entitlement};
+use super::feed::{Feed, Has, Interest, Owners, entitlement, said_entitlement};
 use super::session::{Session, SessionError};
 use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
 use crate::key::LOCAL_PREFIX;
@@ -254,7 +254,10 @@ impl Federation for FederationApi {
         };
         info!(owner = %session.owner(), "publish stream accepted");
         let (limits, now) = (&self.admission.limits, Instant::now());
+        let replicas = self.replicas.clone();
         let publishing = Publishing {
+            entitlement: publishes(&session, &replicas.peek()),
+            replicas,
             answers: VecDeque::from([session.accepted()]),
             session,
             requests,
@@ -366,6 +369,9 @@ struct Publishing {
     requests: Streaming<wire::PublishRequest>,
     answers: VecDeque<wire::PublishResponse>,
     clock: WallClock,
+    replicas: Replicas,
+    /// As the replica had it last; the session's own may be newer.
+    entitlement: Option<Entitlement>,
     stop: CancellationToken,
     /// A later stream took this one's place.
     ended: CancellationToken,
@@ -386,6 +392,11 @@ impl Publishing {
                     let error = SessionError::Superseded(self.session.owner().clone());
                     return Err(status(&error));
                 }
+                replica = self.replicas.next() => {
+                    let replica = replica.ok_or_else(stopping)?;
+                    self.follow(&replica)?;
+                    continue;
+                }
                 request = self.requests.message() => request?,
             };
             let Some(request) = request else { return Ok(None) };
@@ -401,6 +412,21 @@ impl Publishing {
                 self.say(answer);
             }
             self.answers.extend(answers);
+        }
+    }
+
+    /// What the cluster may say may be more now, or less: on a new stream it declares all of it.
+    fn follow(&mut self, replica: &Replica) -> Result<(), Status> {
+        let said = publishes(&self.session, replica);
+        if said == self.entitlement {
+            return Ok(());
+        }
+        self.entitlement = said;
+        match &self.entitlement {
+            Some(said) if said != self.session.entitlement() => {
+                Err(Status::aborted("what this publisher is entitled to has changed: publish anew"))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -470,6 +496,11 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
             "the federation API wants a certificate of an agent or a control plane of this mesh",
         )
     })
+}
+
+fn publishes(session: &Session, replica: &Replica) -> Option<Entitlement> {
+    let Owner { region, cluster } = session.owner();
+    said_entitlement(replica, region, cluster.as_ref()?)
 }
 
 fn entitlement_of(caller: &Caller, replica: &Replica) -> Entitlement {

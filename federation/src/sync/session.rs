@@ -168,6 +168,12 @@ impl Session {
         &self.owner
     }
 
+    /// What the owner was entitled to when the stream was taken.
+    #[must_use]
+    pub fn entitlement(&self) -> &Entitlement {
+        &self.entitlement
+    }
+
     /// What was refused and removed since this was last asked.
     pub fn take_tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)

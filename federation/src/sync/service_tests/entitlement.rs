@@ -52,10 +52,19 @@ async fn an_agent_sees_and_says_what_it_is_entitled_to_and_follows_when_that_cha
 
     entitle(&store, &mut own, None).await;
     agent.sees(&key("three"), true).await;
+    // What was refused before is taken now, without its owner saying it anew.
+    let taken = agent.published.wait_for(|link| link.synced && link.refused.is_empty());
+    drop(timeout(LONG, taken).await.expect("in time").unwrap());
+    assert!(store::read(&*store, third).await.unwrap().is_some());
+
     entitle(&store, &mut own, Some(&["two"])).await;
     agent.sees(&key("one"), false).await;
     agent.sees(&key("three"), false).await;
     agent.sees(&key("two"), true).await;
+    agent.says(&["one", "three", "four"]);
+    let fourth = "/tombolo/v1/r/r-b/namespace/_/four";
+    let refused = agent.published.wait_for(|link| link.refused.contains_key(fourth));
+    drop(timeout(LONG, refused).await.expect("in time").unwrap());
     let link = agent.subscribed.wait_for(|link| link.synced);
     let mismatches = timeout(LONG, link).await.unwrap().unwrap().mismatches;
     assert_eq!(mismatches, 0, "a change of entitlement is no fault");
