@@ -32,7 +32,8 @@ const PER_READER: usize = 2 << 20;
 const LONG: Duration = Duration::from_mins(1);
 
 fn record(n: u64, sequence: u64) -> (Key, Option<bytes::Bytes>) {
-    let key: Key = format!("/tombolo/v1/r/r-z/namespace/_/namespace-{n}").parse().unwrap();
+    let key: Key =
+        format!("/tombolo/v1/r/r-z/namespace/_/namespace-{n}").parse().expect("a record key");
     let labels = [("l".to_owned(), format!("{sequence:0>1000}"))].into();
     let body = Body::Namespace(Namespace { labels, ..Namespace::default() });
     let epoch = Epoch { id: "e".into(), count: 1 };
@@ -42,8 +43,9 @@ fn record(n: u64, sequence: u64) -> (Key, Option<bytes::Bytes>) {
 
 /// Bytes that are this process's own now.
 fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    let resident = pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    resident.expect("the second number") * 4096
 }
 
 #[tokio::test]
@@ -112,8 +114,8 @@ async fn readers_that_take_nothing_pin_a_message_each_and_no_copy_of_what_there_
     eprintln!(
         "{READERS} stalled readers of {RECORDS} records: {} KiB each when opened; {} KiB each after \
          all was changed, the replica's own new versions among it",
-        opened / READERS >> 10,
-        changed / READERS >> 10,
+        (opened / READERS) >> 10,
+        (changed / READERS) >> 10,
     );
     assert!(opened < READERS * PER_READER, "{opened} bytes for {READERS} readers");
     assert!(changed < READERS * PER_READER + (64 << 20), "{changed} bytes for {READERS} readers");

@@ -22,6 +22,14 @@ fn namespace(name: &str, sequence: u64) -> Op {
     Op::put(key(name).to_string(), record.seal().value)
 }
 
+/// Keys where records are, that are none.
+const ODD: [&str; 5] = [
+    "/tombolo/v1/r/r-a/../r-b/namespace/_/x",
+    "/tombolo/v1/r/s-a/namespace/_/x",
+    "/tombolo/v1/r/r-a/gadget/_/x",
+    "/tombolo/v1/r/_/region/_/s",
+    "/tombolo/v1/",
+];
 #[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_writes_past_everything_is_kept_aside_by_name_and_the_rest_goes_on() {
     on_each("rubbish", async |release, dir| {
@@ -35,13 +43,6 @@ async fn what_somebody_writes_past_everything_is_kept_aside_by_name_and_the_rest
         let follow = follower::follow(Arc::clone(&store), Arc::new(writer), None, status);
         tasks.spawn(async move { follow.await.expect("the store is not damaged") });
 
-        const ODD: [&str; 5] = [
-            "/tombolo/v1/r/r-a/../r-b/namespace/_/x",
-            "/tombolo/v1/r/s-a/namespace/_/x",
-            "/tombolo/v1/r/r-a/gadget/_/x",
-            "/tombolo/v1/r/_/region/_/s",
-            "/tombolo/v1/",
-        ];
         for odd in ODD {
             etcd.ctl(&["put", odd, "rubbish"]).expect("etcdctl puts");
         }
