@@ -31,7 +31,7 @@ pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
 use self::watched::Lookout;
 use super::feed::{Feed, Has, Interest, Owners, entitlement, said_entitlement};
-use super::session::{Session, SessionError};
+use super::session::{RemovalWindows, Session, SessionError};
 use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
 use crate::key::LOCAL_PREFIX;
 use crate::names::{InvalidName, NamespaceName, Owner, RegionName};
@@ -64,6 +64,7 @@ pub struct FederationApi {
     stop: CancellationToken,
     admission: Arc<Admission>,
     lookout: Arc<Lookout>,
+    removals: RemovalWindows,
 }
 
 impl FederationApi {
@@ -81,7 +82,8 @@ impl FederationApi {
     ) -> Self {
         let admission = Arc::new(Admission::new(Limits::default(), Metrics::default()));
         let (started, lookout) = (Instant::now(), Arc::default());
-        Self { region, store, replicas, whole, clock, started, stop, admission, lookout }
+        let removals = RemovalWindows::default();
+        Self { region, store, replicas, whole, clock, started, stop, admission, lookout, removals }
     }
 
     /// The same with other limits than the default ones. To be said before anything is served.
@@ -180,6 +182,7 @@ impl FederationApi {
         let silent_for = owner.map_or(Duration::ZERO, |owner| self.silent_for(&owner));
         let (store, now) = (Arc::clone(&self.store), (self.clock)());
         let session = Session::open(store, &self.region, caller, hello, silent_for, now).await;
+        let session = session.map(|session| session.continuing(&self.removals));
         session.inspect(|_| slot.accepted()).map_err(|error| {
             warn!(%caller, error = %chain(&error), "publish stream refused");
             slot.refused(Refused::Session);

@@ -7,7 +7,7 @@
 //! be written or removed is refused by itself, with the reason; the rest of its batch goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use prost::Message;
 
 use self::refusal::Refusal;
 pub use self::refusal::{Reason, Tally};
+pub use self::removals::RemovalWindows;
 use self::removals::Removals;
 use super::transactions::{Changes, transactions};
 use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, chain, facts};
@@ -76,7 +77,7 @@ pub struct Session {
     told: BTreeSet<Key>,
     /// Its newest change in this epoch.
     sequence: u64,
-    removals: Removals,
+    removals: Arc<Mutex<Removals>>,
     tally: Tally,
     phase: Phase,
     cluster: Option<Cluster>,
@@ -154,7 +155,7 @@ impl Session {
                 held: BTreeMap::new(),
                 told: BTreeSet::new(),
                 sequence: 0,
-                removals: Removals::default(),
+                removals: Arc::default(),
                 tally: Tally::default(),
                 phase: Phase::Declaring,
             }),
@@ -166,6 +167,13 @@ impl Session {
     #[must_use]
     pub fn owner(&self) -> &Owner {
         &self.owner
+    }
+
+    /// The same, with what went unexplained on earlier streams of the owner counted.
+    #[must_use]
+    pub fn continuing(mut self, windows: &RemovalWindows) -> Self {
+        self.removals = windows.of(&self.owner);
+        self
     }
 
     /// What the owner was entitled to when the stream was taken.

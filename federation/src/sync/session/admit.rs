@@ -1,6 +1,7 @@
 //! Which single record an agent may write.
 
 use std::net::IpAddr;
+use std::sync::PoisonError;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -68,7 +69,8 @@ impl Session {
             return Err(Refusal::new(Reason::Sequence, text));
         }
         if removal == Removal::Unexplained {
-            let allowed = self.removals.allow(key, &self.held, Instant::now());
+            let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
+            let allowed = removals.allow(key, &self.held, Instant::now());
             allowed.map_err(because(Reason::Held))?;
         }
         Ok(removal)

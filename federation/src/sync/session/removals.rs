@@ -2,15 +2,19 @@
 //!
 //! An agent holds such removals back itself (`guard`). One that does not, because it is broken or
 //! was broken into, does not empty its cluster's records either: the same limits hold here, over
-//! what the store has. A removal beyond them is refused, key by key; the stream goes on.
+//! what the store has. A removal beyond them is refused, key by key; the stream goes on. What went
+//! is counted over all streams of an owner to this process, so that a new stream is not a new
+//! window.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Held;
 use crate::key::{Key, Kind};
+use crate::names::Owner;
 
 /// Over how long removals are counted.
 const WINDOW: Duration = Duration::from_mins(10);
@@ -23,6 +27,17 @@ const SHARE: usize = 15;
 #[derive(Debug, Default)]
 pub(super) struct Removals {
     gone: VecDeque<(Instant, usize)>,
+}
+
+/// What went of each owner lately, over all its streams. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct RemovalWindows(Arc<Mutex<BTreeMap<Owner, Arc<Mutex<Removals>>>>>);
+
+impl RemovalWindows {
+    pub(super) fn of(&self, owner: &Owner) -> Arc<Mutex<Removals>> {
+        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(owners.entry(owner.clone()).or_default())
+    }
 }
 
 impl Removals {

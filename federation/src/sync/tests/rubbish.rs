@@ -9,7 +9,7 @@ use super::*;
 use crate::proto::records;
 use crate::record::{MAX_VALUE, Origin, Record};
 use crate::sync::follower::{self, Following};
-use crate::sync::session::Reason;
+use crate::sync::session::{Reason, RemovalWindows};
 
 type Request = wire::publish_request::Message;
 type Answer = wire::publish_response::Message;
@@ -315,6 +315,24 @@ async fn a_hundred_percent_of_tombstones_pass_if_explained_and_are_held_if_not()
     assert_eq!(send(&mut session, Vec::new(), explained).await, []);
     assert_eq!(stored(&store).await.len(), 1);
     assert_eq!(session.take_tally().removed, [(Removal::Explained, 80)].into());
+}
+
+#[tokio::test]
+async fn a_new_stream_is_not_a_new_window_for_removals_that_nothing_explains() {
+    let store = store().await;
+    let (session, slices) = publishing(&store, 50).await;
+    let windows = RemovalWindows::default();
+    let mut session = session.continuing(&windows);
+    for stream in 1_u64..=5 {
+        let gone = tombstones(&slices, wire::Removal::Unexplained, stream * 1000);
+        send(&mut session, Vec::new(), gone).await;
+        assert_eq!(stored(&store).await.len(), 81, "stream {stream}");
+        let next = open(&store, "uid", epoch("e", 1), Duration::ZERO).await.unwrap();
+        session = next.continuing(&windows);
+        let state = wire::State { entries: Vec::new(), last: true };
+        let state = wire::PublishRequest { message: Some(Request::State(state)) };
+        session.receive(state, now()).await.unwrap();
+    }
 }
 
 #[tokio::test]
