@@ -16,19 +16,19 @@ use tombolo_federation::key::Key;
 use tombolo_federation::proto::federation as wire;
 use tombolo_federation::proto::federation::federation_client::FederationClient;
 use tombolo_federation::record::{Body, Epoch, Namespace, Origin, Record};
-use tombolo_federation::replica::{self, Batch};
+use tombolo_federation::replica::{self, Batch, ReplicaWriter};
 use tombolo_federation::store::embedded::Embedded;
 use tombolo_federation::sync::Caller;
-use tombolo_federation::sync::service::{FederationApi, Limits};
-use tonic::Request;
+use tombolo_federation::sync::service::{FederationApi, Limits, Rate};
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Streaming};
 
-const RECORDS: u64 = 20_000;
+const RECORDS: u64 = 10_000;
 const READERS: usize = 64;
-/// A message that was not taken, what the transport buffers both ways (client and server are one
-/// process here), and the keys of one round of changes.
-const PER_READER: usize = 2 << 20;
+/// A message that was not taken, and what the transport buffers on both sides: client and server
+/// are one process here.
+const PER_READER: usize = 3 << 19;
 const LONG: Duration = Duration::from_mins(1);
 
 fn record(n: u64, sequence: u64) -> (Key, Option<bytes::Bytes>) {
@@ -48,6 +48,33 @@ fn resident() -> usize {
     resident.expect("the second number") * 4096
 }
 
+type Reader = (FederationClient<Channel>, Streaming<wire::SubscribeResponse>);
+
+/// Subscribes and takes nothing.
+async fn stall(port: u16) -> Reader {
+    let endpoint = Endpoint::try_from(format!("http://127.0.0.1:{port}")).expect("a URI");
+    let endpoint = endpoint
+        .initial_stream_window_size(Some(65_535))
+        .initial_connection_window_size(Some(65_535));
+    let mut client = FederationClient::new(endpoint.connect_lazy());
+    let request = wire::SubscribeRequest {
+        scope: wire::Scope::Mesh.into(),
+        reads_level: 2,
+        ..wire::SubscribeRequest::default()
+    };
+    let answered = timeout(LONG, client.subscribe(request)).await.expect("in time");
+    (client, answered.expect("admitted").into_inner())
+}
+
+/// Changes every record; by how much the process has grown then.
+async fn change_all(writer: &ReplicaWriter, round: u64) -> usize {
+    let before = resident();
+    let items = (0..RECORDS).map(|n| record(n, round * RECORDS + n + 1)).collect();
+    writer.apply(Batch { position: Some(1 + round), items, ..Batch::default() }, Instant::now());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    resident().saturating_sub(before)
+}
+
 #[tokio::test]
 async fn readers_that_take_nothing_pin_a_message_each_and_no_copy_of_what_there_is() {
     let (writer, replicas) = replica::channel();
@@ -62,7 +89,7 @@ async fn readers_that_take_nothing_pin_a_message_each_and_no_copy_of_what_there_
     let limits = Limits {
         full_transfers: READERS,
         read_streams_per_caller: READERS,
-        new_streams: tombolo_federation::sync::service::Rate { per_second: 1000, burst: 1000 },
+        new_streams: Rate { per_second: 1000, burst: 1000 },
         ..Limits::default()
     };
     let api = FederationApi::new(region, store, replicas, whole, clock, stop.clone());
@@ -84,44 +111,32 @@ async fn readers_that_take_nothing_pin_a_message_each_and_no_copy_of_what_there_
         server.serve_with_incoming_shutdown(incoming, ended).await.unwrap();
     });
 
+    // What one reader pins is the replica as it was, which all of them share.
+    let mut stalled = vec![stall(port).await];
+    let first = change_all(&writer, 1).await;
+
     let before = resident();
-    let mut stalled = Vec::new();
-    for _ in 0..READERS {
-        let endpoint = Endpoint::try_from(format!("http://127.0.0.1:{port}")).unwrap();
-        let endpoint = endpoint
-            .initial_stream_window_size(Some(65_535))
-            .initial_connection_window_size(Some(65_535));
-        let mut client = FederationClient::new(endpoint.connect_lazy());
-        let request = wire::SubscribeRequest {
-            scope: wire::Scope::Mesh.into(),
-            reads_level: 2,
-            ..wire::SubscribeRequest::default()
-        };
-        let answered = timeout(LONG, client.subscribe(request)).await.unwrap();
-        stalled.push((client, answered.unwrap().into_inner()));
+    for _ in 1..READERS {
+        stalled.push(stall(port).await);
     }
     // Time for the server to fill what there is to fill.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let opened = resident().saturating_sub(before);
-    // While they stand still all of it changes, a few times over.
-    for round in 1..=3 {
-        let items = (0..RECORDS).map(|n| record(n, round * RECORDS + n + 1)).collect();
-        writer
-            .apply(Batch { position: Some(1 + round), items, ..Batch::default() }, Instant::now());
-    }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let changed = resident().saturating_sub(before);
+    let opened = resident().saturating_sub(before) / (READERS - 1);
+    // While they stand still all of it changes.
+    let second = change_all(&writer, 2).await;
+    let changed = second.saturating_sub(first) / (READERS - 1);
     eprintln!(
-        "{READERS} stalled readers of {RECORDS} records: {} KiB each when opened; {} KiB each after \
-         all was changed, the replica's own new versions among it",
-        (opened / READERS) >> 10,
-        (changed / READERS) >> 10,
+        "{} stalled readers of {RECORDS} records: {} KiB each when opened, {} KiB each more after \
+         all was changed",
+        READERS - 1,
+        opened >> 10,
+        changed >> 10,
     );
-    assert!(opened < READERS * PER_READER, "{opened} bytes for {READERS} readers");
-    assert!(changed < READERS * PER_READER + (64 << 20), "{changed} bytes for {READERS} readers");
+    assert!(opened < PER_READER, "{opened} bytes for each reader");
+    assert!(changed < PER_READER / 2, "{changed} bytes more for each reader");
 
     // One that goes on all the same ends up with what there is.
-    let (_, messages) = &mut stalled[0];
+    let (_, messages) = &mut stalled[1];
     let synced = async {
         loop {
             let message = messages.message().await.unwrap().expect("not ended");

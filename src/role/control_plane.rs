@@ -99,8 +99,8 @@ impl ControlPlane {
         let (writer, replicas) = replica::channel();
         let held = identity.held();
         let following = watch::Sender::new(Following::default());
-        let followed = following.subscribe();
-        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving, followed));
+        let seen = following.subscribe();
+        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving, seen));
 
         let mut tasks = Tasks::new(stop.clone());
         let (whole, whole_rx) = watch::channel(false);
