@@ -95,23 +95,24 @@ impl ControlPlane {
     }
 
     async fn run_on(self, store: Arc<dyn Store>) -> anyhow::Result<()> {
-        let Self { config, state, identity, ca, sockets, serving, publisher, stop } = self;
+        let Self { config, state, identity, ca, sockets, mut serving, publisher, stop } = self;
         let (writer, replicas) = replica::channel();
         let held = identity.held();
         let following = watch::Sender::new(Following::default());
         let seen = following.subscribe();
-        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving, seen));
-
-        let mut tasks = Tasks::new(stop.clone());
         let (whole, whole_rx) = watch::channel(false);
         let api = FederationApi::new(
-            view.config.region.clone(),
+            config.region.clone(),
             Arc::clone(&store),
             replicas.clone(),
             whole_rx,
             wall_clock(),
             stop.clone(),
         );
+        api.register(serving.registry.sub_registry_with_prefix("tombolo"));
+        let view = Arc::new(View::new(config, replicas.clone(), held.clone(), serving, seen));
+
+        let mut tasks = Tasks::new(stop.clone());
         let mut routes =
             Routes::new(api.into_service()).add_service(view.serving.ads.into_service());
         if let Some(ca) = &ca {
