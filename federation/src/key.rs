@@ -68,6 +68,23 @@ impl Kind {
             Self::Decision => "decision",
         }
     }
+
+    /// The schema level that brought the kind: readers of a lower one do not know it, so it is
+    /// neither sent to them nor counted in the digests that they compare.
+    #[must_use]
+    pub fn since_level(self) -> u32 {
+        match self {
+            Self::Region
+            | Self::Cluster
+            | Self::Namespace
+            | Self::Export
+            | Self::Endpoints
+            | Self::Import
+            | Self::Policy
+            | Self::Beacon => 1,
+            Self::Decision => 2,
+        }
+    }
 }
 
 impl fmt::Display for Kind {

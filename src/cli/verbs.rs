@@ -191,6 +191,9 @@ fn status_table(status: &Status) -> String {
     for problem in &status.problems {
         let _ = writeln!(text, "\nproblem: {problem}");
     }
+    quarantine_lines(&status.sources).chain(link_lines(status)).for_each(|line| {
+        let _ = writeln!(text, "\n{line}");
+    });
     text
 }
 
@@ -262,6 +265,32 @@ fn held(sources: &[SourceStatus]) -> String {
         }
     }
     text
+}
+
+/// Why records of a source are not in use, each with its key.
+fn quarantine_lines(sources: &[SourceStatus]) -> impl Iterator<Item = String> {
+    sources.iter().flat_map(|source| {
+        let kept = source.quarantine.iter();
+        let named = kept.map(|(key, why)| format!("quarantined: {key}: {why}"));
+        let others = source.quarantined.saturating_sub(source.quarantine.len());
+        let more = (others > 0).then(|| format!("quarantined: {others} more of {}", source.owner));
+        named.chain(more)
+    })
+}
+
+/// What a region did not take, and what it sent that it may not.
+fn link_lines(status: &Status) -> impl Iterator<Item = String> {
+    status.links.iter().flat_map(|link| {
+        let refused = link.refused.iter().take(20);
+        let refused = refused.map(|(key, why)| format!("refused by {}: {key} {why}", link.name));
+        let left_out = link.last_left_out.as_ref().map(|last| {
+            format!(
+                "left out of what {} sent: {} in all, the last {last}",
+                link.name, link.left_out
+            )
+        });
+        refused.chain(left_out)
+    })
 }
 
 fn sources_table(sources: &[SourceStatus]) -> String {
@@ -364,6 +393,7 @@ mod tests {
             stale: false,
             age_seconds: None,
             quarantined: 0,
+            quarantine: std::collections::BTreeMap::new(),
             holds: vec![HoldStatus {
                 id: "0a1b2c3d4e5f".to_owned(),
                 since,

@@ -95,7 +95,7 @@ impl ControlPlane {
     }
 
     async fn run_on(self, store: Arc<dyn Store>, disk: Opened) -> anyhow::Result<()> {
-        let Self { config, state, identity, ca, sockets, serving, operator, calls, .. } = self;
+        let Self { config, state, identity, ca, sockets, mut serving, operator, calls, .. } = self;
         let (publisher, stop) = (self.publisher, self.stop);
         let (writer, replicas) = replica::channel();
         let held = identity.held();
@@ -115,17 +115,18 @@ impl ControlPlane {
             started: Instant::now(),
         };
         let asks = follow(&mut tasks, "asks", &store, facts::asks_prefix());
-        let view = Arc::new(View::new(config, asking, held.clone(), (serving, restored)));
-        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
         let (whole, whole_rx) = watch::channel(false);
         let api = FederationApi::new(
-            view.config.region.clone(),
+            config.region.clone(),
             Arc::clone(&store),
             replicas.clone(),
             whole_rx,
             wall_clock(),
             stop.clone(),
         );
+        api.register(serving.registry.sub_registry_with_prefix("tombolo"));
+        let view = Arc::new(View::new(config, asking, held.clone(), (serving, restored)));
+        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
         let (settled, settled_rx) = watch::channel(false);
         let settling = settle(view.config.region.clone(), replicas.clone(), settled);
         tasks.start_endless("settling", settling);

@@ -15,9 +15,10 @@ use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::names::Owner;
 use tombolo_federation::record::{Body, Cluster, Hold, ServiceType, Suspect};
 use tombolo_federation::replica::{Holding, Replica};
-use tombolo_federation::sync::STALE_AFTER;
 use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::follower::Following;
 use tombolo_federation::sync::peers::Disagreement;
+use tombolo_federation::sync::{STALE_AFTER, chain};
 
 use super::mesh::{DecisionStatus, SettingsStatus};
 
@@ -138,6 +139,9 @@ pub(crate) struct SourceStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) age_seconds: Option<f64>,
     pub(crate) quarantined: usize,
+    /// Keys of those and why they cannot be read, up to 20.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) quarantine: BTreeMap<String, String>,
     /// Removals that the owner holds back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) holds: Vec<HoldStatus>,
@@ -170,6 +174,9 @@ pub(crate) struct SuspectStatus {
     pub(crate) ready: u32,
     pub(crate) of: u32,
 }
+
+/// So many quarantined records of a source are named.
+const NAMED: usize = 20;
 
 /// A connection to a region.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
@@ -372,6 +379,7 @@ impl Sources<'_> {
             restored: before.is_some() && unheard,
             age_seconds: age.map(|age| (age.as_secs_f64() * 10.0).round() / 10.0),
             quarantined: holding.quarantined(),
+            quarantine: quarantine(holding),
         }
     }
 
@@ -411,6 +419,17 @@ fn own_record<'a>(replica: &'a Replica, owner: &Owner) -> Option<&'a Cluster> {
     }
 }
 
+fn quarantine(holding: &Holding) -> BTreeMap<String, String> {
+    let kept = holding.quarantine().take(NAMED);
+    kept.map(|(key, why)| (key.to_string(), chain(why))).collect()
+}
+
+/// What stands in the store under a key that should be a record's and is not one.
+pub(crate) fn strays(following: &Following) -> Vec<String> {
+    let strays = following.strays.iter();
+    strays.map(|(key, why)| format!("store: {key} is left alone: {why}")).collect()
+}
+
 /// Whether an owner said all that it can: the marker of its own record comes last. One whose
 /// source has a gap does not vouch for all kinds, and waiting would not change that.
 pub(crate) fn has_spoken(holding: &Holding) -> bool {
@@ -422,4 +441,33 @@ pub(crate) fn has_spoken(holding: &Holding) -> bool {
 pub(crate) fn is_complete(holding: &Holding) -> bool {
     holding.complete().contains_key(&Kind::Endpoints)
         || holding.complete().contains_key(&Kind::Region)
+}
+
+#[cfg(test)]
+mod tests {
+    use tombolo_federation::replica::{self, Batch};
+
+    use super::*;
+
+    #[test]
+    fn a_status_names_what_is_quarantined_and_why_but_not_without_end() {
+        let (writer, _readers) = replica::channel();
+        let items = (0..30).map(|n| {
+            let key: Key = format!("/tombolo/v1/r/r-a/namespace/_/n{n}").parse().unwrap();
+            (key, Some("rubbish".into()))
+        });
+        let batch = Batch { items: items.collect(), ..Batch::default() };
+        writer.apply(batch, Instant::now());
+        let sources = Sources {
+            replica: &writer.current(),
+            own: None,
+            started: Instant::now(),
+            heard: &BTreeMap::new(),
+            now: Timestamp::UNIX_EPOCH,
+        }
+        .status();
+        assert_eq!((sources[0].quarantined, sources[0].quarantine.len()), (30, NAMED));
+        let why = &sources[0].quarantine["/tombolo/v1/r/r-a/namespace/_/n0"];
+        assert!(why.starts_with("the value is not a valid Envelope message: "), "{why}");
+    }
 }

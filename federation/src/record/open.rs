@@ -12,7 +12,7 @@ use super::body::{
 use super::seal::ALL_NAMESPACES;
 use super::{Epoch, MAX_VALUE, Origin, Record};
 use crate::key::{Key, Kind};
-use crate::names::RegionName;
+use crate::names::{ClusterId, RegionName};
 use crate::proto::records as wire;
 
 /// Why a value cannot be used. In each case it is kept and passed on as it is.
@@ -64,7 +64,34 @@ pub(super) fn open(key: &Key, value: &Bytes, reads: u32) -> Result<Record, Recor
     }
     let origin = origin(envelope.origin)?;
     let body = body(key.kind, &envelope.body)?;
+    check_owner(key, &body)?;
     Ok(Record { key: key.clone(), origin, body })
+}
+
+/// Where a value names clusters that its owner speaks for, they are its owner's. That key and kind
+/// fit the owner is proven by the key itself.
+fn check_owner(key: &Key, body: &Body) -> Result<(), RecordError> {
+    let region = &key.owner.region;
+    let own = |name: &str, cluster: &ClusterId| {
+        let problem = || format!("names cluster {cluster}, which is not one of region {region}");
+        if cluster.fits(region) { Ok(()) } else { Err(field(name, problem())) }
+    };
+    match body {
+        Body::Region(said) => {
+            said.members.keys().try_for_each(|cluster| own("members", cluster))?;
+            said.entitlements.keys().try_for_each(|cluster| own("entitlements", cluster))
+        }
+        Body::Decision(decision) => match &decision.what {
+            Decided::Approve { cluster, .. } => own("approve.cluster", cluster),
+            // Whom a region takes for gone is for it to say, of anybody.
+            Decided::Leave { .. } => Ok(()),
+        },
+        Body::Cluster(_)
+        | Body::Namespace(_)
+        | Body::Export(_)
+        | Body::Endpoints(_)
+        | Body::Beacon(_) => Ok(()),
+    }
 }
 
 pub(super) fn origin_of(value: &Bytes) -> Option<Origin> {
@@ -164,7 +191,7 @@ fn entitlement(namespaces: &wire::Namespaces) -> Result<Entitlement, RecordError
     Ok(Entitlement::Namespaces(names.collect::<Result<_, _>>()?))
 }
 
-fn member(member: wire::Member) -> Result<(crate::names::ClusterId, Member), RecordError> {
+fn member(member: wire::Member) -> Result<(ClusterId, Member), RecordError> {
     let joined = timestamp("members.joined_ms", member.joined_ms)?;
     Ok((parse("members.cluster", &member.cluster)?, Member { uid: member.uid, joined }))
 }

@@ -313,6 +313,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             feed(subscribe_response::Message::Digests(api::Digests {
                 position: 10,
                 owners: vec![digest()],
+                level: 2,
             })),
         ),
         (
@@ -376,8 +377,31 @@ fn what_cannot_be_used_says_why() {
     };
     check(&body(slice.encode_to_vec()), SLICE, "ports[0].port has 65536");
 
+    // Groups in groups, as an unknown field: no stack is deep enough for whoever follows.
+    check(&body(vec![0x0b; 100_000]), EXPORT, "not a valid Export");
+    let nested = Bytes::from(vec![0x0b; 100_000]);
+    assert!(Record::open(&key(EXPORT), &nested).is_err());
+
     let huge = Bytes::from(vec![0; MAX_VALUE + 1]);
     assert_eq!(Record::open(&key(EXPORT), &huge), Err(RecordError::TooLarge(MAX_VALUE + 1)));
+}
+
+#[test]
+fn a_region_speaks_for_its_own_clusters_only() {
+    const REGION: &str = "/tombolo/v1/us-west1/_/region/_/us-west1";
+    const DECISION: &str = "/tombolo/v1/us-west1/_/decision/_/d";
+    let good = wire::Envelope::decode(sample("export").seal().value).unwrap();
+    let body = |body: Vec<u8>| wire::Envelope { body: body.into(), ..good.clone() };
+    let members = vec![wire::Member { cluster: "eu-a".into(), uid: "u".into(), joined_ms: 1 }];
+    let region = wire::Region { members, ..Default::default() };
+    check(&body(region.encode_to_vec()), REGION, "members names cluster eu-a");
+    let entitlements = [("eu-a".to_owned(), wire::Namespaces::default())].into();
+    let region = wire::Region { entitlements, ..Default::default() };
+    check(&body(region.encode_to_vec()), REGION, "entitlements names cluster eu-a");
+    let approve = wire::Approve { cluster: "eu-a".into(), hold: "h".into() };
+    let what = Some(wire::decision::What::Approve(approve));
+    let decision = wire::Decision { what, ..Default::default() };
+    check(&body(decision.encode_to_vec()), DECISION, "approve.cluster names cluster eu-a");
 }
 
 #[test]

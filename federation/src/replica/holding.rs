@@ -18,12 +18,14 @@ use crate::record::{Epoch, Newest, Origin, Record, RecordError};
 pub struct Holding {
     records: RedBlackTreeMapSync<Key, Entry>,
     digest: Digest,
-    /// Of the records about each namespace, and of those about none; together [`Self::digest`].
-    digests: RedBlackTreeMapSync<Option<NamespaceName>, Digest>,
+    /// Of the records of each level's kinds, about each namespace and about none; together
+    /// [`Self::digest`].
+    digests: RedBlackTreeMapSync<(u32, Option<NamespaceName>), Digest>,
     pub(super) complete: BTreeMap<Kind, Epoch>,
     newest: Option<Newest>,
     beacon_changed: Option<Instant>,
     quarantined: usize,
+    bytes: usize,
 }
 
 /// One record as it was received.
@@ -53,12 +55,20 @@ impl Holding {
             newest: None,
             beacon_changed: None,
             quarantined: 0,
+            bytes: 0,
         }
     }
 
     /// All its records, ascending by key: kinds in their order, then names.
     pub fn records(&self) -> impl Iterator<Item = (&Key, &Entry)> {
         self.records.iter()
+    }
+
+    /// Those of them beyond `key`; all without one.
+    pub fn records_after(&self, key: Option<&Key>) -> impl Iterator<Item = (&Key, &Entry)> {
+        use std::ops::Bound;
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        self.records.range((from, Bound::Unbounded))
     }
 
     /// The record under `key`.
@@ -86,9 +96,22 @@ impl Holding {
         self.digest
     }
 
-    /// [`Self::digest`] of the records about these namespaces, and about none.
-    pub fn digest_within(&self, within: impl Fn(Option<&NamespaceName>) -> bool) -> Digest {
-        let parts = self.digests.iter().filter(|(namespace, _)| within(namespace.as_ref()));
+    /// [`Self::digest`] of the records of kinds that readers of `level` know.
+    #[must_use]
+    pub fn digest_at(&self, level: u32) -> Digest {
+        self.digest_within(level, |_| true)
+    }
+
+    /// [`Self::digest_at`] of the records about these namespaces, and about none.
+    pub fn digest_within(
+        &self,
+        level: u32,
+        within: impl Fn(Option<&NamespaceName>) -> bool,
+    ) -> Digest {
+        let within = |(since, about): &(u32, Option<NamespaceName>)| {
+            *since <= level && within(about.as_ref())
+        };
+        let parts = self.digests.iter().filter(|(part, _)| within(part));
         parts.fold(Digest::default(), |mut sum, (_, part)| {
             sum += *part;
             sum
@@ -118,6 +141,19 @@ impl Holding {
     #[must_use]
     pub fn quarantined(&self) -> usize {
         self.quarantined
+    }
+
+    /// Which those are, and why.
+    pub fn quarantine(&self) -> impl Iterator<Item = (&Key, &RecordError)> {
+        // Nearly always there are none, and nobody looks through all records for that.
+        let some = (self.quarantined > 0).then(|| self.records.iter());
+        some.into_iter().flatten().filter_map(|(key, entry)| Some((key, entry.problem.as_deref()?)))
+    }
+
+    /// What its values have together: about what a transfer of all of it costs.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn differences(&self, owner: &Owner, other: Option<&Self>) -> Vec<Change> {
@@ -161,6 +197,7 @@ impl Holding {
         }
         self.change_digest(key, |digest| *digest += entry.digest);
         self.quarantined += usize::from(entry.problem.is_some());
+        self.bytes += entry.value.len();
         if let Some(origin) = entry.origin() {
             self.saw(origin.newest());
         }
@@ -171,17 +208,18 @@ impl Holding {
     fn forget(&mut self, key: &Key, held: &Entry) {
         self.change_digest(key, |digest| *digest -= held.digest);
         self.quarantined -= usize::from(held.problem.is_some());
+        self.bytes -= held.value.len();
     }
 
     fn change_digest(&mut self, key: &Key, change: impl Fn(&mut Digest)) {
         change(&mut self.digest);
-        let about = key.about();
-        let mut part = self.digests.get(&about).copied().unwrap_or_default();
+        let place = (key.kind.since_level(), key.about());
+        let mut part = self.digests.get(&place).copied().unwrap_or_default();
         change(&mut part);
         if part == Digest::default() {
-            self.digests.remove_mut(&about);
+            self.digests.remove_mut(&place);
         } else {
-            self.digests.insert_mut(about, part);
+            self.digests.insert_mut(place, part);
         }
     }
 

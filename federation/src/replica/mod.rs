@@ -101,6 +101,13 @@ impl Replica {
         }
     }
 
+    /// The schema level up to which this replica's records are read; kinds that came later are
+    /// not in it.
+    #[must_use]
+    pub fn reads_level(&self) -> u32 {
+        self.reads_level
+    }
+
     /// All owners with what is held of them.
     pub fn owners(&self) -> impl Iterator<Item = (&Owner, &Holding)> {
         self.owners.iter().map(|(owner, holding)| (owner, &**holding))
@@ -204,8 +211,9 @@ impl ReplicaWriter {
             });
             (key, entry)
         };
-        let items = std::mem::take(&mut batch.items);
-        let items: Vec<(Key, Option<Entry>)> = items.into_iter().map(open).collect();
+        let known = |(key, _): &(Key, _)| key.kind.since_level() <= held.reads_level;
+        let items = std::mem::take(&mut batch.items).into_iter().filter(known);
+        let items: Vec<(Key, Option<Entry>)> = items.map(open).collect();
         self.tx.send_if_modified(|current| {
             let mut next = (**current).clone();
             next.move_to(batch.position);

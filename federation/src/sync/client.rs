@@ -305,6 +305,10 @@ pub async fn subscribe(
             position = 0;
             link.send_modify(|link| link.mismatches += 1);
         }
+        // What it may see has changed: positions say nothing about what was left out before.
+        if matches!(&error, StreamError::Call(status) if status.code() == Code::Aborted) {
+            position = 0;
+        }
         report(&link, &error, "subscription ended");
         if started.elapsed() > LASTED {
             backoff = self::backoff();

@@ -1,19 +1,27 @@
 //! The sending side of a subscription.
 //!
 //! A feed is a cursor into the replica: what it sends next is always the newest value of each key
-//! that changed since, so a slow reader gets fewer versions, and holds up nothing but itself. It is
-//! cut to what the subscriber is entitled to and uses; so are the digests.
+//! that changed since, so a slow reader gets fewer versions, and holds up nothing but itself. Each
+//! message is made when it is asked for: a subscriber that takes nothing costs a reference to one
+//! replica, whose parts all share, and not a copy of it. The feed is cut to what the subscriber is
+//! entitled to, uses and can read; so are the digests.
+//!
+//! Turned down: messages of a whole transfer made at once, which a thousand agents that come back
+//! together would multiply.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod sending;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::{TARGET_MESSAGE, facts};
+use self::sending::Sending;
+use super::facts;
 use crate::digest::Digest;
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
-use crate::record::{Body, Entitlement, Epoch};
+use crate::record::{Body, Entitlement, Epoch, READS_LEVEL};
 use crate::replica::{Change, Holding, Replica};
 
 /// Whose records a subscriber is to see.
@@ -34,13 +42,15 @@ pub struct Interest {
     pub entitlement: Entitlement,
     /// About which of them it wants to be told; `None` is all.
     pub uses: Option<BTreeSet<NamespaceName>>,
+    /// The highest schema level that it reads: it does not know the kinds that came later.
+    pub level: u32,
 }
 
 impl Interest {
     /// Everything of these owners.
     #[must_use]
     pub fn all(owners: Owners) -> Self {
-        Self { owners, entitlement: Entitlement::All, uses: None }
+        Self { owners, entitlement: Entitlement::All, uses: None, level: READS_LEVEL }
     }
 
     fn includes_owner(&self, owner: &Owner) -> bool {
@@ -51,7 +61,11 @@ impl Interest {
     }
 
     fn includes(&self, key: &Key) -> bool {
-        self.includes_owner(&key.owner) && self.covers(key.about().as_ref())
+        self.includes_owner(&key.owner) && self.knows(key.kind) && self.covers(key.about().as_ref())
+    }
+
+    fn knows(&self, kind: Kind) -> bool {
+        kind.since_level() <= self.level
     }
 
     fn covers(&self, namespace: Option<&NamespaceName>) -> bool {
@@ -61,8 +75,8 @@ impl Interest {
 
     fn digest(&self, holding: &Holding) -> Digest {
         match (&self.entitlement, &self.uses) {
-            (Entitlement::All, None) => holding.digest(),
-            _ => holding.digest_within(|namespace| self.covers(namespace)),
+            (Entitlement::All, None) => holding.digest_at(self.level),
+            _ => holding.digest_within(self.level, |namespace| self.covers(namespace)),
         }
     }
 }
@@ -70,13 +84,22 @@ impl Interest {
 /// What the region says that a cluster is entitled to; all, if it says nothing.
 #[must_use]
 pub fn entitlement(replica: &Replica, region: &RegionName, cluster: &ClusterId) -> Entitlement {
+    said_entitlement(replica, region, cluster).unwrap_or(Entitlement::All)
+}
+
+/// The same, where the region's record is held.
+#[must_use]
+pub fn said_entitlement(
+    replica: &Replica,
+    region: &RegionName,
+    cluster: &ClusterId,
+) -> Option<Entitlement> {
     let key = Key::of_owner(Owner::region(region.clone()), Kind::Region);
-    let record = replica.get(&key).and_then(|entry| entry.record.as_deref());
-    match record.map(|record| &record.body) {
-        Some(Body::Region(region)) => {
-            region.entitlements.get(cluster).cloned().unwrap_or(Entitlement::All)
+    match &replica.get(&key)?.record.as_deref()?.body {
+        Body::Region(region) => {
+            Some(region.entitlements.get(cluster).cloned().unwrap_or(Entitlement::All))
         }
-        _ => Entitlement::All,
+        _ => None,
     }
 }
 
@@ -94,128 +117,168 @@ pub struct Has {
 pub struct Feed {
     interest: Interest,
     sent: Arc<Replica>,
+    /// What comes before `synced`, if that has not been given out.
+    opening: Option<Opening>,
+    /// What is to be given out before anything else.
+    sending: Option<Sending>,
+    /// A subscriber that was sent changes only has to compare at once.
+    compare: bool,
+}
+
+#[derive(Debug)]
+struct Opening {
+    owners: VecDeque<Owner>,
+    has: BTreeMap<Owner, Vec<u8>>,
+    /// What changed since the subscriber's position, where that is known.
+    since: Option<BTreeMap<Owner, BTreeSet<Key>>>,
 }
 
 impl Feed {
-    /// Starts a feed for a subscriber that has `has`, with all messages up to `synced`. Where it
-    /// can go on from its position it is sent only what changed since, and the digests to check
-    /// that by at once: positions of another history mean nothing.
+    /// Starts a feed for a subscriber that has `has`. Where it can go on from its position it is
+    /// sent only what changed since, and the digests to check that by at once: positions of another
+    /// history mean nothing.
     #[must_use]
-    pub fn open(
-        interest: Interest,
-        has: &Has,
-        replica: Arc<Replica>,
-    ) -> (Self, Vec<wire::SubscribeResponse>) {
-        let feed = Self { interest, sent: replica };
-        let since = (has.position > 0 && has.position <= feed.sent.position)
-            .then(|| feed.sent.changes_since_position(has.position))
+    pub fn open(interest: Interest, has: Has, replica: Arc<Replica>) -> Self {
+        let since = (has.position > 0 && has.position <= replica.position)
+            .then(|| replica.changes_since_position(has.position))
             .flatten();
-        let since = since.map(by_owner);
-        let mut messages = Vec::new();
-        let mut deltas = false;
-        for (owner, holding) in feed.owners() {
-            let held = has.digests.get(owner);
-            let same = held.is_some_and(|held| *held == feed.interest.digest(holding).to_bytes());
-            let changed = since.as_ref().filter(|_| held.is_some() && !same);
-            let changed = changed.map(|since| since.get(owner).cloned().unwrap_or_default());
-            deltas |= changed.is_some();
-            messages.extend(feed.owner(owner, holding, same, changed));
-        }
-        let position = feed.sent.position;
-        messages.push(message(Message::Synced(wire::Synced { position })));
-        if deltas {
-            messages.push(feed.digests());
-        }
-        (feed, messages)
+        let owners = replica.owners().map(|(owner, _)| owner);
+        let owners = owners.filter(|owner| interest.includes_owner(owner)).cloned().collect();
+        let opening = Opening { owners, has: has.digests, since: since.map(by_owner) };
+        Self { interest, sent: replica, opening: Some(opening), sending: None, compare: false }
     }
 
-    /// All that is sent of one owner at the start: everything, what changed, or only the beacon,
-    /// which digests do not cover.
-    fn owner(
-        &self,
-        owner: &Owner,
-        holding: &Holding,
-        same: bool,
-        changed: Option<BTreeSet<Key>>,
-    ) -> Vec<wire::SubscribeResponse> {
-        let newest = holding.newest().map(|newest| wire::Newest {
+    /// About how many bytes come before `synced`.
+    #[must_use]
+    pub fn transfer_bytes(&self) -> usize {
+        let Some(opening) = &self.opening else { return 0 };
+        let of = |owner: &Owner| {
+            let holding = self.sent.holding(owner)?;
+            match self.plan(opening, owner, holding) {
+                Plan::Whole => Some(holding.bytes()),
+                Plan::Same | Plan::Changes => None,
+            }
+        };
+        opening.owners.iter().filter_map(of).sum()
+    }
+
+    /// Whether `synced` is still to come.
+    #[must_use]
+    pub fn is_opening(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// The next message; `None` once the subscriber was given all that `advance` was last called
+    /// with.
+    pub fn next_message(&mut self) -> Option<wire::SubscribeResponse> {
+        if let Some(message) = self.sending.as_mut().and_then(|rest| rest.next_of(&self.sent)) {
+            return Some(message);
+        }
+        self.sending = None;
+        if self.compare && self.opening.is_none() {
+            self.compare = false;
+            return Some(self.digests());
+        }
+        let opening = self.opening.as_mut()?;
+        let Some(owner) = opening.owners.pop_front() else {
+            self.opening = None;
+            return Some(message(Message::Synced(wire::Synced { position: self.sent.position })));
+        };
+        Some(self.start(&owner))
+    }
+
+    /// Begins with an owner: everything of it, what changed, or only the beacon, which digests do
+    /// not cover.
+    fn start(&mut self, owner: &Owner) -> wire::SubscribeResponse {
+        let mut start = wire::Start { owner: owner.to_string(), ..wire::Start::default() };
+        let (Some(opening), Some(holding)) = (&mut self.opening, self.sent.holding(owner)) else {
+            return message(Message::Start(start));
+        };
+        let changed = opening.since.as_mut().and_then(|since| since.remove(owner));
+        let plan = self.opening.as_ref().map(|opening| self.plan(opening, owner, holding));
+        let rest = match plan {
+            Some(Plan::Changes) => self.changed(changed.unwrap_or_default()),
+            Some(Plan::Same) => {
+                let beacon = Key::of_owner(owner.clone(), Kind::Beacon);
+                Sending::keys(holding.get(&beacon).map(|_| beacon).into_iter().collect())
+            }
+            Some(Plan::Whole) | None => Sending::whole(owner.clone(), self.interest.clone()),
+        };
+        let ends = holding.complete().iter().filter(|(kind, _)| self.interest.knows(**kind));
+        let ends = ends.map(|(kind, epoch)| end(owner, *kind, epoch)).collect();
+        start.newest = holding.newest().map(|newest| wire::Newest {
             epoch: Some(facts::epoch_to_wire(&newest.epoch)),
             sequence: newest.sequence,
         });
-        let delta = changed.is_some();
-        let start = wire::Start { owner: owner.to_string(), same, newest, delta };
-        let items = match changed {
-            Some(keys) => self.changed(keys),
-            None => self.whole(holding, same),
-        };
-        let mut messages = vec![message(Message::Start(start))];
-        messages.extend(batches(self.sent.position, items));
-        messages.extend(holding.complete().iter().map(|(kind, epoch)| end(owner, *kind, epoch)));
-        messages
+        start.same = matches!(plan, Some(Plan::Same));
+        start.delta = matches!(plan, Some(Plan::Changes));
+        self.compare |= start.delta;
+        self.sending = Some(rest.then(ends));
+        message(Message::Start(start))
     }
 
-    /// What is to be sent because the replica may hold something else now.
-    pub fn advance(&mut self, replica: Arc<Replica>) -> Vec<wire::SubscribeResponse> {
+    fn plan(&self, opening: &Opening, owner: &Owner, holding: &Holding) -> Plan {
+        match opening.has.get(owner) {
+            Some(held) if *held == self.interest.digest(holding).to_bytes() => Plan::Same,
+            Some(_) if opening.since.is_some() => Plan::Changes,
+            _ => Plan::Whole,
+        }
+    }
+
+    /// The replica may hold something else now: what is different comes next. To be called when
+    /// [`Feed::next_message`] has no more; before that it does nothing, and nothing is lost by it.
+    pub fn advance(&mut self, replica: Arc<Replica>) {
+        if self.opening.is_some() || self.sending.is_some() || self.compare {
+            return;
+        }
         let changes = replica.changes_since(self.sent.version);
         let changes = changes.unwrap_or_else(|| replica.differences(&self.sent));
         self.sent = replica;
         let mut keys = BTreeSet::new();
-        let mut ends = Vec::new();
+        let mut ends = VecDeque::new();
         for change in changes {
             match change {
                 Change::Record(key) => drop(keys.insert(key)),
-                Change::Complete(owner, kind) if self.interest.includes_owner(&owner) => {
+                Change::Complete(owner, kind)
+                    if self.interest.includes_owner(&owner) && self.interest.knows(kind) =>
+                {
                     let epoch = self.sent.holding(&owner).and_then(|h| h.complete().get(&kind));
                     ends.extend(epoch.map(|epoch| end(&owner, kind, epoch)));
                 }
                 Change::Complete(..) => {}
             }
         }
-        let mut messages = batches(self.sent.position, self.changed(keys));
-        messages.extend(ends);
-        messages
+        self.sending = Some(self.changed(keys).then(ends));
     }
 
     /// What the subscriber has to hold once it has taken everything up to here.
     #[must_use]
     pub fn digests(&self) -> wire::SubscribeResponse {
-        let owners = self.owners().map(|(owner, holding)| wire::OwnerDigest {
+        let owners = self.sent.owners().filter(|(owner, _)| self.interest.includes_owner(owner));
+        let owners = owners.map(|(owner, holding)| wire::OwnerDigest {
             owner: owner.to_string(),
             digest: self.interest.digest(holding).to_bytes().into(),
         });
-        let position = self.sent.position;
-        message(Message::Digests(wire::Digests { position, owners: owners.collect() }))
-    }
-
-    fn owners(&self) -> impl Iterator<Item = (&Owner, &Holding)> {
-        self.sent.owners().filter(|(owner, _)| self.interest.includes_owner(owner))
-    }
-
-    fn whole(&self, holding: &Holding, same: bool) -> Vec<wire::Item> {
-        let wanted = |key: &Key| (!same || key.kind == Kind::Beacon) && self.interest.includes(key);
-        let records = holding.records().filter(|(key, _)| wanted(key));
-        records.map(|(key, _)| self.item(key)).collect()
+        let (position, level) = (self.sent.position, self.interest.level);
+        message(Message::Digests(wire::Digests { position, owners: owners.collect(), level }))
     }
 
     /// Upserts first, deletes last, so that no reader sees a service without endpoints between the
     /// two halves of a move.
-    fn changed(&self, keys: BTreeSet<Key>) -> Vec<wire::Item> {
+    fn changed(&self, keys: BTreeSet<Key>) -> Sending {
         let keys = keys.into_iter().filter(|key| self.interest.includes(key));
-        let mut items: Vec<wire::Item> = keys.map(|key| self.item(&key)).collect();
-        items.sort_by_key(|item| item.value.is_none());
-        items
+        let (there, gone): (Vec<Key>, Vec<Key>) =
+            keys.partition(|key| self.sent.get(key).is_some());
+        Sending::keys(there.into_iter().chain(gone).collect())
     }
+}
 
-    fn item(&self, key: &Key) -> wire::Item {
-        let value = self.sent.get(key).map(|entry| entry.value.clone());
-        let removed = if value.is_none() { self.sent.removed(key) } else { None };
-        wire::Item {
-            key: key.to_string(),
-            value,
-            removal: removed.map_or(0, |removed| removed.removal.to_wire()),
-            sequence: removed.map_or(0, |removed| removed.sequence),
-        }
-    }
+/// How an owner is sent at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    Same,
+    Changes,
+    Whole,
 }
 
 fn by_owner(changes: BTreeSet<Change>) -> BTreeMap<Owner, BTreeSet<Key>> {
@@ -226,30 +289,6 @@ fn by_owner(changes: BTreeSet<Change>) -> BTreeMap<Owner, BTreeSet<Key>> {
         }
     }
     owners
-}
-
-fn batches(position: u64, items: Vec<wire::Item>) -> Vec<wire::SubscribeResponse> {
-    let mut batches = Vec::new();
-    let mut batch = Vec::new();
-    let mut size = 0;
-    for item in items {
-        size += item.key.len() + item.value.as_ref().map_or(0, bytes::Bytes::len);
-        batch.push(item);
-        if size >= TARGET_MESSAGE {
-            batches.push(std::mem::take(&mut batch));
-            size = 0;
-        }
-    }
-    if !batch.is_empty() {
-        batches.push(batch);
-    }
-    let last = batches.len().saturating_sub(1);
-    let numbered = batches.into_iter().enumerate();
-    numbered
-        .map(|(index, items)| {
-            message(Message::Batch(wire::Batch { position, items, more: index < last }))
-        })
-        .collect()
 }
 
 fn end(owner: &Owner, kind: Kind, epoch: &Epoch) -> wire::SubscribeResponse {

@@ -9,6 +9,7 @@
 
 mod state;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ pub struct Following {
     pub other_history: Option<String>,
     /// What the store has lost and this process holds.
     pub lost: Arc<Lost>,
+    /// Keys in the store that are no record keys, or have more under them than a record can be,
+    /// and why: left alone, whoever wrote them. Up to 20.
+    pub strays: BTreeMap<String, String>,
 }
 
 /// Follows `store` for ever; ends only when dropped. `resume` goes with what `writer` already
@@ -175,7 +179,11 @@ impl Follower {
             if lost_changed {
                 following.lost = Arc::new(self.state.lost().clone());
             }
-            lost_changed
+            let strays_changed = following.strays != *self.state.strays();
+            if strays_changed {
+                following.strays.clone_from(self.state.strays());
+            }
+            lost_changed || strays_changed
         });
     }
 

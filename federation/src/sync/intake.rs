@@ -17,7 +17,7 @@ use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
-use crate::record::{Epoch, Newest, READS_LEVEL, Removal};
+use crate::record::{Epoch, Newest, Removal};
 use crate::replica::{Batch, Holding, Removed, Replica};
 
 /// What the subscriber takes from the other side.
@@ -122,8 +122,8 @@ impl Intake {
             Accept::MeshBut(_) => wire::Scope::Mesh,
             Accept::Region(_) => wire::Scope::Region,
         };
-        let held = owners.map(digest).collect();
-        let (reads_level, uses) = (READS_LEVEL, self.uses.clone());
+        let reads_level = held.reads_level();
+        let (held, uses) = (owners.map(digest).collect(), self.uses.clone());
         wire::SubscribeRequest { scope: scope.into(), held, reads_level, position, uses }
     }
 
@@ -260,6 +260,9 @@ impl Intake {
     /// from using it before all can read it.
     fn item(&self, item: wire::Item, held: &Replica) -> Result<Option<Item>, String> {
         let Ok(key) = item.key.parse::<Key>() else { return Err(item.key) };
+        if key.kind.since_level() > held.reads_level() {
+            return Err(item.key);
+        }
         let in_turn =
             self.collecting.as_ref().is_none_or(|collecting| collecting.owner == key.owner);
         let size = |value: &Bytes| item.key.len() + value.len();
@@ -353,9 +356,11 @@ impl Intake {
     }
 
     fn compare(&mut self, digests: &wire::Digests, held: &Replica) -> Result<Step, IntakeError> {
+        // An older server does not count what it does not know, nor would it have sent it.
+        let level = digests.level.max(1);
         for theirs in &digests.owners {
             let owner: Owner = parse(&theirs.owner)?;
-            let ours = held.holding(&owner).map(|holding| holding.digest().to_bytes());
+            let ours = held.holding(&owner).map(|holding| holding.digest_at(level).to_bytes());
             let ours = ours.unwrap_or_else(|| crate::digest::Digest::default().to_bytes());
             let same = ours[..] == theirs.digest[..];
             // Right after the start it is known to be behind; a minute later it should not be.

@@ -72,7 +72,7 @@ pub const REGION_KINDS: [Kind; 3] = [Kind::Region, Kind::Beacon, Kind::Decision]
 
 /// Who makes a call, as its certificate proves it. The wiring puts one into each request's
 /// extensions; a request without one is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Caller {
     /// A cluster's agent: publishes its own cluster, sees the mesh.
     Agent {

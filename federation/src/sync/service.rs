@@ -1,8 +1,14 @@
 //! The federation API's server.
 //!
-//! Puts streams around [`Session`] and [`Feed`]; decides nothing itself but who may call what.
-//! Streams are driven by the reads of the transport, without a task or queue of their own, so that
-//! a stream that is dropped leaves nothing behind.
+//! Puts streams around [`Session`] and [`Feed`]; decides nothing itself but who may call what, and
+//! how much of it ([`Limits`]). Streams are driven by the reads of the transport, without a task or
+//! queue of their own, so that a stream that is dropped leaves nothing behind, and one that nobody
+//! reads holds one message and a reference to what all share.
+
+mod admission;
+mod limits;
+mod metrics;
+mod watched;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
@@ -11,15 +17,22 @@ use std::time::Duration;
 
 use futures::Stream;
 use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use prost::Message as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use self::admission::{Admission, Busy, Slot, Turn};
+use self::limits::Bucket;
+pub use self::limits::{Limits, Rate};
+use self::metrics::{Call, Metrics, Refused};
+use self::watched::Lookout;
 use super::decisions;
-use super::feed::{Feed, Has, Interest, Owners, entitlement};
-use super::session::{Session, SessionError};
+use super::feed::{Feed, Has, Interest, Owners, entitlement, said_entitlement};
+use super::session::{RemovalWindows, Session, SessionError};
 use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
 use crate::key::LOCAL_PREFIX;
 use crate::names::{InvalidName, NamespaceName, Owner, RegionName};
@@ -27,7 +40,7 @@ use crate::proto::federation as wire;
 use crate::proto::federation::federation_server::{Federation, FederationServer};
 use crate::proto::federation::publish_request::Message as PublishMessage;
 use crate::proto::federation::publish_response::Message as PublishAnswer;
-use crate::record::{Decision, Entitlement};
+use crate::record::{Decision, Entitlement, READS_LEVEL};
 use crate::replica::{Replica, Replicas};
 use crate::store::{Range, Store};
 
@@ -51,6 +64,9 @@ pub struct FederationApi {
     clock: WallClock,
     started: Instant,
     stop: CancellationToken,
+    admission: Arc<Admission>,
+    lookout: Arc<Lookout>,
+    removals: RemovalWindows,
 }
 
 impl FederationApi {
@@ -66,7 +82,22 @@ impl FederationApi {
         clock: WallClock,
         stop: CancellationToken,
     ) -> Self {
-        Self { region, store, replicas, whole, settled: None, clock, started: Instant::now(), stop }
+        let admission = Arc::new(Admission::new(Limits::default(), Metrics::default()));
+        let (started, lookout) = (Instant::now(), Arc::default());
+        let removals = RemovalWindows::default();
+        Self {
+            region,
+            store,
+            replicas,
+            whole,
+            settled: None,
+            clock,
+            started,
+            stop,
+            admission,
+            lookout,
+            removals,
+        }
     }
 
     /// Takes no publisher before `settled`: until a new store's region knows what its peers know of
@@ -74,6 +105,18 @@ impl FederationApi {
     #[must_use]
     pub fn once_settled(self, settled: watch::Receiver<bool>) -> Self {
         Self { settled: Some(settled), ..self }
+    }
+
+    /// The same with other limits than the default ones. To be said before anything is served.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.admission = Arc::new(Admission::new(limits, self.admission.metrics.clone()));
+        self
+    }
+
+    /// Registers what this server counts, named `federation_...` below the registry's own prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        self.admission.metrics.register(registry);
     }
 
     /// The service for a tonic router.
@@ -144,7 +187,7 @@ impl FederationApi {
 
     async fn open_session(
         &self,
-        caller: &Caller,
+        slot: &Slot,
         requests: &mut Streaming<wire::PublishRequest>,
     ) -> Result<Session, Status> {
         if let Some(mut settled) = self.settled.clone() {
@@ -153,9 +196,14 @@ impl FederationApi {
                 return Err(Status::unavailable("this region has not found itself yet"));
             }
         }
-        let first = tokio::time::timeout(HELLO_DEADLINE, requests.message()).await;
+        let caller = &slot.caller;
+        let first = tokio::select! {
+            () = slot.ended.cancelled() => return Err(replaced(slot)),
+            first = tokio::time::timeout(HELLO_DEADLINE, requests.message()) => first,
+        };
         let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
         let Some(PublishMessage::Hello(hello)) = first.and_then(|request| request.message) else {
+            slot.refused(Refused::Request);
             return Err(Status::invalid_argument("a publish stream begins with hello"));
         };
         let owner = format!("{}/{}", self.region, hello.cluster).parse::<Owner>().ok();
@@ -173,10 +221,46 @@ impl FederationApi {
             )));
         }
         let session = Session::open(store, &self.region, caller, hello, silent_for, now).await;
-        session.map_err(|error| {
+        let session = session.map(|session| session.continuing(&self.removals));
+        session.inspect(|_| slot.accepted()).map_err(|error| {
             warn!(%caller, error = %chain(&error), "publish stream refused");
+            slot.refused(Refused::Session);
             status(&error)
         })
+    }
+
+    /// Who calls, and room for one more stream of theirs.
+    fn admit<T>(&self, request: &Request<T>, call: Call) -> Result<Slot, Status> {
+        let caller = caller(request);
+        let caller =
+            caller.inspect_err(|_| self.admission.metrics.refused(call, Refused::Identity))?;
+        Ok(self.admission.admit(&caller, call)?)
+    }
+
+    /// Waits for the turn that a full transfer needs; none for less.
+    async fn turn(&self, slot: &Slot, feed: &Feed) -> Result<Option<Turn>, Status> {
+        let bytes = feed.transfer_bytes();
+        if bytes <= self.admission.limits.full_transfer_bytes {
+            return Ok(None);
+        }
+        let turn = tokio::select! {
+            () = self.stop.cancelled() => return Err(stopping()),
+            turn = self.admission.turn() => turn,
+        };
+        let turn = turn.inspect_err(|busy: &Busy| {
+            warn!(caller = %slot.caller, bytes, %busy, "a full transfer was refused");
+            slot.refused(busy.reason());
+        })?;
+        Ok(Some(turn))
+    }
+
+    fn watch<T: 'static>(
+        &self,
+        slot: Slot,
+        turn: Option<Turn>,
+        stream: Answers<T>,
+    ) -> Response<Answers<T>> {
+        Response::new(self.lookout.watch(&self.admission.limits, slot, turn, stream))
     }
 }
 
@@ -197,9 +281,9 @@ impl Federation for FederationApi {
         &self,
         request: Request<Streaming<wire::PublishRequest>>,
     ) -> Result<Response<Self::PublishStream>, Status> {
-        let caller = caller(&request)?;
+        let slot = self.admit(&request, Call::Publish)?;
         let mut requests = request.into_inner();
-        let first = match self.open_session(&caller, &mut requests).await {
+        let session = match self.open_session(&slot, &mut requests).await {
             Ok(session) => session,
             // In the stream, where the agent can tell a verdict on itself from a broken line.
             Err(status) if status.code() == tonic::Code::FailedPrecondition => {
@@ -210,13 +294,21 @@ impl Federation for FederationApi {
             }
             Err(status) => return Err(status),
         };
-        info!(owner = %first.owner(), "publish stream accepted");
+        info!(owner = %session.owner(), "publish stream accepted");
+        let (limits, now) = (&self.admission.limits, Instant::now());
+        let replicas = self.replicas.clone();
         let publishing = Publishing {
-            answers: VecDeque::from([first.accepted()]),
-            session: first,
+            entitlement: publishes(&session, &replicas.peek()),
+            replicas,
+            answers: VecDeque::from([session.accepted()]),
+            session,
             requests,
             clock: Arc::clone(&self.clock),
             stop: self.stop.clone(),
+            ended: slot.ended.clone(),
+            metrics: self.admission.metrics.clone(),
+            messages: Bucket::full(limits.publish_messages, now),
+            bytes: Bucket::full(limits.publish_bytes, now),
         };
         let answers = futures::stream::unfold(Some(publishing), |state| async {
             let mut state = state?;
@@ -226,40 +318,55 @@ impl Federation for FederationApi {
                 Err(status) => Some((Err(status), None)),
             }
         });
-        Ok(Response::new(Box::pin(answers)))
+        Ok(self.watch(slot, None, Box::pin(answers)))
     }
 
     async fn subscribe(
         &self,
         request: Request<wire::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let caller = caller(&request)?;
+        let slot = self.admit(&request, Call::Subscribe)?;
         let request = request.into_inner();
-        let owners = owners(&self.region, &caller, request.scope())?;
-        let uses = uses(&request.uses)?;
+        let owners = owners(&self.region, &slot.caller, request.scope());
+        let owners = owners.inspect_err(|_| slot.refused(Refused::Permission))?;
+        let uses = uses(&request.uses).inspect_err(|_| slot.refused(Refused::Request))?;
         let mut replicas = self.replicas.clone();
-        self.fit(&caller, &mut replicas).await?;
+        self.fit(&slot.caller, &mut replicas).await?;
         let position = self.reach(request.position, &mut replicas).await?;
-        let replica = replicas.current();
-        let entitlement = entitlement_of(&caller, &replica);
         let digests = request.held.into_iter().filter_map(|held| {
             let owner: Owner = held.owner.parse().ok()?;
             Some((owner, held.digest.to_vec()))
         });
         let has = Has { digests: digests.collect(), position };
-        let interest = Interest { owners, entitlement: entitlement.clone(), uses };
-        let (feed, messages) = Feed::open(interest, &has, replica);
-        info!(%caller, position, "subscribed");
-        let mut digests =
-            tokio::time::interval_at(Instant::now() + DIGEST_INTERVAL, DIGEST_INTERVAL);
+        let level = request.reads_level.clamp(1, READS_LEVEL);
+        let open = |replica: Arc<Replica>| {
+            let entitlement = entitlement_of(&slot.caller, &replica);
+            let interest = Interest {
+                owners: owners.clone(),
+                entitlement: entitlement.clone(),
+                uses: uses.clone(),
+                level,
+            };
+            (Feed::open(interest, has.clone(), replica), entitlement)
+        };
+        let (mut feed, mut entitlement) = open(replicas.current());
+        let turn = self.turn(&slot, &feed).await?;
+        if turn.is_some() {
+            // It may have waited.
+            (feed, entitlement) = open(replicas.current());
+        }
+        info!(caller = %slot.caller, position, "subscribed");
+        // The digests also show that somebody takes what is sent.
+        let every = DIGEST_INTERVAL.min(self.admission.limits.silence / 2);
+        let mut digests = tokio::time::interval_at(Instant::now() + every, every);
         digests.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let subscription = Subscription {
             feed,
+            turn: turn.clone(),
             replicas,
-            messages: messages.into(),
             digests,
-            api: self.clone(),
-            caller,
+            stop: self.stop.clone(),
+            caller: slot.caller.clone(),
             entitlement,
         };
         let messages = futures::stream::unfold(Some(subscription), |state| async {
@@ -269,7 +376,7 @@ impl Federation for FederationApi {
                 Err(status) => Some((Err(status), None)),
             }
         });
-        Ok(Response::new(Box::pin(messages)))
+        Ok(self.watch(slot, turn, Box::pin(messages)))
     }
 
     type RecoverStream = Answers<wire::SubscribeResponse>;
@@ -278,16 +385,24 @@ impl Federation for FederationApi {
         &self,
         request: Request<wire::RecoverRequest>,
     ) -> Result<Response<Self::RecoverStream>, Status> {
-        let caller = caller(&request)?;
-        let Caller::ControlPlane { region } = &caller else {
-            return Err(Status::permission_denied(format!("{caller} has no region to recover")));
+        let slot = self.admit(&request, Call::Recover)?;
+        let Caller::ControlPlane { region } = &slot.caller else {
+            slot.refused(Refused::Permission);
+            let why = format!("{} has no region to recover", slot.caller);
+            return Err(Status::permission_denied(why));
         };
+        let level = request.into_inner().reads_level.clamp(1, READS_LEVEL);
+        let interest = Interest { level, ..Interest::all(Owners::Region(region.clone())) };
         let mut replicas = self.replicas.clone();
-        let replica = self.fit(&caller, &mut replicas).await?;
-        let interest = Interest::all(Owners::Region(region.clone()));
-        let (_, messages) = Feed::open(interest, &Has::default(), replica);
-        info!(%caller, messages = messages.len(), "recovers its region's records");
-        Ok(Response::new(Box::pin(tokio_stream::iter(messages.into_iter().map(Ok)))))
+        let replica = self.fit(&slot.caller, &mut replicas).await?;
+        let mut feed = Feed::open(interest.clone(), Has::default(), replica);
+        let turn = self.turn(&slot, &feed).await?;
+        if turn.is_some() {
+            feed = Feed::open(interest, Has::default(), replicas.current());
+        }
+        info!(caller = %slot.caller, "recovers its region's records");
+        let messages = futures::stream::iter(std::iter::from_fn(move || feed.next_message()));
+        Ok(self.watch(slot, turn, Box::pin(futures::StreamExt::map(messages, Ok))))
     }
 }
 
@@ -296,7 +411,15 @@ struct Publishing {
     requests: Streaming<wire::PublishRequest>,
     answers: VecDeque<wire::PublishResponse>,
     clock: WallClock,
+    replicas: Replicas,
+    /// As the replica had it last; the session's own may be newer.
+    entitlement: Option<Entitlement>,
     stop: CancellationToken,
+    /// A later stream took this one's place.
+    ended: CancellationToken,
+    metrics: Metrics,
+    messages: Bucket,
+    bytes: Bucket,
 }
 
 impl Publishing {
@@ -308,25 +431,74 @@ impl Publishing {
             let request = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Err(stopping()),
+                () = self.ended.cancelled() => {
+                    let error = SessionError::Superseded(self.session.owner().clone());
+                    return Err(status(&error));
+                }
+                replica = self.replicas.next() => {
+                    let replica = replica.ok_or_else(stopping)?;
+                    self.follow(&replica)?;
+                    continue;
+                }
                 request = self.requests.message() => request?,
             };
             let Some(request) = request else { return Ok(None) };
+            self.pace(&request).await;
             let answers = self.session.receive(request, (self.clock)()).await;
-            self.answers.extend(answers.map_err(|error| {
+            self.metrics.records(&self.session.take_tally());
+            let answers = answers.map_err(|error| {
                 let owner = self.session.owner();
                 warn!(%owner, error = %chain(&error), "publish stream ends");
                 status(&error)
-            })?);
+            })?;
+            for answer in &answers {
+                self.say(answer);
+            }
+            self.answers.extend(answers);
         }
+    }
+
+    /// What the cluster may say may be more now, or less: on a new stream it declares all of it.
+    fn follow(&mut self, replica: &Replica) -> Result<(), Status> {
+        let said = publishes(&self.session, replica);
+        if said == self.entitlement {
+            return Ok(());
+        }
+        self.entitlement = said;
+        match &self.entitlement {
+            Some(said) if said != self.session.entitlement() => {
+                Err(Status::aborted("what this publisher is entitled to has changed: publish anew"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A publisher that is too fast is read more slowly, and feels it by the transport.
+    async fn pace(&mut self, request: &wire::PublishRequest) {
+        let now = Instant::now();
+        let wait = self.messages.charge(1, now).max(self.bytes.charge(request.encoded_len(), now));
+        if !wait.is_zero() {
+            debug!(owner = %self.session.owner(), ?wait, "a publisher is too fast");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// The first of a batch stands for the others: the owner logs each.
+    fn say(&self, answer: &wire::PublishResponse) {
+        let Some(PublishAnswer::Ack(ack)) = &answer.message else { return };
+        let Some(first) = ack.refused.first() else { return };
+        let (owner, records) = (self.session.owner(), ack.refused.len());
+        let (key, reason) = (&first.key, &first.reason);
+        warn!(%owner, records, key, reason, "records of an agent were refused, the first is named");
     }
 }
 
 struct Subscription {
     feed: Feed,
+    turn: Option<Turn>,
     replicas: Replicas,
-    messages: VecDeque<wire::SubscribeResponse>,
     digests: Interval,
-    api: FederationApi,
+    stop: CancellationToken,
     caller: Caller,
     entitlement: Entitlement,
 }
@@ -334,14 +506,15 @@ struct Subscription {
 impl Subscription {
     async fn next(&mut self) -> Result<wire::SubscribeResponse, Status> {
         loop {
-            if let Some(message) = self.messages.pop_front() {
+            if let Some(message) = self.feed.next_message() {
                 return Ok(message);
             }
+            drop(self.turn.take().inspect(Turn::release));
             tokio::select! {
                 biased;
-                () = self.api.stop.cancelled() => return Err(stopping()),
+                () = self.stop.cancelled() => return Err(stopping()),
                 // Before the changes, which could keep it from its turn.
-                _ = self.digests.tick() => self.messages.push_back(self.feed.digests()),
+                _ = self.digests.tick() => return Ok(self.feed.digests()),
                 replica = self.replicas.next() => {
                     let replica = replica.ok_or_else(stopping)?;
                     if entitlement_of(&self.caller, &replica) != self.entitlement {
@@ -349,11 +522,16 @@ impl Subscription {
                             "what this subscriber is entitled to has changed: subscribe anew",
                         ));
                     }
-                    self.messages.extend(self.feed.advance(replica));
+                    self.feed.advance(replica);
                 }
             }
         }
     }
+}
+
+fn replaced(slot: &Slot) -> Status {
+    slot.refused(Refused::Replaced);
+    Status::aborted(format!("{} opened more publish streams: this one is ended", slot.caller))
 }
 
 fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
@@ -363,6 +541,11 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
             "the federation API wants a certificate of an agent or a control plane of this mesh",
         )
     })
+}
+
+fn publishes(session: &Session, replica: &Replica) -> Option<Entitlement> {
+    let Owner { region, cluster } = session.owner();
+    said_entitlement(replica, region, cluster.as_ref()?)
 }
 
 fn entitlement_of(caller: &Caller, replica: &Replica) -> Entitlement {

@@ -1,9 +1,15 @@
 //! The federation API over real connections (without TLS, which is the wiring's).
 
+mod entitlement;
+mod limits;
+mod permission;
+mod wire_limits;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -20,7 +26,7 @@ use super::client::{self, Link, Publication};
 use super::leader::{Leader, LeaderError};
 use super::mirror::mirror;
 use super::own::{OwnRecords, with_join};
-use super::service::FederationApi;
+use super::service::{FederationApi, Limits};
 use super::{facts, follower};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
@@ -64,8 +70,15 @@ impl Region {
         caller: Option<Caller>,
         whole: watch::Receiver<bool>,
     ) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let api = Self::api(store, replicas, whole);
+        Self::serve(port, api, caller).await
+    }
+
+    fn api(
+        store: &Arc<dyn Store>,
+        replicas: &Replicas,
+        whole: watch::Receiver<bool>,
+    ) -> (FederationApi, CancellationToken) {
         let stop = CancellationToken::new();
         let clock = Arc::new(|| Timestamp::from_second(1_800_000_000).unwrap());
         let api = FederationApi::new(
@@ -76,6 +89,26 @@ impl Region {
             clock,
             stop.clone(),
         );
+        (api, stop)
+    }
+
+    async fn start_limited(
+        store: &Arc<dyn Store>,
+        replicas: &Replicas,
+        caller: Caller,
+        limits: Limits,
+    ) -> Self {
+        let (api, stop) = Self::api(store, replicas, watch::channel(true).1);
+        Self::serve(0, (api.with_limits(limits), stop), Some(caller)).await
+    }
+
+    async fn serve(
+        port: u16,
+        (api, stop): (FederationApi, CancellationToken),
+        caller: Option<Caller>,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
         let service =
             InterceptedService::new(api.into_service(), move |mut request: Request<()>| {
                 caller.clone().map(|caller| request.extensions_mut().insert(caller));
@@ -398,4 +431,65 @@ async fn a_leader_mirrors_what_its_peer_owns_and_stops_when_it_leads_no_more() {
     let four = store::read(&*ours, "/tombolo/v1/r/r-a/namespace/_/four").await.unwrap();
     assert_eq!(four, None);
     peer.stop().await;
+}
+
+/// As level 3 may write it: unknown fields in envelope and body, one for newer readers only, one of
+/// an unknown kind, one that is cut short.
+async fn write_of_level_3(store: &Arc<dyn Store>) -> BTreeMap<String, Bytes> {
+    let read = store::read(&**store, "/tombolo/v1/r/r-a/namespace/_/one").await.unwrap().unwrap();
+    // Field 900, a string.
+    let newer = Bytes::from([&read.value[..], &[0xa2, 0x38, 3, b'n', b'e', b'w']].concat());
+    // Field 2, `min_reader`; the last one counts.
+    let for_newer = Bytes::from([&read.value[..], &[0x10, 9]].concat());
+    let key = |kind: &str, name: &str| format!("/tombolo/v1/r/r-a/{kind}/_/{name}");
+    let values = BTreeMap::from([
+        (key("namespace", "one"), newer.clone()),
+        (key("namespace", "for-newer"), for_newer),
+        (key("namespace", "cut"), newer.slice(..newer.len() - 1)),
+    ]);
+    let mut ops: Vec<Op> = values.iter().map(|(key, value)| Op::put(key, value.clone())).collect();
+    ops.push(Op::put(key("gadget", "x"), newer));
+    store.commit(Txn { guards: Vec::new(), ops }).await.unwrap();
+    values
+}
+
+#[tokio::test]
+async fn a_mirror_stores_what_a_newer_version_wrote_byte_for_byte_and_stays_in_step() {
+    let (theirs, their_replicas, _following) = region_with_a_cluster(&["one"]).await;
+    let written = write_of_level_3(&theirs).await;
+    let seen = |replica: &replica::Replica| {
+        let kept = replica.owners().map(|(_, holding)| holding.quarantined()).sum::<usize>();
+        kept == 2
+    };
+    timeout(LONG, their_replicas.clone().wait_for(seen)).await.expect("in time").unwrap();
+    // Digests every half second.
+    let limits = Limits { silence: Duration::from_secs(1), ..Limits::default() };
+    let caller = Caller::ControlPlane { region: "s".parse().unwrap() };
+    let peer = Region::start_limited(&theirs, &their_replicas, caller, limits).await;
+
+    let ours = store().await;
+    let key = facts::election_key();
+    let led = ours.commit(Txn { guards: Vec::new(), ops: vec![Op::put(&key, "me")] }).await;
+    let Commit::Done(led) = led.unwrap() else { panic!("no guard") };
+    let (writer, mut replicas) = replica::channel();
+    let mut tasks = JoinSet::new();
+    let follow =
+        follower::follow(Arc::clone(&ours), Arc::new(writer), None, watch::Sender::default());
+    tasks.spawn(async move { follow.await.unwrap() });
+    let fence = Guard::CreateRevision(key, led);
+    let leader = Leader { store: Arc::clone(&ours), fence, replicas: replicas.clone() };
+    let (link, mut linked) = watch::channel(Link::default());
+    tasks.spawn(async move {
+        mirror(leader, "r".parse().unwrap(), peer.channel(), link, None).await;
+    });
+    timeout(LONG, linked.wait_for(|link| link.synced)).await.unwrap().unwrap();
+    timeout(LONG, replicas.wait_for(seen)).await.expect("in time").unwrap();
+    for (key, value) in &written {
+        let stored = store::read(&*ours, key).await.unwrap().unwrap();
+        assert_eq!(stored.value, *value, "{key}");
+    }
+    // A few digests on, nothing was asked for again.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let link = linked.borrow().clone();
+    assert_eq!((link.synced, link.mismatches, link.left_out), (true, 0, 0), "{link:?}");
 }

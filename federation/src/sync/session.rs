@@ -7,16 +7,19 @@
 //! be written or removed is refused by itself, with the reason; the rest of its batch goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 
+use self::refusal::Refusal;
+pub use self::refusal::{Reason, Tally};
+pub use self::removals::RemovalWindows;
 use self::removals::Removals;
 use super::transactions::{Changes, transactions};
-use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, facts};
+use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, chain, facts};
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, Owner, RegionName};
 use crate::proto::federation as wire;
@@ -30,10 +33,13 @@ use crate::replica::Removed;
 use crate::store::{self, Commit, Guard, KeyValue, Op, Store, StoreError, Txn};
 
 mod admit;
+mod refusal;
 mod removals;
 
 /// Keys per `want` message.
 const WANT_KEYS: usize = 1000;
+/// What is refused is named with at most so many bytes: the longest key is shorter.
+const MAX_NAMED: usize = 1024;
 /// More keys than this are not taken from one cluster, whatever it declares.
 const MAX_KEYS: usize = 1_000_000;
 
@@ -71,7 +77,8 @@ pub struct Session {
     told: BTreeSet<Key>,
     /// Its newest change in this epoch.
     sequence: u64,
-    removals: Removals,
+    removals: Arc<Mutex<Removals>>,
+    tally: Tally,
     phase: Phase,
     cluster: Option<Cluster>,
     entitlement: Entitlement,
@@ -148,7 +155,8 @@ impl Session {
                 held: BTreeMap::new(),
                 told: BTreeSet::new(),
                 sequence: 0,
-                removals: Removals::default(),
+                removals: Arc::default(),
+                tally: Tally::default(),
                 phase: Phase::Declaring,
             }),
             Commit::GuardFailed => Err(SessionError::Superseded(owner)),
@@ -159,6 +167,24 @@ impl Session {
     #[must_use]
     pub fn owner(&self) -> &Owner {
         &self.owner
+    }
+
+    /// The same, with what went unexplained on earlier streams of the owner counted.
+    #[must_use]
+    pub fn continuing(mut self, windows: &RemovalWindows) -> Self {
+        self.removals = windows.of(&self.owner);
+        self
+    }
+
+    /// What the owner was entitled to when the stream was taken.
+    #[must_use]
+    pub fn entitlement(&self) -> &Entitlement {
+        &self.entitlement
+    }
+
+    /// What was refused and removed since this was last asked.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 
     /// The first answer of the stream.
@@ -275,7 +301,7 @@ impl Session {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
-                Err(reason) => refused.push(refusal(put.key, reason)),
+                Err(why) => refused.push(self.refuse(put.key, why)),
             }
         }
         for tombstone in changes.tombstones {
@@ -286,10 +312,11 @@ impl Session {
                     // At once: the next one is judged by what is left.
                     self.held.remove(&key);
                     let sequence = tombstone.sequence;
+                    self.tally.removed(removal);
                     removed.insert(key.clone(), Removed { removal, sequence });
                     taken.insert(key, None);
                 }
-                Err(reason) => refused.push(refusal(tombstone.key, reason)),
+                Err(why) => refused.push(self.refuse(tombstone.key, why)),
             }
         }
         self.note(&taken, &removed);
@@ -301,6 +328,14 @@ impl Session {
             self.commit(changes).await?;
         }
         Ok(response(Response::Ack(wire::Ack { batch: changes.batch, refused })))
+    }
+
+    fn refuse(&mut self, key: String, why: Refusal) -> wire::RefusedRecord {
+        self.tally.refused(why.reason);
+        // What is refused may be anything, also in length.
+        let key =
+            if key.len() > MAX_NAMED { key.chars().take(MAX_NAMED / 4).collect() } else { key };
+        wire::RefusedRecord { key, reason: why.text }
     }
 
     /// Before the commit: if that fails, the stream ends.
@@ -343,10 +378,9 @@ impl Session {
         let silent = |key: &&Key| {
             kinds.contains(&key.kind) && key.kind != Kind::Beacon && !self.present.contains(*key)
         };
-        let refused = stored.keys().filter(silent).map(|key| {
-            refusal(key.to_string(), "is neither declared nor removed: it stays".to_owned())
-        });
-        let refused = refused.collect();
+        let silent: Vec<String> = stored.keys().filter(silent).map(ToString::to_string).collect();
+        let why = || Refusal::new(Reason::Silent, "is neither declared nor removed: it stays");
+        let refused = silent.into_iter().map(|key| self.refuse(key, why())).collect();
         self.sequence = self.sequence.max(complete.sequence);
         let complete_kinds = kinds.iter().map(|kind| (*kind, self.epoch.clone())).collect();
         let newest = Some(self.newest());
@@ -372,8 +406,11 @@ impl Session {
 }
 
 /// Twice in one batch: the transaction takes a key once, and neither is the newer.
-fn once(taken: &BTreeMap<Key, Option<Bytes>>, key: Key) -> Result<Key, String> {
-    if taken.contains_key(&key) { Err("stands twice in one batch".to_owned()) } else { Ok(key) }
+fn once(taken: &BTreeMap<Key, Option<Bytes>>, key: Key) -> Result<Key, Refusal> {
+    if taken.contains_key(&key) {
+        return Err(Refusal::new(Reason::Twice, "stands twice in one batch"));
+    }
+    Ok(key)
 }
 
 /// What the region says of itself in its own store, its members among it: that survives where
@@ -383,11 +420,14 @@ async fn region_record(
     region: &RegionName,
 ) -> Result<Option<Region>, StoreError> {
     let key = Key::of_owner(Owner::region(region.clone()), Kind::Region);
-    let entry = store::read(store, &key.to_string()).await?;
-    Ok(entry.and_then(|entry| match Record::open(&key, &entry.value).ok()?.body {
-        Body::Region(region) => Some(region),
-        _ => None,
-    }))
+    let Some(entry) = store::read(store, &key.to_string()).await? else { return Ok(None) };
+    // It says who is entitled to what: that it cannot be read entitles nobody.
+    let record = Record::open(&key, &entry.value)
+        .map_err(|error| StoreError::Damaged(format!("record {key}: {}", chain(&error))))?;
+    match record.body {
+        Body::Region(region) => Ok(Some(region)),
+        _ => Ok(None),
+    }
 }
 
 fn entitlement(owner: &Owner, region: Option<&Region>) -> Entitlement {
@@ -486,10 +526,6 @@ fn want(keys: &[String]) -> Vec<wire::PublishResponse> {
     let mut messages: Vec<_> = keys.chunks(WANT_KEYS).map(|keys| message(keys, false)).collect();
     messages.push(message(&[], true));
     messages
-}
-
-fn refusal(key: String, reason: String) -> wire::RefusedRecord {
-    wire::RefusedRecord { key, reason }
 }
 
 fn response(message: Response) -> wire::PublishResponse {

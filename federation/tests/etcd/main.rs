@@ -7,6 +7,7 @@ mod elections;
 mod members;
 mod quota;
 mod ranges;
+mod rubbish;
 mod tls;
 mod watches;
 

@@ -22,7 +22,7 @@ use crate::role::cache::Restored;
 use crate::role::common::Serving;
 use crate::role::mesh::{DecisionStatus, MeshStatus};
 use crate::role::operator::{Answer, Approve, CallError, Leave, Leaving, Operated};
-use crate::role::status::{CacheStatus, LinkStatus, Sources, Status};
+use crate::role::status::{CacheStatus, LinkStatus, Sources, Status, strays};
 use crate::role::store_health::StoreStatus;
 use crate::role::wall_clock;
 use crate::state_dir::new_id;
@@ -211,7 +211,7 @@ impl Visible for View {
             )),
             sources: sources.status(),
             links: links.collect(),
-            problems: Vec::new(),
+            problems: strays(&self.following.borrow()),
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),

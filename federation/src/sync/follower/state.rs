@@ -5,13 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use tracing::warn;
 
-use crate::key::{Key, Kind, LOCAL_PREFIX, PREFIX};
+use crate::key::{InvalidKey, Key, Kind, LOCAL_PREFIX, PREFIX};
 use crate::names::Owner;
 use crate::record::{Body, Decided, Newest, Origin, Record};
 use crate::replica::{Batch, Holding, Replica};
 use crate::store::{Event, KeyValue, Revision};
 use crate::sync::facts::{self, Fact};
 use crate::sync::history::{ResumePoint, Witness};
+use crate::sync::transactions::MAX_RECORD_BYTES;
+
+/// So many keys under which there is no record are named.
+const MAX_STRAYS: usize = 20;
 
 /// What a store that went back has lost and this process still holds: for the leader to write
 /// back (see [`reseed`](crate::sync::reseed)).
@@ -39,6 +43,7 @@ pub(super) struct State {
     /// Parts of changes of which more is to come.
     unfinished: BTreeMap<Owner, Batch>,
     lost: Lost,
+    strays: BTreeMap<String, String>,
 }
 
 /// A listing, sorted.
@@ -72,6 +77,42 @@ impl State {
         &self.lost
     }
 
+    /// Keys that should be records' and are not, and why; not all, where they are many.
+    pub(super) fn strays(&self) -> &BTreeMap<String, String> {
+        &self.strays
+    }
+
+    /// The key of a record; other keys are left alone.
+    fn record_key(&mut self, key: &str) -> Option<Key> {
+        match record_key(key)? {
+            Ok(key) => Some(key),
+            Err(error) => {
+                self.stray(key, error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Whether nothing could be done with the value here but to hold it: no mirror's store takes
+    /// it, no subscriber either, and their digests would differ for ever. What was read last of
+    /// the record stays.
+    fn check_size(&mut self, entry: &KeyValue) -> bool {
+        let fits = fits(entry);
+        if !fits {
+            let size = entry.key.len() + entry.value.len();
+            let why = format!("has {size} bytes with its key, more than {MAX_RECORD_BYTES}");
+            self.stray(&entry.key, why);
+        }
+        fits
+    }
+
+    fn stray(&mut self, key: &str, why: String) {
+        if self.strays.len() < MAX_STRAYS && self.strays.get(key) != Some(&why) {
+            warn!(key, why, "the store has what is not a record, it is left alone");
+            self.strays.insert(key.to_owned(), why);
+        }
+    }
+
     pub(super) fn has_unfinished(&self) -> bool {
         !self.unfinished.is_empty()
     }
@@ -89,6 +130,12 @@ impl State {
         self.witness = None;
         self.unfinished.clear();
         self.lost = Lost::default();
+        self.strays.clear();
+        for entry in &entries {
+            if self.record_key(&entry.key).is_some() {
+                self.check_size(entry);
+            }
+        }
         let mut listing = Listing::of(entries);
         for (owner, holding) in held.owners() {
             self.compare(&mut listing, owner, holding);
@@ -163,10 +210,14 @@ impl State {
         parts: &mut BTreeMap<Owner, Batch>,
         more: &mut BTreeMap<Owner, bool>,
     ) {
-        if let Some(key) = record_key(&entry.key) {
+        if let Some(key) = self.record_key(&entry.key) {
             if let Some(lost) = self.lost.owners.get_mut(&key.owner) {
                 lost.keys.remove(&key);
             }
+            if !self.check_size(entry) {
+                return;
+            }
+            self.strays.remove(&entry.key);
             let part = parts.entry(key.owner.clone()).or_default();
             part.items.push((key, Some(entry.value.clone())));
             return;
@@ -198,7 +249,8 @@ impl State {
     }
 
     fn delete(&mut self, key: &str, parts: &mut BTreeMap<Owner, Batch>, whole: &mut Batch) {
-        if let Some(key) = record_key(key) {
+        self.strays.remove(key);
+        if let Some(Ok(key)) = record_key(key) {
             parts.entry(key.owner.clone()).or_default().items.push((key, None));
         } else if let Some(owner) = facts::owner_of_said(key) {
             self.lost.owners.remove(&owner);
@@ -233,14 +285,16 @@ impl Listing {
     }
 
     fn take(&mut self, entry: KeyValue) {
-        if let Some(key) = record_key(&entry.key) {
+        if let Some(Ok(key)) = record_key(&entry.key) {
             let newest = Origin::of_value(&entry.value).map(|origin| origin.newest());
             if let Some(newest) = newest.clone() {
                 self.saw(&key.owner, newest);
             }
             self.left.extend(left(&key, &entry.value));
             self.listed.insert(key.clone(), newest);
-            self.batch.items.push((key, Some(entry.value)));
+            if fits(&entry) {
+                self.batch.items.push((key, Some(entry.value)));
+            }
             return;
         }
         match facts::read(&entry.key, &entry.value) {
@@ -288,14 +342,14 @@ fn joined(mut first: Batch, next: Batch) -> Batch {
     first
 }
 
-/// The key of a record; other keys are left alone.
-fn record_key(key: &str) -> Option<Key> {
+fn fits(entry: &KeyValue) -> bool {
+    entry.key.len() + entry.value.len() <= MAX_RECORD_BYTES
+}
+
+/// The key of a record, where it should be one.
+fn record_key(key: &str) -> Option<Result<Key, InvalidKey>> {
     if key.starts_with(LOCAL_PREFIX) || !key.starts_with(PREFIX) {
         return None;
     }
-    key.parse()
-        .inspect_err(
-            |error| warn!(%error, "the store has a key that is not a record's, it is left alone"),
-        )
-        .ok()
+    Some(key.parse())
 }

@@ -1,10 +1,12 @@
 //! Which single record an agent may write.
 
 use std::net::IpAddr;
+use std::sync::PoisonError;
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::Session;
+use super::refusal::{Reason, Refusal, because};
 use crate::key::Key;
 use crate::proto::federation as wire;
 use tokio::time::Instant;
@@ -18,20 +20,25 @@ const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
 impl Session {
     /// The key, if the record may be written under it.
-    pub(super) fn admit(&mut self, put: &wire::Put, now: Timestamp) -> Result<Key, String> {
+    pub(super) fn admit(&mut self, put: &wire::Put, now: Timestamp) -> Result<Key, Refusal> {
         let key = self.own_key(&put.key)?;
         let size = put.key.len() + put.value.len();
         if size > MAX_RECORD_BYTES {
-            return Err(format!(
-                "has {size} bytes, more than the {MAX_RECORD_BYTES} that a store takes"
+            return Err(Refusal::new(
+                Reason::Size,
+                format!("has {size} bytes, more than the {MAX_RECORD_BYTES} that a store takes"),
             ));
         }
-        self.admit_namespace(&key)?;
-        let record = Record::open(&key, &put.value).map_err(|error| chain(&error))?;
-        self.admit_origin(&key, &record.origin)?;
+        self.admit_namespace(&key).map_err(because(Reason::Namespace))?;
+        let record = Record::open(&key, &put.value)
+            .map_err(|error| Refusal::new(Reason::Unreadable, chain(&error)))?;
+        self.admit_origin(&key, &record.origin).map_err(because(Reason::Sequence))?;
         match record.body {
-            Body::Export(export) => self.admit_export(&export, now)?,
-            Body::Endpoints(endpoints) => admit_addresses(self.cluster.as_ref(), &endpoints)?,
+            Body::Export(export) => {
+                self.admit_export(&export, now).map_err(because(Reason::Precedence))?;
+            }
+            Body::Endpoints(endpoints) => admit_addresses(self.cluster.as_ref(), &endpoints)
+                .map_err(because(Reason::Address))?,
             Body::Cluster(cluster) => self.cluster = Some(cluster),
             Body::Namespace(_) | Body::Beacon(_) | Body::Region(_) | Body::Decision(_) => {}
         }
@@ -43,23 +50,28 @@ impl Session {
         &mut self,
         key: &Key,
         tombstone: &wire::Tombstone,
-    ) -> Result<Removal, String> {
-        let removal = Removal::from_wire(tombstone.removal)
-            .ok_or_else(|| "a tombstone says why: this one does not".to_owned())?;
+    ) -> Result<Removal, Refusal> {
+        let removal = Removal::from_wire(tombstone.removal).ok_or_else(|| {
+            Refusal::new(Reason::Removal, "a tombstone says why: this one does not")
+        })?;
         if tombstone.sequence == 0 {
-            return Err("a tombstone has a sequence number: this one has none".to_owned());
+            let text = "a tombstone has a sequence number: this one has none";
+            return Err(Refusal::new(Reason::Removal, text));
         }
         if let Some(held) = self.held.get(key).and_then(|held| held.newest.as_ref())
             && held.epoch == self.epoch
             && tombstone.sequence < held.sequence
         {
-            return Err(format!(
+            let text = format!(
                 "goes back: removed by change {}, and change {} of it is held",
                 tombstone.sequence, held.sequence
-            ));
+            );
+            return Err(Refusal::new(Reason::Sequence, text));
         }
         if removal == Removal::Unexplained {
-            self.removals.allow(key, &self.held, Instant::now())?;
+            let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
+            let allowed = removals.allow(key, &self.held, Instant::now());
+            allowed.map_err(because(Reason::Held))?;
         }
         Ok(removal)
     }
@@ -97,16 +109,18 @@ impl Session {
     }
 
     /// The key, if it is one of this owner's and of a kind that agents publish.
-    pub(super) fn own_key(&self, text: &str) -> Result<Key, String> {
-        let key: Key = text.parse().map_err(|error: crate::key::InvalidKey| error.to_string())?;
+    pub(super) fn own_key(&self, text: &str) -> Result<Key, Refusal> {
+        let key: Key = text.parse().map_err(|error: crate::key::InvalidKey| {
+            Refusal::new(Reason::Key, error.to_string())
+        })?;
         if key.owner != self.owner {
-            return Err(format!(
-                "belongs to {}, this stream publishes for {}",
-                key.owner, self.owner
-            ));
+            let text =
+                format!("belongs to {}, this stream publishes for {}", key.owner, self.owner);
+            return Err(Refusal::new(Reason::Owner, text));
         }
         if !CLUSTER_KINDS.contains(&key.kind) {
-            return Err(format!("agents do not publish records of kind {}", key.kind));
+            let text = format!("agents do not publish records of kind {}", key.kind);
+            return Err(Refusal::new(Reason::Kind, text));
         }
         Ok(key)
     }

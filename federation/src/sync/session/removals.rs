@@ -2,15 +2,19 @@
 //!
 //! An agent holds such removals back itself (`guard`). One that does not, because it is broken or
 //! was broken into, does not empty its cluster's records either: the same limits hold here, over
-//! what the store has. A removal beyond them is refused, key by key; the stream goes on.
+//! what the store has. A removal beyond them is refused, key by key; the stream goes on. What went
+//! is counted over all streams of an owner to this process, so that a new stream is not a new
+//! window.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
 use super::Held;
 use crate::guard::Settings;
 use crate::key::{Key, Kind};
+use crate::names::Owner;
 
 /// What went without explanation lately.
 #[derive(Debug, Default)]
@@ -18,6 +22,17 @@ pub(super) struct Removals {
     /// The same limits as an agent's own.
     settings: Settings,
     gone: VecDeque<(Instant, usize)>,
+}
+
+/// What went of each owner lately, over all its streams. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct RemovalWindows(Arc<Mutex<BTreeMap<Owner, Arc<Mutex<Removals>>>>>);
+
+impl RemovalWindows {
+    pub(super) fn of(&self, owner: &Owner) -> Arc<Mutex<Removals>> {
+        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(owners.entry(owner.clone()).or_default())
+    }
 }
 
 impl Removals {

@@ -1,7 +1,9 @@
 //! The four state machines against each other, without a network: messages are carried by hand,
 //! so that a test can lose them, stop half-way, and look at each.
 
+mod levels;
 mod publishing;
+mod rubbish;
 mod subscribing;
 
 use std::collections::BTreeMap;

@@ -1,16 +1,20 @@
 //! Feed and intake: what a region passes on, and what a subscriber takes for gone.
 
+use std::collections::BTreeSet;
+
+use prost::Message as _;
+
 use super::*;
-use crate::record::{Decided, Decision};
+use crate::record::{Decided, Decision, Entitlement};
 
 /// A replica filled as a control plane's would be.
-fn held(epoch: Epoch, bodies: &[(Key, Arc<Body>)], kinds: &[Kind]) -> ReplicaWriter {
+pub(super) fn held(epoch: Epoch, bodies: &[(Key, Arc<Body>)], kinds: &[Kind]) -> ReplicaWriter {
     let mut agent = Agent::new(epoch);
     agent.says(bodies, kinds);
     agent.writer
 }
 
-fn subscribe(
+pub(super) fn subscribe(
     source: &ReplicaWriter,
     subscriber: &ReplicaWriter,
 ) -> (Feed, Intake, Vec<wire::SubscribeResponse>) {
@@ -20,11 +24,17 @@ fn subscribe(
     let digests = held.map(|held| (held.owner.parse().unwrap(), held.digest.to_vec())).collect();
     let interest = Interest::all(Owners::MeshBut("x/x-x".parse().unwrap()));
     let has = Has { digests, position: request.position };
-    let (feed, messages) = Feed::open(interest, &has, source.current());
+    let mut feed = Feed::open(interest, has, source.current());
+    let messages = rest(&mut feed);
     (feed, intake, messages)
 }
 
-fn take(
+/// All that the feed has to give now.
+pub(super) fn rest(feed: &mut Feed) -> Vec<wire::SubscribeResponse> {
+    std::iter::from_fn(|| feed.next_message()).collect()
+}
+
+pub(super) fn take(
     intake: &mut Intake,
     subscriber: &ReplicaWriter,
     messages: Vec<wire::SubscribeResponse>,
@@ -38,7 +48,7 @@ fn take(
     Ok(synced)
 }
 
-fn keys(replica: &Replica) -> Vec<String> {
+pub(super) fn keys(replica: &Replica) -> Vec<String> {
     let records = replica.owners().flat_map(|(_, holding)| holding.records());
     records.map(|(key, _)| key.to_string()).collect()
 }
@@ -53,7 +63,8 @@ async fn a_subscriber_ends_up_with_the_same_and_follows() {
     assert_eq!(keys(&subscriber.current()), keys(&agent.writer.current()));
 
     agent.says(&[cluster(), namespace("two"), namespace("three")], &crate::sync::CLUSTER_KINDS);
-    let messages = feed.advance(agent.writer.current());
+    feed.advance(agent.writer.current());
+    let messages = rest(&mut feed);
     take(&mut intake, &subscriber, messages).unwrap();
     assert_eq!(keys(&subscriber.current()), keys(&agent.writer.current()));
     take(&mut intake, &subscriber, vec![feed.digests()]).unwrap();
@@ -77,7 +88,8 @@ async fn a_slow_reader_gets_the_newest_of_each_key_once() {
         agent.says(&bodies, &crate::sync::CLUSTER_KINDS);
     }
     agent.says(&[cluster(), namespace("x")], &crate::sync::CLUSTER_KINDS);
-    let messages = feed.advance(agent.writer.current());
+    feed.advance(agent.writer.current());
+    let messages = rest(&mut feed);
     let Some(wire::subscribe_response::Message::Batch(batch)) = &messages[0].message else {
         panic!("{messages:?}")
     };
@@ -131,7 +143,8 @@ async fn a_removal_in_an_owners_next_epoch_is_taken_whatever_its_number() {
         ..Batch::default()
     };
     sender.writer.apply(batch, Instant::now());
-    take(&mut intake, &subscriber, feed.advance(sender.writer.current())).unwrap();
+    feed.advance(sender.writer.current());
+    take(&mut intake, &subscriber, rest(&mut feed)).unwrap();
     assert_eq!(keys(&subscriber.current()).len(), 2);
     take(&mut intake, &subscriber, vec![feed.digests()]).unwrap();
 }
@@ -167,7 +180,7 @@ async fn a_difference_is_found_by_the_digests() {
 async fn a_peer_is_believed_about_itself_only() {
     let sender = held(epoch("e", 1), &[cluster()], &crate::sync::CLUSTER_KINDS);
     let interest = Interest::all(Owners::Region("r".parse().unwrap()));
-    let (_, messages) = Feed::open(interest, &Has::default(), sender.current());
+    let messages = rest(&mut Feed::open(interest, Has::default(), sender.current()));
     let (subscriber, _readers) = replica::channel();
     let mut intake = Intake::new(Accept::Region("other".parse().unwrap()));
     let error = take(&mut intake, &subscriber, messages).unwrap_err();
@@ -219,4 +232,76 @@ async fn who_left_while_a_subscriber_was_away_is_forgotten() {
     assert!(sync(), "it was another that left");
     speak(&mut own, leave("uid"));
     assert!(!sync());
+}
+
+fn interest(entitlement: &[&str], uses: Option<&[&str]>) -> Interest {
+    let names =
+        |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<BTreeSet<_>>();
+    Interest {
+        entitlement: Entitlement::Namespaces(names(entitlement)),
+        uses: uses.map(names),
+        ..Interest::all(Owners::MeshBut("x/x-x".parse().unwrap()))
+    }
+}
+
+/// Follows for an hour, with digests every minute, while every namespace changes.
+fn follow_for_an_hour(interest: &Interest, wanted: &[&str]) {
+    let mut agent = Agent::new(epoch("e", 1));
+    let all = ["one", "two", "three"];
+    let (subscriber, _readers) = replica::channel();
+    agent.says(&[cluster(), namespace("one")], &crate::sync::CLUSTER_KINDS);
+    let mut feed = Feed::open(interest.clone(), Has::default(), agent.writer.current());
+    let mut intake = Intake::new(Accept::MeshBut("x/x-x".parse().unwrap()));
+    take(&mut intake, &subscriber, rest(&mut feed)).unwrap();
+    for minute in 0..60 {
+        let mut says = vec![cluster(), slice("127.1.1.1")];
+        let there = all.iter().enumerate().filter(|(n, _)| minute % (n + 2) != 0);
+        says.extend(there.map(|(_, name)| namespace(name)));
+        agent.says(&says, &crate::sync::CLUSTER_KINDS);
+        feed.advance(agent.writer.current());
+        take(&mut intake, &subscriber, rest(&mut feed)).unwrap();
+        take(&mut intake, &subscriber, vec![feed.digests()]).unwrap();
+        let held = subscriber.current();
+        for key in held.owners().flat_map(|(_, holding)| holding.records()).map(|(key, _)| key) {
+            let about = key.about().map(|about| about.to_string());
+            let told = about.as_deref().is_none_or(|about| wanted.contains(&about));
+            assert!(told, "was told of {key}");
+        }
+        let count = says
+            .iter()
+            .filter(|(key, _)| key.about().is_none_or(|about| wanted.contains(&about.as_str())));
+        assert_eq!(keys(&held).len(), count.count(), "minute {minute}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_told_of_what_it_is_entitled_to_and_uses_and_digests_agree_for_an_hour() {
+    follow_for_an_hour(&interest(&["one", "two"], None), &["one", "two"]);
+    follow_for_an_hour(&interest(&["one", "two"], Some(&["two", "three"])), &["two"]);
+    follow_for_an_hour(&interest(&["shop"], None), &["shop"]);
+    follow_for_an_hour(&interest(&[], None), &[]);
+}
+
+#[tokio::test]
+async fn what_is_sent_is_made_when_it_is_asked_for() {
+    let (source, _readers) = replica::channel();
+    let mut own = OwnRecords::new(owner(), epoch("e", 1));
+    let records = (0..100).map(|n| {
+        let labels = [("l".to_owned(), "v".repeat(64 << 10))].into();
+        let body = Body::Namespace(Namespace { labels, annotations: BTreeMap::new() });
+        own.say(&namespace(&format!("n{n}")).0, &Arc::new(body))
+    });
+    let items: Vec<_> = records.collect();
+    source.apply(Batch { items, ..Batch::default() }, Instant::now());
+    let interest = Interest::all(Owners::Region("r".parse().unwrap()));
+    let mut feed = Feed::open(interest, Has::default(), source.current());
+    assert!(feed.transfer_bytes() > 6 << 20, "{}", feed.transfer_bytes());
+    let mut batches = 0;
+    while let Some(message) = feed.next_message() {
+        assert!(message.encoded_len() < crate::sync::TARGET_MESSAGE + (128 << 10));
+        let is_batch = matches!(message.message, Some(wire::subscribe_response::Message::Batch(_)));
+        batches += usize::from(is_batch);
+    }
+    assert_eq!(batches, 25);
+    assert!(!feed.is_opening() && feed.transfer_bytes() == 0);
 }
