@@ -4,6 +4,7 @@
 //! configuration is logged at start. Durations and addresses are parsed here, so that a role gets
 //! values that make sense or does not start.
 
+mod limits;
 mod store;
 mod values;
 
@@ -22,6 +23,7 @@ use tombolo_federation::names::{
     ClusterId, ClusterName, InvalidName, MeshDomain, NamespaceName, RegionName,
 };
 
+pub(crate) use self::limits::LimitsConfig;
 pub(crate) use self::store::{EtcdStore, StoreConfig};
 pub(crate) use self::values::{Dials, Namespaces, Span};
 
@@ -120,6 +122,9 @@ pub(crate) struct ControlPlaneConfig {
     /// A leader that gives no sign of life for so long is succeeded.
     #[serde(default = "leader_ttl")]
     pub(crate) leader_ttl: Span,
+    /// What callers of the federation API may use.
+    #[serde(default)]
+    pub(crate) limits: LimitsConfig,
     /// The namespaces that a cluster may speak of and is told of; all, if it is not named.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) entitlements: BTreeMap<ClusterId, Namespaces>,
@@ -280,6 +285,7 @@ impl ControlPlaneConfig {
         );
         self.check_order("standIns", &self.stand_ins, false)?;
         self.check_order("rolloutOrder", &self.rollout_order, true)?;
+        self.limits.check()?;
         let ttl = self.leader_ttl.0;
         anyhow::ensure!(
             (Duration::from_secs(1)..=Duration::from_hours(1)).contains(&ttl),

@@ -17,7 +17,8 @@ use tombolo_proxy::bootstrap::{Bootstrap, Server, Tls, TrustDomain};
 use super::files::PreparedEnvoy;
 use super::layout::{ClusterPorts, Layout, Ports, RegionPorts};
 use crate::config::{
-    AgentConfig, ControlPlaneConfig, GuardConfig, LEADER_TTL, Listen, Peer, Source, Span,
+    AgentConfig, ControlPlaneConfig, GuardConfig, LEADER_TTL, LimitsConfig, Listen, Peer, Source,
+    Span,
 };
 use crate::state_dir::write_whole;
 
@@ -88,6 +89,7 @@ impl<'a> Authorities<'a> {
             peers: others().map(peer).collect(),
             distances: others().map(|(other, _)| (other.clone(), 100)).collect(),
             leader_ttl: Span(LEADER_TTL),
+            limits: LimitsConfig::default(),
             entitlements: BTreeMap::new(),
             stand_ins: Vec::new(),
             rollout_order: Vec::new(),

@@ -123,7 +123,8 @@ impl ControlPlane {
             whole_rx,
             wall_clock(),
             stop.clone(),
-        );
+        )
+        .with_limits(config.limits.into());
         api.register(serving.registry.sub_registry_with_prefix("tombolo"));
         let view = Arc::new(View::new(config, asking, held.clone(), (serving, restored)));
         operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);

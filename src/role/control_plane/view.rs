@@ -190,6 +190,12 @@ impl Visible for View {
             heard: &self.restored.heard,
             now: wall_clock()(),
         };
+        // One look at a time: a second one within the first waits for a writer that waits for it.
+        let (store, problems) = {
+            let following = self.following.borrow();
+            let members = self.members.borrow();
+            (StoreStatus::of(replica.position, &following, &members), strays(&following))
+        };
         let links = self.links.iter();
         let links =
             links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
@@ -204,14 +210,10 @@ impl Visible for View {
             pending,
             leader: Some(*self.leading.borrow()),
             catalog,
-            store: Some(StoreStatus::of(
-                sources.replica.position,
-                &self.following.borrow(),
-                &self.members.borrow(),
-            )),
+            store: Some(store),
             sources: sources.status(),
             links: links.collect(),
-            problems: strays(&self.following.borrow()),
+            problems,
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
             proxies: self.serving.ads.proxies().len(),
