@@ -220,6 +220,7 @@ struct Keeper {
 impl Keeper {
     async fn run(self, resign: CancellationToken) {
         tokio::select! {
+            biased;
             // Safe to drop: a sign of life that is given up halfway harms nothing.
             why = self.keep() => warn!(why, "leadership lost"),
             () = resign.cancelled() => info!("resigning"),

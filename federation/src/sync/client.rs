@@ -12,13 +12,13 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use super::MAX_MESSAGE;
 use super::intake::{Accept, Intake, IntakeError};
 use super::publisher::{PublishError, Publisher};
+use super::transport::Transport;
 use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner};
 use crate::proto::federation as wire;
@@ -127,7 +127,7 @@ fn words(status: &Status) -> String {
 
 /// Publishes the owner's records in the replica, for ever.
 pub async fn publish(
-    channel: Channel,
+    channel: impl Transport,
     publication: Publication,
     mut replicas: Replicas,
     link: watch::Sender<Link>,
@@ -157,7 +157,7 @@ pub async fn publish(
 }
 
 async fn publish_once(
-    channel: Channel,
+    channel: impl Transport,
     publication: &Publication,
     replicas: &mut Replicas,
     link: &watch::Sender<Link>,
@@ -169,7 +169,7 @@ async fn publish_once(
 }
 
 async fn publish_stream(
-    channel: Channel,
+    channel: impl Transport,
     publication: &Publication,
     replicas: &mut Replicas,
     link: &watch::Sender<Link>,
@@ -186,17 +186,19 @@ async fn publish_stream(
     let mut queue = VecDeque::new();
     loop {
         // All three are cancel safe. Changes wait while messages do: what is sent next is then
-        // the newest of each key. Reading never waits for sending, or both sides could.
+        // the newest of each key. Reading never waits for sending, or both sides could; it comes
+        // first, and cannot starve it: there is no more to read than was sent.
         tokio::select! {
+            biased;
+            response = responses.message() => {
+                let response = response?.ok_or(StreamError::Closed)?;
+                queue.extend(answer(&mut publisher, response, publication, replicas, link).await?);
+            }
             permit = requests.reserve(), if !queue.is_empty() => {
                 let permit = permit.map_err(|_| StreamError::Closed)?;
                 if let Some(request) = queue.pop_front() {
                     permit.send(request);
                 }
-            }
-            response = responses.message() => {
-                let response = response?.ok_or(StreamError::Closed)?;
-                queue.extend(answer(&mut publisher, response, publication, replicas, link).await?);
             }
             replica = replicas.next(), if queue.is_empty() => {
                 queue.extend(publisher.changed(&replica.ok_or(StreamError::Stopping)?));
@@ -283,7 +285,7 @@ fn note(
 /// Keeps the replica equal to what the region holds and is about the namespaces that are used (all,
 /// if none is named), for ever, but for the owner's own records.
 pub async fn subscribe(
-    channel: Channel,
+    channel: impl Transport,
     own: Owner,
     uses: BTreeSet<NamespaceName>,
     writer: Arc<ReplicaWriter>,
@@ -312,7 +314,7 @@ pub async fn subscribe(
 }
 
 async fn subscribe_stream(
-    channel: Channel,
+    channel: impl Transport,
     intake: &mut Intake,
     position: &mut u64,
     writer: &ReplicaWriter,
@@ -334,7 +336,7 @@ async fn subscribe_stream(
     }
 }
 
-pub(super) fn client(channel: Channel) -> FederationClient<Channel> {
+pub(super) fn client<T: Transport>(channel: T) -> FederationClient<T> {
     FederationClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)

@@ -6,12 +6,12 @@
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::client::{self, Link};
 use super::intake::{Accept, Intake, IntakeError, Step};
 use super::leader::{Leader, LeaderError};
+use super::transport::Transport;
 use super::{chain, facts};
 use crate::names::RegionName;
 use crate::store;
@@ -46,7 +46,7 @@ impl From<tonic::Status> for MirrorError {
 pub async fn mirror(
     leader: Leader,
     peer: RegionName,
-    channel: Channel,
+    channel: impl Transport,
     link: watch::Sender<Link>,
 ) -> LeaderError {
     let mut backoff = client::backoff();
@@ -84,7 +84,7 @@ struct Mirroring<'a> {
 impl Mirroring<'_> {
     async fn run(
         mut self,
-        channel: Channel,
+        channel: impl Transport,
         intake: &mut Intake,
         distrusted: bool,
     ) -> Result<std::convert::Infallible, MirrorError> {

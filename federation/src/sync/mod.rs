@@ -30,6 +30,7 @@ pub mod service;
 pub mod session;
 pub mod spokesman;
 pub mod transactions;
+pub mod transport;
 
 #[cfg(test)]
 mod service_tests;

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use super::intake::{Accept, Intake, IntakeError};
 use super::leader::{Leader, LeaderError};
 use super::reseed::{Seed, seed_owner};
 use super::transactions::by_owner;
+use super::transport::Transport;
 use super::{chain, client, facts};
 use crate::names::{Owner, RegionName};
 use crate::proto::federation as wire;
@@ -55,7 +55,7 @@ pub async fn recover(
     leader: &Leader,
     region: &RegionName,
     peer: &RegionName,
-    channel: Channel,
+    channel: impl Transport,
 ) -> Result<usize, LeaderError> {
     let mut backoff = client::backoff();
     loop {
@@ -71,7 +71,7 @@ pub async fn recover(
 }
 
 /// All that the peer holds of this region.
-async fn ask(region: &RegionName, channel: Channel) -> Result<Batch, RecoverError> {
+async fn ask(region: &RegionName, channel: impl Transport) -> Result<Batch, RecoverError> {
     let request = wire::RecoverRequest { reads_level: READS_LEVEL };
     let mut responses = client::client(channel).recover(request).await?.into_inner();
     let mut intake = Intake::new(Accept::Region(region.clone()));

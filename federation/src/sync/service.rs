@@ -98,6 +98,7 @@ impl FederationApi {
             }
         };
         let fit = tokio::select! {
+            biased;
             () = self.stop.cancelled() => return Err(stopping()),
             fit = fit => fit,
             () = tokio::time::sleep(FIT_DEADLINE) => {
@@ -279,6 +280,7 @@ impl Publishing {
                 return Ok(Some(answer));
             }
             let request = tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Err(stopping()),
                 request = self.requests.message() => request?,
             };
@@ -310,7 +312,10 @@ impl Subscription {
                 return Ok(message);
             }
             tokio::select! {
+                biased;
                 () = self.api.stop.cancelled() => return Err(stopping()),
+                // Before the changes, which could keep it from its turn.
+                _ = self.digests.tick() => self.messages.push_back(self.feed.digests()),
                 replica = self.replicas.next() => {
                     let replica = replica.ok_or_else(stopping)?;
                     if entitlement_of(&self.caller, &replica) != self.entitlement {
@@ -320,7 +325,6 @@ impl Subscription {
                     }
                     self.messages.extend(self.feed.advance(replica));
                 }
-                _ = self.digests.tick() => self.messages.push_back(self.feed.digests()),
             }
         }
     }
