@@ -15,7 +15,7 @@ use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
-use crate::record::{Epoch, Newest, Origin, READS_LEVEL, Removal};
+use crate::record::{Epoch, Newest, READS_LEVEL, Removal};
 use crate::replica::{Batch, Holding, Removed, Replica};
 
 /// What the subscriber takes from the other side.
@@ -265,19 +265,17 @@ impl Intake {
         // One without a reason is still its owner's removal: it says so by sending it.
         let removal = Removal::from_wire(item.removal).unwrap_or(Removal::Unexplained);
         let removed = Removed { removal, sequence: item.sequence };
-        let origin = held.get(&key).and_then(|entry| entry.origin());
-        let rewinds = origin.is_some_and(|origin| self.rewinds(&item, &key.owner, origin, held));
+        let rewinds = self.rewinds(&item, &key.owner, held);
         Ok((!rewinds).then_some((key, None, Some(removed))))
     }
 
-    /// Whether a removal comes from before `origin`, or from a server that is behind on its owner
-    /// and has not caught up. A removal does not name its epoch: it is the owner's present one.
-    fn rewinds(&self, item: &wire::Item, owner: &Owner, origin: &Origin, held: &Replica) -> bool {
-        let Some(newest) = held.holding(owner).and_then(Holding::newest) else { return false };
-        if self.behind.contains(owner) {
-            return item.sequence <= newest.sequence;
-        }
-        newest.epoch == origin.epoch && (1..origin.sequence).contains(&item.sequence)
+    /// Whether a removal comes from a server that is behind on its owner and has not caught up. One
+    /// that was not behind at the start only goes on from there: its removals are newer than all
+    /// that is held, whatever their number. They count within an epoch that they do not name, and
+    /// the first that is heard of an owner's next epoch may be a removal.
+    fn rewinds(&self, item: &wire::Item, owner: &Owner, held: &Replica) -> bool {
+        let newest = held.holding(owner).and_then(Holding::newest);
+        self.behind.contains(owner) && newest.is_some_and(|held| item.sequence <= held.sequence)
     }
 
     /// Owners of whom nothing is held and the other side says nothing: they have left.

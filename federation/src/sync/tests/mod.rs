@@ -16,7 +16,7 @@ use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::record::{
-    Body, Cluster, Endpoint, Endpoints, Epoch, Export, Namespace, Removal, ServiceType,
+    Body, Cluster, Endpoint, Endpoints, Epoch, Export, Namespace, Newest, Removal, ServiceType,
 };
 use crate::replica::{self, Batch, Removed, Replica, ReplicaWriter};
 use crate::store::embedded::Embedded;

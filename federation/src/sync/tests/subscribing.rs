@@ -109,6 +109,33 @@ async fn what_was_missed_goes_only_under_an_end_marker_that_is_not_older() {
 }
 
 #[tokio::test]
+async fn a_removal_in_an_owners_next_epoch_is_taken_whatever_its_number() {
+    let mut sender = Agent::new(epoch("e", 1));
+    for name in ["a", "b", "c"] {
+        sender.says(&[cluster(), namespace(name), namespace("one")], &crate::sync::CLUSTER_KINDS);
+    }
+    let (subscriber, _readers) = replica::channel();
+    let (mut feed, mut intake, messages) = subscribe(&sender.writer, &subscriber);
+    take(&mut intake, &subscriber, messages).unwrap();
+    assert_eq!(keys(&subscriber.current()).len(), 3);
+
+    // It starts anew, declares the same, and the first thing that it says is that one went.
+    let key = namespace("c").0;
+    let removed = Removed { removal: Removal::Explained, sequence: 1 };
+    let newest = Newest { epoch: epoch("e", 2), sequence: 1 };
+    let batch = Batch {
+        items: vec![(key.clone(), None)],
+        removed: [(key, removed)].into(),
+        newest: vec![(owner(), newest)],
+        ..Batch::default()
+    };
+    sender.writer.apply(batch, Instant::now());
+    take(&mut intake, &subscriber, feed.advance(sender.writer.current())).unwrap();
+    assert_eq!(keys(&subscriber.current()).len(), 2);
+    take(&mut intake, &subscriber, vec![feed.digests()]).unwrap();
+}
+
+#[tokio::test]
 async fn a_stream_that_breaks_off_has_changed_nothing_of_the_owner_it_was_at() {
     let sender = held(epoch("e", 6), &[cluster(), namespace("new")], &crate::sync::CLUSTER_KINDS);
     let count = subscribe(&sender, &replica::channel().0).2.len();
