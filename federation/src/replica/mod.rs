@@ -225,11 +225,13 @@ impl ReplicaWriter {
 }
 
 impl Replica {
-    /// A store that was restored goes back: what positions meant before means nothing then.
+    /// A store that was restored goes back: what positions meant before means nothing then. Nor is
+    /// anything known of what happened before the first position: what was removed until then is not
+    /// in the log.
     fn move_to(&mut self, position: Option<u64>) {
         let Some(position) = position else { return };
-        if position < self.position {
-            self.log.forget_positions(self.position);
+        if position < self.position || self.position == 0 {
+            self.log.forget_positions(self.position.max(position));
         }
         self.position = position;
     }

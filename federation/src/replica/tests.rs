@@ -119,6 +119,16 @@ async fn a_reader_too_far_behind_is_told_to_compare() {
 }
 
 #[tokio::test]
+async fn nothing_is_known_of_what_happened_before_the_first_position() {
+    let (writer, _readers) = channel();
+    let listed = Batch { items: vec![namespace(1, 1, "x")], ..Batch::default() };
+    writer.apply(Batch { position: Some(10), ..listed }, Instant::now());
+    let replica = writer.current();
+    assert_eq!(replica.changes_since_position(9), None, "what went before 10 is not in the log");
+    assert_eq!(replica.changes_since_position(10), Some(BTreeSet::new()));
+}
+
+#[tokio::test]
 async fn only_a_beacon_that_changes_was_heard() {
     let (writer, _readers) = channel();
     let owner: Owner = "r/r-a".parse().unwrap();
