@@ -8,10 +8,12 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval, sleep};
 
+use super::checker::first_answer;
 use super::network::{Spawner, Wire};
 use super::truth::Truth;
 use super::{Planted, Property, Shared};
 use crate::key::{Key, Kind};
+use crate::names::Owner;
 use crate::record::{Beacon, Body, Epoch, Removal};
 use crate::replica::{self, Batch, ReplicaWriter, Replicas};
 use crate::sync::client::{self, Link, Publication, Surplus};
@@ -76,7 +78,7 @@ impl Agent {
         let checked = Arc::clone(shared);
         let seen = replicas.clone();
         tasks.spawn(async move { checked.checker.observe(&checked, &observer, own, seen).await });
-        tasks.spawn(answers(Arc::clone(shared), wire, link, replicas.clone()));
+        tasks.spawn(answers(Arc::clone(shared), wire, truth.owner.clone(), link, replicas.clone()));
         Some(Self { name, replicas, joined: joined_rx, tasks })
     }
 
@@ -89,6 +91,7 @@ impl Agent {
 async fn answers(
     shared: Arc<Shared>,
     wire: Wire,
+    own: Owner,
     mut link: watch::Receiver<Link>,
     replicas: Replicas,
 ) {
@@ -99,7 +102,7 @@ async fn answers(
             shared.journal.note(&format!("{} says that it holds everything", wire.client));
             let reached = wire.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if let Some(reached) = reached {
-                shared.checker.first_answer(&shared, &wire.client, &reached, &replicas.peek());
+                first_answer(&shared, (&wire.client, &own), &reached, &replicas.peek());
             }
         }
         troubled(&shared, &wire.client, &now, &was);

@@ -181,55 +181,10 @@ impl Checker {
         said.is_some_and(|said| truth.removed_since(key, *said))
     }
 
-    /// A subscriber says that it holds all: what its server has held unchanged since it was asked
-    /// must be there, unless the subscriber knows more of the owner than its server.
-    pub(super) fn first_answer(
-        &self,
-        shared: &Shared,
-        who: &str,
-        reached: &Reached,
-        held: &Replica,
-    ) {
-        let server = reached.server.replicas.peek();
-        for (owner, then) in reached.held.owners() {
-            let Some(now) = server.holding(owner) else { continue };
-            let ours = held.holding(owner);
-            let knows_more = ours
-                .and_then(Holding::newest)
-                .is_some_and(|ours| now.newest().is_none_or(|theirs| theirs.is_older_than(ours)));
-            if knows_more
-                || who.ends_with(&format!(
-                    "/{}",
-                    owner.cluster.as_ref().map(ToString::to_string).unwrap_or_default()
-                ))
-            {
-                continue;
-            }
-            let lacks = then.records().find(|(key, entry)| {
-                let unchanged = now.get(key).is_some_and(|now| now.value == entry.value);
-                unchanged && ours.and_then(|ours| ours.get(key)).is_none()
-            });
-            if let Some((key, _)) = lacks {
-                shared.journal.violated(
-                    Property::NoPartialFirstAnswer,
-                    &format!("{who} says that it holds everything, and lacks {key}"),
-                );
-            }
-        }
-    }
-
     /// Why a process does not hold what the owners hold; nothing if it does.
-    pub(super) fn differs(
-        &self,
-        who: &str,
-        held: &Replica,
-        apart_from: Option<&Owner>,
-    ) -> Option<String> {
+    pub(super) fn differs(&self, who: &str, held: &Replica) -> Option<String> {
         let inner = self.inner();
         for (owner, truth) in &inner.truths {
-            if apart_from == Some(owner) {
-                continue;
-            }
             let wanted: BTreeSet<Key> = truth.bodies().into_keys().collect();
             let holding = held.holding(owner);
             let keys = holding.into_iter().flat_map(Holding::records).map(|(key, _)| key);
@@ -243,5 +198,34 @@ impl Checker {
             }
         }
         None
+    }
+}
+
+/// A subscriber says that it holds all: what its server has held unchanged since it was asked must be
+/// there, unless the subscriber knows more of the owner than its server.
+pub(super) fn first_answer(
+    shared: &Shared,
+    (who, own): (&str, &Owner),
+    reached: &Reached,
+    held: &Replica,
+) {
+    let server = reached.server.replicas.peek();
+    for (owner, then) in reached.held.owners() {
+        let Some(now) = server.holding(owner).filter(|_| owner != own) else { continue };
+        let ours = held.holding(owner);
+        let knows_more = ours
+            .and_then(Holding::newest)
+            .is_some_and(|ours| now.newest().is_none_or(|theirs| theirs.is_older_than(ours)));
+        if knows_more {
+            continue;
+        }
+        let lacks = then.records().find(|(key, entry)| {
+            let unchanged = now.get(key).is_some_and(|now| now.value == entry.value);
+            unchanged && ours.and_then(|ours| ours.get(key)).is_none()
+        });
+        if let Some((key, _)) = lacks {
+            let what = format!("{who} says that it holds everything, and lacks {key}");
+            shared.journal.violated(Property::NoPartialFirstAnswer, &what);
+        }
     }
 }

@@ -48,7 +48,6 @@ impl ControlPlane {
         region: &RegionName,
         name: &str,
         peers: &[RegionName],
-        starts: u64,
         began: Instant,
     ) -> Option<Self> {
         let access = Access::new(name, shared.store(region)?, Arc::clone(shared));
@@ -69,24 +68,22 @@ impl ControlPlane {
             CancellationToken::new(),
         );
         let following = watch::Sender::new(Following::default());
-        let followed = following.subscribe();
-        let follower = follower::follow(Arc::clone(&store), Arc::new(writer), None, following);
-        tasks.spawn(async move { drop(follower.await) });
+        let seen_history = following.subscribe();
+        let followed = follower::follow(Arc::clone(&store), Arc::new(writer), None, following);
+        tasks.spawn(async move { drop(followed.await) });
         tasks.spawn(gate(region.clone(), replicas.clone(), whole));
-        tasks.spawn(histories(Arc::clone(shared), name.to_owned(), followed.clone()));
+        tasks.spawn(histories(Arc::clone(shared), name.to_owned(), seen_history.clone()));
         let (checked, observer, seen) = (Arc::clone(shared), name.to_owned(), replicas.clone());
         tasks.spawn(async move { checked.checker.observe(&checked, &observer, None, seen).await });
-        let epoch = Epoch { id: name.to_owned(), count: starts };
-        let owner = Owner::region(region.clone());
         let spokesman = Spokesman {
             shared: Arc::clone(shared),
             name: name.to_owned(),
             region: region.clone(),
             peers: peers.to_vec(),
-            own: Arc::new(Mutex::new(OwnRecords::new(owner, epoch))),
+            began,
             store,
             replicas: replicas.clone(),
-            following: followed,
+            following: seen_history,
             tasks: tasks.clone(),
         };
         tasks.spawn(spokesman.run());
@@ -145,7 +142,7 @@ struct Spokesman {
     name: String,
     region: RegionName,
     peers: Vec<RegionName>,
-    own: Arc<Mutex<OwnRecords>>,
+    began: Instant,
     store: Arc<dyn Store>,
     replicas: Replicas,
     following: watch::Receiver<Following>,
@@ -184,6 +181,12 @@ impl Spokesman {
             }
             Err(error) => return error,
         }
+        // Terms have an order, which the processes' own epochs would not have: who lags behind the
+        // last term could not be told from who leads the next one.
+        let term = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let epoch = Epoch { id: format!("founding-of-{}", self.region), count: term };
+        let own = OwnRecords::new(Owner::region(self.region.clone()), epoch);
+        let own = Arc::new(Mutex::new(own));
         let region = Region {
             addresses: vec![self.region.to_string()],
             reads_level: READS_LEVEL,
@@ -191,7 +194,7 @@ impl Spokesman {
             ..Region::default()
         };
         let mut parts = JoinSet::new();
-        parts.spawn(spokesman::speak_for_region(leader.clone(), Arc::clone(&self.own), region));
+        parts.spawn(spokesman::speak_for_region(leader.clone(), own, region));
         for peer in &self.peers {
             let wire = self.wire(peer);
             let link = watch::Sender::new(Link::default());

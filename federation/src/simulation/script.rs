@@ -15,7 +15,7 @@ const CHAOS: Duration = Duration::from_secs(90);
 /// After the last thing was mended, everybody holds what the owners hold within so long: a
 /// connection that was broken without a word is noticed within 8 s, a client tries again within
 /// 5 s, an election takes at most 6 s, and a digest is sent every minute.
-const CONVERGES_WITHIN: Duration = Duration::from_secs(120);
+const CONVERGES_WITHIN: Duration = Duration::from_mins(2);
 /// And it stays so for longer than it takes to exchange digests.
 const STAYS: Duration = Duration::from_secs(70);
 

@@ -147,7 +147,7 @@ impl SimStore {
         inner.end_watches("lost");
         let committed = std::mem::take(&mut inner.committed);
         let last_lease = inner.last_lease;
-        *inner = Inner { committed, last_lease, ..Inner::new() };
+        *inner = Inner { last_lease, committed, ..Inner::new() };
     }
 
     /// Cuts everybody off who watches.

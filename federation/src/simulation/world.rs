@@ -61,9 +61,13 @@ impl World {
             world.found(place);
         }
         let names: Vec<String> = world.control.keys().cloned().collect();
-        names.iter().for_each(|name| world.start_control(name));
+        for name in &names {
+            world.start_control(name);
+        }
         let names: Vec<String> = world.agents.keys().cloned().collect();
-        names.iter().for_each(|name| world.start_agent(name));
+        for name in &names {
+            world.start_agent(name);
+        }
         world
     }
 
@@ -100,8 +104,7 @@ impl World {
         let region = &self.regions[process.place];
         let peers = self.regions.iter().filter(|peer| *peer != region);
         let peers: Vec<RegionName> = peers.cloned().collect();
-        let (starts, began) = (process.starts, self.began);
-        process.up = ControlPlane::start(&self.shared, region, name, &peers, starts, began);
+        process.up = ControlPlane::start(&self.shared, region, name, &peers, self.began);
     }
 
     pub(super) fn start_agent(&mut self, name: &str) {
@@ -141,14 +144,14 @@ impl World {
         let checker = &self.shared.checker;
         for process in self.control.values() {
             let Some(up) = &process.up else { return Some("a process is down".to_owned()) };
-            let differs = checker.differs(&up.name, &up.replicas.peek(), None);
+            let differs = checker.differs(&up.name, &up.replicas.peek());
             if differs.is_some() {
                 return differs;
             }
         }
         for process in self.agents.values() {
             let Some(up) = &process.up else { return Some("an agent is down".to_owned()) };
-            let differs = checker.differs(&up.name, &up.replicas.peek(), None);
+            let differs = checker.differs(&up.name, &up.replicas.peek());
             if differs.is_some() {
                 return differs;
             }
