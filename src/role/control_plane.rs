@@ -245,6 +245,11 @@ impl Spokesman {
         let own = Arc::clone(&self.own);
         let mut parts = JoinSet::new();
         parts.spawn(spokesman::speak_for_region(leader.clone(), own, self.view.region()));
+        parts.spawn(reseed::keep_seeded(
+            leader.clone(),
+            config.region.clone(),
+            self.following.clone(),
+        ));
         let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
         parts.spawn(async move {
             compacting.await;

@@ -195,6 +195,11 @@ impl Spokesman {
         };
         let mut parts = JoinSet::new();
         parts.spawn(spokesman::speak_for_region(leader.clone(), own, region));
+        parts.spawn(reseed::keep_seeded(
+            leader.clone(),
+            self.region.clone(),
+            self.following.clone(),
+        ));
         for peer in &self.peers {
             let wire = self.wire(peer);
             let link = watch::Sender::new(Link::default());

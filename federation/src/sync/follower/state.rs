@@ -121,6 +121,17 @@ impl State {
                 Some(_) => {}
             }
         }
+        // What went here went after all that the store knows of its owner.
+        let gone = |key: &Key| older && !listing.left.contains(owner) && holding.get(key).is_none();
+        let back = |key: &Key, listed: Option<&Newest>| {
+            key.owner == *owner
+                && gone(key)
+                && listed.zip(holding.newest()).is_some_and(|(listed, held)| {
+                    listed.epoch == held.epoch || listed.is_older_than(held)
+                })
+        };
+        let newest = |key: &Key| listing.listed.get(key).and_then(Option::as_ref);
+        listing.batch.items.retain(|(key, _)| !back(key, newest(key)));
         if !lost.is_empty() {
             let said_revision = listing.said_revisions.get(owner).copied().unwrap_or_default();
             self.lost.owners.insert(owner.clone(), LostOwner { said_revision, keys: lost });
@@ -218,6 +229,11 @@ impl State {
         let unfinished = std::mem::take(&mut self.unfinished);
         unfinished.into_values().fold(Batch::default(), joined)
     }
+}
+
+/// All that a listing says, held against nothing.
+pub(in crate::sync) fn read(entries: Vec<KeyValue>) -> Batch {
+    Listing::of(entries).batch
 }
 
 impl Listing {
