@@ -8,7 +8,8 @@
 //! a leader's term) is wired here again.
 //!
 //! Promises: one seed is one run, to the microsecond: everything happens on one thread of a runtime
-//! whose time is paused, and every choice comes from the seed, also the jitter of backoffs. Found
+//! whose time is paused, and every choice comes from the seed, also the jitter of backoffs (tokio's own dice, which it cannot give
+//! it, are not thrown: `biased` choices, and readers that wait for a `Notify`). Found
 //! bugs name a [`Property`], the step and the time. A bug that is planted ([`Planted`]) sits on the
 //! way of a message, below a check, or in how a process is wired, never in the code under test.
 //!
