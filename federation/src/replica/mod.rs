@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub use self::holding::{Entry, Holding, is_rewind};
@@ -151,7 +151,8 @@ impl Replica {
     /// How it would be with `batch` applied.
     #[must_use]
     pub fn with(&self, batch: Batch, now: Instant) -> Self {
-        let writer = ReplicaWriter { tx: watch::Sender::new(Arc::new(self.clone())) };
+        let tx = watch::Sender::new(Arc::new(self.clone()));
+        let writer = ReplicaWriter { tx, changed: Arc::new(Notify::new()) };
         writer.apply(batch, now);
         (*writer.current()).clone()
     }
@@ -177,12 +178,24 @@ impl Replica {
 #[derive(Debug)]
 pub struct ReplicaWriter {
     tx: watch::Sender<Arc<Replica>>,
+    changed: Arc<Notify>,
+}
+
+impl Drop for ReplicaWriter {
+    fn drop(&mut self) {
+        // A sender that nobody holds any more: readers look, and see that.
+        self.tx = watch::Sender::new(self.current());
+        self.changed.notify_waiters();
+    }
 }
 
 /// The reading end: always the newest view.
 #[derive(Debug, Clone)]
 pub struct Replicas {
     rx: watch::Receiver<Arc<Replica>>,
+    /// Wakes readers in the order in which they began to wait; `watch` itself picks at random, and no
+    /// run of a simulated mesh could be repeated.
+    changed: Arc<Notify>,
 }
 
 /// A connected pair that holds nothing yet.
@@ -195,7 +208,8 @@ pub fn channel() -> (ReplicaWriter, Replicas) {
 #[must_use]
 pub fn channel_at(reads_level: u32) -> (ReplicaWriter, Replicas) {
     let (tx, rx) = watch::channel(Arc::new(Replica { reads_level, ..Replica::new() }));
-    (ReplicaWriter { tx }, Replicas { rx })
+    let changed = Arc::new(Notify::new());
+    (ReplicaWriter { tx, changed: Arc::clone(&changed) }, Replicas { rx, changed })
 }
 
 impl ReplicaWriter {
@@ -214,7 +228,7 @@ impl ReplicaWriter {
         let known = |(key, _): &(Key, _)| key.kind.since_level() <= held.reads_level;
         let items = std::mem::take(&mut batch.items).into_iter().filter(known);
         let items: Vec<(Key, Option<Entry>)> = items.map(open).collect();
-        self.tx.send_if_modified(|current| {
+        let modified = self.tx.send_if_modified(|current| {
             let mut next = (**current).clone();
             next.move_to(batch.position);
             let (changes, saw) = next.apply(items, &batch, now);
@@ -225,6 +239,9 @@ impl ReplicaWriter {
             }
             moved
         });
+        if modified {
+            self.changed.notify_waiters();
+        }
     }
 
     /// The newest view.
@@ -236,7 +253,7 @@ impl ReplicaWriter {
     /// Another reading end.
     #[must_use]
     pub fn subscribe(&self) -> Replicas {
-        Replicas { rx: self.tx.subscribe() }
+        Replicas { rx: self.tx.subscribe(), changed: Arc::clone(&self.changed) }
     }
 }
 
@@ -358,24 +375,34 @@ impl Replicas {
     /// Waits until there is a view that this reader has not seen, and gives it. `None` once nobody
     /// writes any more. Cancel safe.
     pub async fn next(&mut self) -> Option<Arc<Replica>> {
-        self.rx.changed().await.ok()?;
-        Some(self.current())
+        self.changed().await.then(|| self.current())
     }
 
     /// Waits until there is a view that this reader has not seen, and leaves it to be seen.
     /// `false` once nobody writes any more. Cancel safe.
     pub async fn changed(&mut self) -> bool {
-        let changed = self.rx.changed().await.is_ok();
-        if changed {
-            self.rx.mark_changed();
+        loop {
+            // Before looking: what changes after that wakes this one.
+            let woken = self.changed.notified();
+            match self.rx.has_changed() {
+                Ok(false) => woken.await,
+                Ok(true) => return true,
+                Err(_) => return false,
+            }
         }
-        changed
     }
 
     /// Waits for a view that satisfies `wanted`. `None` once nobody writes any more.
     pub async fn wait_for(&mut self, wanted: impl Fn(&Replica) -> bool) -> Option<Arc<Replica>> {
-        let seen = self.rx.wait_for(|replica| wanted(replica)).await.ok()?;
-        Some(Arc::clone(&seen))
+        loop {
+            let current = self.current();
+            if wanted(&current) {
+                return Some(current);
+            }
+            if !self.changed().await {
+                return None;
+            }
+        }
     }
 }
 

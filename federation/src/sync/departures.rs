@@ -250,6 +250,7 @@ impl Departures {
     /// Waits for news; silence is news too.
     async fn changed(&mut self) -> bool {
         let up = tokio::select! {
+            biased;
             view = self.leader.replicas.next() => view.is_some(),
             changed = self.sessions.changed() => changed.is_ok(),
             changed = self.left.changed() => changed.is_ok(),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 
-use crate::key::{Key, Kind, LOCAL_PREFIX};
+use crate::key::{Key, Kind, LOCAL_PREFIX, PREFIX};
 use crate::names::{Owner, RegionName};
 use crate::proto::{local as wire, records};
 use crate::record::{Decision, Epoch, Member, Newest, Removal};
@@ -74,6 +74,16 @@ pub fn founding_key() -> String {
 #[must_use]
 pub fn asks_prefix() -> String {
     format!("{LOCAL_PREFIX}ask/")
+}
+
+/// Below these are the records of a region and its clusters, and the facts about them.
+#[must_use]
+pub fn prefixes_of(region: &RegionName) -> [String; 3] {
+    [
+        format!("{PREFIX}{region}/"),
+        format!("{LOCAL_PREFIX}complete/{region}/"),
+        format!("{LOCAL_PREFIX}said/{region}/"),
+    ]
 }
 
 /// Up to where `peer` was mirrored.

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use self::state::State;
+pub(super) use self::state::read;
 pub use self::state::{Lost, LostOwner};
 use super::client;
 use super::history::{self, ResumePoint, Resumed};

@@ -100,6 +100,15 @@ impl Leader {
         Ok(())
     }
 
+    /// Whether this process still leads: what it is asked when guards of its own failed too.
+    ///
+    /// # Errors
+    /// [`LeaderError::Store`].
+    pub async fn leads(&self) -> Result<bool, LeaderError> {
+        let fence = Txn { guards: Vec::new(), ops: Vec::new() };
+        Ok(self.commit_guarded(fence).await?.is_done())
+    }
+
     /// Waits until the replica holds what was committed: the next comparison counts on it.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 //! as they came, the peer's position in the same transaction as the data, every transaction fenced
 //! by the leadership. Pull only: a peer cannot write here, it can only be believed about itself.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -11,12 +13,14 @@ use tracing::{info, warn};
 use super::client::{self, Link};
 use super::intake::{Accept, Intake, IntakeError, Step};
 use super::leader::{Leader, LeaderError};
+use super::transactions::{by_owner, transactions};
 use super::transport::Transport;
-use super::{chain, facts};
+use super::{chain, facts, follower};
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::record::{Body, Record};
-use crate::store;
+use crate::replica::{self, ReplicaWriter};
+use crate::store::{self, Commit, Guard, Revision};
 
 /// Why mirroring ends.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +34,9 @@ pub enum MirrorError {
     /// What the peer sent.
     #[error(transparent)]
     Intake(#[from] IntakeError),
+    /// The own store is not as this mirror left it.
+    #[error("the own store went back: what it has of the peer is read anew")]
+    Moved,
     /// The peer went away.
     #[error("the peer closed the stream")]
     Closed,
@@ -64,9 +71,13 @@ pub async fn mirror(
     loop {
         let started = Instant::now();
         let mut intake = Intake::new(Accept::Region(peer.clone()));
-        let forgotten = forgotten.as_deref();
-        let mirroring = Mirroring { leader: leader.clone(), peer: &peer, link: &link, forgotten };
-        let ended = mirroring.run(channel.clone(), &mut intake, distrusted).await;
+        let ended = match Mirroring::read(leader.clone(), &peer, &link).await {
+            Ok(mirroring) => {
+                let mirroring = Mirroring { forgotten: forgotten.as_deref(), ..mirroring };
+                mirroring.run(channel.clone(), &mut intake, distrusted).await
+            }
+            Err(error) => Err(error),
+        };
         let error = match ended {
             Err(MirrorError::Leader(error @ (LeaderError::NotLeader | LeaderError::Stopping))) => {
                 return error;
@@ -90,22 +101,57 @@ struct Mirroring<'a> {
     peer: &'a RegionName,
     link: &'a watch::Sender<Link>,
     forgotten: Option<&'a str>,
+    /// What the store has of the peer: read from it, and what was committed since. Not this
+    /// process's replica: when a store was restored, that one is of another history until its
+    /// follower has noticed.
+    held: ReplicaWriter,
+    /// Up to where the peer was mirrored.
+    position: u64,
+    /// When that was written; 0: never. Every commit writes it anew and compares it, so that a store
+    /// that went back is noticed before anything is built on what it has lost.
+    resume_revision: Revision,
 }
 
-impl Mirroring<'_> {
+impl<'a> Mirroring<'a> {
+    /// A commit of an earlier attempt, or leader, may have happened without an answer: what follows
+    /// compares with the store as it is now.
+    async fn read(
+        leader: Leader,
+        peer: &'a RegionName,
+        link: &'a watch::Sender<Link>,
+    ) -> Result<Self, MirrorError> {
+        let store = Arc::clone(&leader.store);
+        let key = facts::resume_key(peer);
+        // Before the listings: what is written in between is found at the first commit.
+        let resume = store::read(&*store, &key).await.map_err(LeaderError::from)?;
+        let (held, _) = replica::channel();
+        for prefix in facts::prefixes_of(peer) {
+            let listed = store::list(&*store, &prefix).await.map_err(LeaderError::from)?.0;
+            held.apply(follower::read(listed), Instant::now());
+        }
+        Ok(Self {
+            leader,
+            peer,
+            link,
+            forgotten: None,
+            held,
+            position: resume.as_ref().map_or(0, |entry| facts::resume_position(&entry.value)),
+            resume_revision: resume.map_or(0, |entry| entry.mod_revision),
+        })
+    }
+
     async fn run(
         mut self,
         channel: impl Transport,
         intake: &mut Intake,
         distrusted: bool,
     ) -> Result<std::convert::Infallible, MirrorError> {
-        let resume = self.caught_up().await?;
-        let position = if distrusted { 0 } else { resume };
-        let request = intake.request(&self.leader.replicas.current(), position);
+        let position = if distrusted { 0 } else { self.position };
+        let request = intake.request(&self.held.current(), position);
         let mut responses = client::client(channel).subscribe(request).await?.into_inner();
         loop {
             let response = responses.message().await?.ok_or(MirrorError::Closed)?;
-            let step = intake.receive(response, &self.leader.replicas.current())?;
+            let step = intake.receive(response, &self.held.current())?;
             // What the region says of itself is the first that comes of it.
             if let Some(incarnation) = self.forgotten.filter(|left| says(&step, self.peer, left)) {
                 return Err(MirrorError::Left(incarnation.to_owned()));
@@ -118,28 +164,33 @@ impl Mirroring<'_> {
         }
     }
 
-    /// A commit of an earlier attempt, or leader, may have happened without an answer: what follows
-    /// compares with the store as it is now. Returns up to where the peer was mirrored.
-    async fn caught_up(&mut self) -> Result<u64, LeaderError> {
-        let prefix = facts::resume_key(self.peer);
-        let now = store::Range { prefix: prefix.clone(), after: None, limit: 1, revision: None };
-        let page = self.leader.store.range(now).await?;
-        self.leader.caught_up(page.revision).await?;
-        let resume = page.entries.iter().find(|entry| entry.key == prefix);
-        Ok(resume.map_or(0, |entry| facts::resume_position(&entry.value)))
-    }
-
     /// Commits a step, the peer's position with it: apart from the data it could say that something
     /// is here that is not.
-    async fn apply(&mut self, step: &Step) -> Result<(), LeaderError> {
+    async fn apply(&mut self, step: &Step) -> Result<(), MirrorError> {
+        if step.batch.is_empty() && !step.synced {
+            return Ok(());
+        }
         for owner in &step.batch.forgotten {
             self.leader.forget(owner).await?;
         }
-        let resume = step.position.filter(|_| step.synced || !step.batch.is_empty());
-        let resume = resume.map(|position| facts::resume_op(self.peer, position));
-        if let Some(revision) = self.leader.commit(step.batch.clone(), resume).await? {
-            self.leader.caught_up(revision).await?;
+        let position = step.position.unwrap_or(self.position);
+        let held = self.held.current();
+        let epoch = |owner: &Owner| Some(&held.holding(owner)?.newest()?.epoch);
+        let changes = by_owner(step.batch.clone(), epoch);
+        let resume = facts::resume_op(self.peer, position);
+        let written = Guard::ModRevision(facts::resume_key(self.peer), self.resume_revision);
+        for mut txn in transactions(changes, Some(resume)).map_err(LeaderError::from)? {
+            txn.guards.push(written.clone());
+            match self.leader.commit_guarded(txn).await? {
+                Commit::Done(revision) => self.resume_revision = revision,
+                Commit::GuardFailed if self.leader.leads().await? => {
+                    return Err(MirrorError::Moved);
+                }
+                Commit::GuardFailed => return Err(LeaderError::NotLeader.into()),
+            }
         }
+        self.position = position;
+        self.held.apply(step.batch.clone(), Instant::now());
         Ok(())
     }
 }

@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::facts;
 use super::follower::{Following, LostOwner};
 use super::leader::{Leader, LeaderError};
 use super::transactions::{Changes, transactions};
+use super::{chain, client, facts};
 use crate::key::{Key, Kind};
-use crate::names::Owner;
+use crate::names::{Owner, RegionName};
 use crate::record::{Epoch, Newest};
 use crate::replica::{Holding, Replica};
 use crate::store::{Commit, Guard, Range, Revision, Txn};
@@ -45,6 +45,14 @@ pub async fn reseed(
     leader: &mut Leader,
     following: &watch::Receiver<Following>,
 ) -> Result<usize, LeaderError> {
+    write_back(leader, following, |_| true).await
+}
+
+async fn write_back(
+    leader: &mut Leader,
+    following: &watch::Receiver<Following>,
+    whose: impl Fn(&Owner) -> bool,
+) -> Result<usize, LeaderError> {
     let key = facts::election_key();
     let now = Range { prefix: key, after: None, limit: 1, revision: None };
     let current = leader.store.range(now).await?.revision;
@@ -52,7 +60,7 @@ pub async fn reseed(
     let lost = Arc::clone(&following.borrow().lost);
     let replica = leader.replicas.peek();
     let mut records = 0;
-    for (owner, lost) in &lost.owners {
+    for (owner, lost) in lost.owners.iter().filter(|(owner, _)| whose(owner)) {
         let seed = replica.holding(owner).map(|holding| held(&replica, holding, lost));
         records += seed_owner(leader, owner, seed.unwrap_or_default()).await?;
     }
@@ -62,10 +70,41 @@ pub async fn reseed(
 fn held(replica: &Replica, holding: &Holding, lost: &LostOwner) -> Seed {
     let value = |key: &Key| Some((key.clone(), replica.get(key)?.value.clone()));
     Seed {
-        records: lost.keys.iter().filter_map(value).collect(),
+        records: lost.keys.keys().filter_map(value).collect(),
         complete: holding.complete().iter().map(|(kind, epoch)| (*kind, epoch.clone())).collect(),
         newest: holding.newest().cloned(),
         said_revision: lost.said_revision,
+    }
+}
+
+/// Writes back what is found lost of this region while the leadership holds: a store may be restored
+/// at any time, and its followers notice later. What was mirrored is the mirrors' to make good, which
+/// must know all that is written of their peers.
+///
+/// # Errors
+/// Only [`LeaderError::NotLeader`] and [`LeaderError::Stopping`]; all else is tried again.
+pub async fn keep_seeded(
+    mut leader: Leader,
+    region: RegionName,
+    mut following: watch::Receiver<Following>,
+) -> LeaderError {
+    let mut backoff = client::backoff();
+    loop {
+        let own = |owner: &Owner| owner.region == region;
+        let lost = following.wait_for(|following| following.lost.owners.keys().any(own)).await;
+        if lost.map(drop).is_err() {
+            return LeaderError::Stopping;
+        }
+        match write_back(&mut leader, &following, own).await {
+            // Its owners have spoken since: their word resolves the rest.
+            Ok(0) => debug!("nothing of what the store had lost is to be written back"),
+            Ok(records) => info!(records, "what the store had lost was written back"),
+            Err(error @ (LeaderError::NotLeader | LeaderError::Stopping)) => return error,
+            Err(error) => {
+                warn!(error = chain(&error), "what the store lost is not written back yet");
+            }
+        }
+        tokio::time::sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
     }
 }
 
@@ -97,9 +136,5 @@ async fn commit(leader: &Leader, txn: Txn) -> Result<bool, LeaderError> {
     if leader.commit_guarded(txn).await? != Commit::GuardFailed {
         return Ok(true);
     }
-    let fence = Txn { guards: Vec::new(), ops: Vec::new() };
-    match leader.commit_guarded(fence).await? {
-        Commit::Done(_) => Ok(false),
-        Commit::GuardFailed => Err(LeaderError::NotLeader),
-    }
+    if leader.leads().await? { Ok(false) } else { Err(LeaderError::NotLeader) }
 }

@@ -150,7 +150,7 @@ impl FederationApi {
             }
         };
         let fit = tokio::select! {
-            biased;
+           biased;
             () = self.stop.cancelled() => return Err(stopping()),
             fit = fit => fit,
             () = tokio::time::sleep(FIT_DEADLINE) => {
@@ -198,6 +198,7 @@ impl FederationApi {
         }
         let caller = &slot.caller;
         let first = tokio::select! {
+            biased;
             () = slot.ended.cancelled() => return Err(replaced(slot)),
             first = tokio::time::timeout(HELLO_DEADLINE, requests.message()) => first,
         };
@@ -244,6 +245,7 @@ impl FederationApi {
             return Ok(None);
         }
         let turn = tokio::select! {
+            biased;
             () = self.stop.cancelled() => return Err(stopping()),
             turn = self.admission.turn() => turn,
         };
@@ -429,7 +431,7 @@ impl Publishing {
                 return Ok(Some(answer));
             }
             let request = tokio::select! {
-                biased;
+               biased;
                 () = self.stop.cancelled() => return Err(stopping()),
                 () = self.ended.cancelled() => {
                     let error = SessionError::Superseded(self.session.owner().clone());
@@ -511,7 +513,7 @@ impl Subscription {
             }
             drop(self.turn.take().inspect(Turn::release));
             tokio::select! {
-                biased;
+               biased;
                 () = self.stop.cancelled() => return Err(stopping()),
                 // Before the changes, which could keep it from its turn.
                 _ = self.digests.tick() => return Ok(self.feed.digests()),

@@ -30,7 +30,7 @@ use crate::record::{
     Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, Region, body_hash_of_value,
 };
 use crate::replica::Removed;
-use crate::store::{self, Commit, Guard, KeyValue, Op, Store, StoreError, Txn};
+use crate::store::{self, Commit, Guard, KeyValue, Op, Revision, Store, StoreError, Txn};
 
 mod admit;
 mod refusal;
@@ -52,8 +52,9 @@ pub enum SessionError {
     /// The caller broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(&'static str),
-    /// Another stream was accepted for this cluster since.
-    #[error("a later publish stream of {0} was accepted")]
+    /// Another stream was accepted for this cluster since, or the store is not as this one left it:
+    /// it was restored, or what it had lost was written back.
+    #[error("a later publish stream of {0} was accepted, or the store went back")]
     Superseded(Owner),
     /// The store did not do as told.
     #[error("the region's store failed")]
@@ -68,6 +69,9 @@ pub struct Session {
     epoch: Epoch,
     joined: Timestamp,
     fence: Guard,
+    /// When the owner's last word was written; 0: never. Each commit compares it, so that a store
+    /// that went back is not taken for one that has what this stream committed.
+    said: Revision,
     /// What the owner holds, by its own word; built up by declaration and changes.
     present: BTreeSet<Key>,
     declared: BTreeMap<Key, Bytes>,
@@ -146,6 +150,7 @@ impl Session {
                 fence: Guard::ModRevision(key, revision),
                 cluster: recorded_cluster(&*store, &owner).await?,
                 entitlement: entitlement(&owner, said.as_ref()),
+                said: 0,
                 store,
                 owner,
                 epoch,
@@ -237,6 +242,9 @@ impl Session {
         if !state.last {
             return Ok(Vec::new());
         }
+        // Before the listing: what is written in between is found when this stream commits.
+        let said = store::read(&*self.store, &facts::said_key(&self.owner)).await?;
+        self.said = said.map_or(0, |entry| entry.mod_revision);
         let stored = self.list().await?;
         let hash = |value: &Bytes| body_hash_of_value(value);
         let lacks = |(key, declared): &(&Key, &Bytes)| {
@@ -392,12 +400,13 @@ impl Session {
         Ok(vec![response(Response::Ack(wire::Ack { batch: complete.batch, refused }))])
     }
 
-    async fn commit(&self, changes: Changes) -> Result<(), SessionError> {
+    async fn commit(&mut self, changes: Changes) -> Result<(), SessionError> {
         let owners = BTreeMap::from([(self.owner.clone(), changes)]);
         for mut part in transactions(owners, None)? {
             part.guards.push(self.fence.clone());
+            part.guards.push(Guard::ModRevision(facts::said_key(&self.owner), self.said));
             match self.store.commit(part).await? {
-                Commit::Done(_) => {}
+                Commit::Done(revision) => self.said = revision,
                 Commit::GuardFailed => return Err(SessionError::Superseded(self.owner.clone())),
             }
         }

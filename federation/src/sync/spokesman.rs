@@ -113,6 +113,7 @@ impl Spokesman {
 
     async fn wait(&mut self, beacon: Instant) -> bool {
         let up = tokio::select! {
+            biased;
             () = sleep_until(beacon) => return true,
             view = self.leader.replicas.next() => view.is_some(),
             changed = self.from.sessions.changed() => changed.is_ok(),

@@ -113,6 +113,11 @@ impl Candidate {
             },
         );
         parts.spawn(spokesman.speak());
+        parts.spawn(reseed::keep_seeded(
+            leader.clone(),
+            config.region.clone(),
+            self.following.clone(),
+        ));
         parts.spawn(forget_those_who_left(Departures {
             leader: leader.clone(),
             region: config.region.clone(),

@@ -31,8 +31,11 @@ pub struct LostOwner {
     /// When the owner's last word was written, as listed; 0: there is none. While this holds,
     /// nobody has said anything newer.
     pub said_revision: Revision,
-    /// Records that are held and not there, or there in an older version.
-    pub keys: BTreeSet<Key>,
+    /// The owner's newest change that is known here. What is said of it to the store and is older
+    /// (what a peer still had, for one) resolves nothing.
+    pub newest: Option<Newest>,
+    /// Records that are held and not there, or there in an older version; and which version is held.
+    pub keys: BTreeMap<Key, Option<Newest>>,
 }
 
 /// A follower's state.
@@ -154,23 +157,38 @@ impl State {
         };
         // A store that knows all that was heard of an owner has no more than it holds of it.
         let trusted = !older || listing.left.contains(owner);
-        let mut lost = BTreeSet::new();
+        let mut lost = BTreeMap::new();
         for (key, entry) in holding.records() {
+            let held = || entry.origin().map(Origin::newest);
             match listing.listed.get(key) {
                 None if trusted => listing.batch.items.push((key.clone(), None)),
-                None => drop(lost.insert(key.clone())),
+                None => drop(lost.insert(key.clone(), held())),
                 Some(Some(listed)) if older => {
-                    let held = entry.origin().map(Origin::newest);
-                    lost.extend(
-                        held.filter(|held| listed.is_older_than(held)).map(|_| key.clone()),
-                    );
+                    let held = held().filter(|held| listed.is_older_than(held));
+                    lost.extend(held.map(|held| (key.clone(), Some(held))));
                 }
                 Some(_) => {}
             }
         }
+        // What went here went after all that the store knows of its owner.
+        let gone = |key: &Key| older && !listing.left.contains(owner) && holding.get(key).is_none();
+        let back = |key: &Key, listed: Option<&Newest>| {
+            key.owner == *owner
+                && gone(key)
+                && listed.zip(holding.newest()).is_some_and(|(listed, held)| {
+                    listed.epoch == held.epoch || listed.is_older_than(held)
+                })
+        };
+        let newest = |key: &Key| listing.listed.get(key).and_then(Option::as_ref);
+        if older {
+            listing.batch.items.retain(|(key, _)| !back(key, newest(key)));
+        }
         if !lost.is_empty() {
             let said_revision = listing.said_revisions.get(owner).copied().unwrap_or_default();
-            self.lost.owners.insert(owner.clone(), LostOwner { said_revision, keys: lost });
+            self.lost.owners.insert(
+                owner.clone(),
+                LostOwner { said_revision, newest: holding.newest().cloned(), keys: lost },
+            );
         }
     }
 
@@ -185,9 +203,10 @@ impl State {
         let mut whole = Batch { position: Some(revision), ..Batch::default() };
         let mut parts: BTreeMap<Owner, Batch> = BTreeMap::new();
         let mut more = BTreeMap::new();
+        let speaking = self.speaking(revision, events);
         for event in events {
             match event {
-                Event::Put(entry) => self.put(entry, &mut parts, &mut more),
+                Event::Put(entry) => self.put(entry, &speaking, &mut parts, &mut more),
                 Event::Delete { key, .. } => self.delete(key, &mut parts, &mut whole),
             }
         }
@@ -204,15 +223,47 @@ impl State {
         whole
     }
 
+    /// Owners, of those of whom something is lost, who say in this commit at least what is known of
+    /// them here. Of the others it is noted when they were spoken for.
+    fn speaking(&mut self, revision: Revision, events: &[Event]) -> BTreeSet<Owner> {
+        let mut speaking = BTreeSet::new();
+        if self.lost.owners.is_empty() {
+            return speaking;
+        }
+        for event in events {
+            let Event::Put(entry) = event else { continue };
+            let Some(Fact::Said(owner, said)) = facts::read(&entry.key, &entry.value) else {
+                continue;
+            };
+            let Some(lost) = self.lost.owners.get_mut(&owner) else { continue };
+            if lost.newest.as_ref().is_some_and(|held| said.newest.is_older_than(held)) {
+                lost.said_revision = revision;
+            } else {
+                speaking.insert(owner);
+            }
+        }
+        speaking
+    }
+
     fn put(
         &mut self,
         entry: &KeyValue,
+        speaking: &BTreeSet<Owner>,
         parts: &mut BTreeMap<Owner, Batch>,
         more: &mut BTreeMap<Owner, bool>,
     ) {
         if let Some(key) = self.record_key(&entry.key) {
             if let Some(lost) = self.lost.owners.get_mut(&key.owner) {
-                lost.keys.remove(&key);
+                let newest = Origin::of_value(&entry.value).map(|origin| origin.newest());
+                let older = |held: &Option<Newest>| {
+                    newest
+                        .as_ref()
+                        .zip(held.as_ref())
+                        .is_some_and(|(new, held)| new.is_older_than(held))
+                };
+                if !lost.keys.get(&key).is_some_and(older) {
+                    lost.keys.remove(&key);
+                }
             }
             if !self.check_size(entry) {
                 return;
@@ -227,7 +278,9 @@ impl State {
                 let part = parts.entry(owner.clone()).or_default();
                 // The owner has said all of this kind anew: what the store lost and it did not
                 // say again is gone.
-                part.items.extend(self.resolve(&owner, kind).map(|key| (key, None)));
+                if speaking.contains(&owner) {
+                    part.items.extend(self.resolve(&owner, kind).map(|key| (key, None)));
+                }
                 part.complete.push((owner, kind, epoch));
             }
             Some(Fact::Said(owner, said)) => {
@@ -243,7 +296,9 @@ impl State {
     fn resolve(&mut self, owner: &Owner, kind: Kind) -> impl Iterator<Item = Key> + use<> {
         let lost = self.lost.owners.get_mut(owner);
         let gone: Vec<Key> = lost
-            .map(|lost| lost.keys.extract_if(.., |key| key.kind == kind).collect())
+            .map(|lost| {
+                lost.keys.extract_if(.., |key, _| key.kind == kind).map(|(key, _)| key).collect()
+            })
             .unwrap_or_default();
         gone.into_iter()
     }
@@ -270,6 +325,11 @@ impl State {
         let unfinished = std::mem::take(&mut self.unfinished);
         unfinished.into_values().fold(Batch::default(), joined)
     }
+}
+
+/// All that a listing says, held against nothing.
+pub(in crate::sync) fn read(entries: Vec<KeyValue>) -> Batch {
+    Listing::of(entries).batch
 }
 
 impl Listing {

@@ -172,6 +172,7 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         process.catch_up(&restored).await;
         assert_eq!(process.seen().other_histories, 1, "{written_past}");
         assert!(process.names().contains(&"b".to_owned()), "what was said since stays");
+        assert!(!process.names().contains(&"old".to_owned()), "what was removed since is not back");
         let held = process.writer.current();
         let sequence = held.get(&key("a")).unwrap().origin().unwrap().sequence;
         assert_eq!(sequence, 3, "nothing goes back");
