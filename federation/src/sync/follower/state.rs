@@ -56,6 +56,8 @@ struct Listing {
     listed: BTreeMap<Key, Option<Newest>>,
     newest: BTreeMap<Owner, Newest>,
     said_revisions: BTreeMap<Owner, Revision>,
+    /// Owners of whom only a part of a change is there: what it goes up to says nothing yet.
+    partial: BTreeSet<Owner>,
     left: BTreeSet<Owner>,
 }
 
@@ -151,6 +153,7 @@ impl State {
     fn compare(&mut self, listing: &mut Listing, owner: &Owner, holding: &Holding) {
         let known = listing.newest.get(owner);
         let older = match (known, holding.newest()) {
+            (_, Some(_)) if listing.partial.contains(owner) => true,
             (Some(known), Some(held)) => known.is_older_than(held),
             (None, Some(_)) => true,
             (_, None) => false,
@@ -363,6 +366,9 @@ impl Listing {
             }
             Some(Fact::Said(owner, said)) => {
                 self.said_revisions.insert(owner.clone(), entry.mod_revision);
+                if said.more {
+                    self.partial.insert(owner.clone());
+                }
                 self.saw(&owner, said.newest);
             }
             None => {}
