@@ -1,9 +1,9 @@
 //! Which store this is, and which leader's term: together the epoch of what the region says.
 //!
-//! Owns: [`begin`], the first fenced transaction of each leader. Promises: the region's epoch has
-//! the store's own id and a count that only grows, whichever replica leads, and also when the store
-//! is restored from a backup: what a new leader says is newer than all that any old one said. A new
-//! store has a new id, by which peers tell that the old one was lost. Leaves to others: randomness
+//! Owns: [`begin`], the first fenced transaction of each leader. Promises: the region's epoch only
+//! grows, whichever replica leads, and also when the store is restored from a backup or lost: what
+//! a new leader says is newer than all that any old one said. A new store has a new id, the region's
+//! incarnation, by which peers tell that the old one was lost. Leaves to others: randomness
 //! and wall time, which are passed in; asking peers for what a lost store had said.
 //!
 //! Turned down: the epoch of a replica's state directory, of which there is one per replica, so
@@ -15,8 +15,9 @@ use tracing::{error, info};
 
 use super::facts;
 use super::leader::{Leader, LeaderError};
+use crate::names::RegionName;
 use crate::proto::local as wire;
-use crate::record::{Epoch, to_unix_ms};
+use crate::record::{Epoch, Newest, to_unix_ms};
 use crate::store::{self, Commit, Guard, Revision, Txn};
 
 /// The term of one leader.
@@ -29,10 +30,17 @@ pub struct Term {
 }
 
 impl Term {
-    /// The epoch of all that the region says in this term.
+    /// The epoch of all that `region` says in this term; `known` is its newest change that is known.
+    /// Its id is the region's name and not the store's, so that a region's words have one order also
+    /// over the loss of a store: a peer's store that was restored may still hold those of the one
+    /// before.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        Epoch { id: self.founding.id.clone(), count: self.founding.term }
+    pub fn epoch(&self, region: &RegionName, known: Option<&Newest>) -> Epoch {
+        let id = region.to_string();
+        let known = known.filter(|known| known.epoch.id == id).map_or(0, |known| known.epoch.count);
+        // A clock that went back over such a loss.
+        let count = self.founding.term.max(known.saturating_add(1));
+        Epoch { id, count }
     }
 
     /// The region's incarnation: that of its store.
@@ -110,6 +118,10 @@ mod tests {
     use crate::store::embedded::Embedded;
     use crate::store::{Op, Store};
 
+    fn epoch(term: &Term) -> Epoch {
+        term.epoch(&"us".parse().unwrap(), None)
+    }
+
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(seconds).unwrap()
     }
@@ -131,14 +143,14 @@ mod tests {
         let store = store().await;
         let (won, leader) = elected(&store, "a").await;
         let first = begin(&leader, "id-a", at(1_800_000_000)).await.unwrap();
-        assert_eq!(first.epoch(), Epoch { id: "id-a".into(), count: 1_800_000_000_000 });
+        assert_eq!(epoch(&first), Epoch { id: "us".into(), count: 1_800_000_000_000 });
         assert_eq!(first.founding.founded_ms, 1_800_000_000_000);
         won.resign().await;
 
         // Its clock is ten minutes behind.
         let (_won, second) = elected(&store, "b").await;
         let term = begin(&second, "id-b", at(1_799_999_400)).await.unwrap();
-        assert!(first.epoch().is_older_than(&term.epoch()), "{term:?}");
+        assert!(epoch(&first).is_older_than(&epoch(&term)), "{term:?}");
         assert_eq!(term.incarnation(), "id-a", "the store is the same one");
         assert_eq!(term.founding.founded_ms, first.founding.founded_ms);
 
@@ -162,7 +174,7 @@ mod tests {
         assert!(restored.commit(Txn { guards: Vec::new(), ops }).await.unwrap().is_done());
         let (_won, leader) = elected(&restored, "a").await;
         let term = begin(&leader, "other", at(1_800_000_060)).await.unwrap();
-        assert!(lost.epoch().is_older_than(&term.epoch()), "{term:?} after {lost:?}");
+        assert!(epoch(&lost).is_older_than(&epoch(&term)), "{term:?} after {lost:?}");
         assert_eq!(term.incarnation(), "id");
     }
 
@@ -173,7 +185,11 @@ mod tests {
         assert!(store.commit(Txn { guards: Vec::new(), ops: vec![op] }).await.unwrap().is_done());
         let (_won, leader) = elected(&store, "a").await;
         let term = begin(&leader, "new", at(5)).await.unwrap();
-        assert_eq!(term.epoch(), Epoch { id: "new".into(), count: 5000 });
+        assert_eq!(epoch(&term), Epoch { id: "us".into(), count: 5000 });
+        // Peers know it from before the store was lost, when the clock was later.
+        let known = Newest { epoch: Epoch { id: "us".into(), count: 9000 }, sequence: 4 };
+        let term = term.epoch(&"us".parse().unwrap(), Some(&known));
+        assert!(known.epoch.is_older_than(&term), "{term}");
     }
 
     #[test]

@@ -109,6 +109,17 @@ impl Leader {
         Ok(self.commit_guarded(fence).await?.is_done())
     }
 
+    /// Waits until the replica holds all that the store has now.
+    ///
+    /// # Errors
+    /// [`LeaderError::Stopping`], and those of reading the store.
+    pub async fn catch_up(&mut self) -> Result<(), LeaderError> {
+        let prefix = facts::election_key();
+        let now = store::Range { prefix, after: None, limit: 1, revision: None };
+        let current = self.store.range(now).await?.revision;
+        self.caught_up(current).await
+    }
+
     /// Waits until the replica holds what was committed: the next comparison counts on it.
     ///
     /// # Errors

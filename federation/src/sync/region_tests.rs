@@ -301,7 +301,7 @@ async fn a_new_leader_says_all_again_as_the_same_incarnation_in_a_later_epoch() 
             })
         }
     };
-    first.sees("the region with its member", said(term.epoch().count)).await;
+    first.sees("the region with its member", said(term.epoch(&us(), None).count)).await;
     first.resign().await;
 
     // The session is lost, and the clock of the second is behind.
@@ -309,10 +309,10 @@ async fn a_new_leader_says_all_again_as_the_same_incarnation_in_a_later_epoch() 
     let mut second = Bench::on(&store, Duration::ZERO);
     second.clock.send_replace(now() - jiff::SignedDuration::from_mins(10));
     let next = second.lead().await;
-    assert!(term.epoch().is_older_than(&next.epoch()));
-    let seen = first.sees("what the second says", said(next.epoch().count)).await;
+    assert!(term.epoch(&us(), None).is_older_than(&next.epoch(&us(), None)));
+    let seen = first.sees("what the second says", said(next.epoch(&us(), None).count)).await;
     let complete = seen.holding(&Owner::region(us())).unwrap().complete();
-    assert_eq!(complete.get(&Kind::Decision), Some(&next.epoch()));
+    assert_eq!(complete.get(&Kind::Decision), Some(&next.epoch(&us(), None)));
 }
 
 #[tokio::test]

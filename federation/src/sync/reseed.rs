@@ -22,7 +22,7 @@ use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::record::{Epoch, Newest};
 use crate::replica::{Holding, Replica};
-use crate::store::{Commit, Guard, Range, Revision, Txn};
+use crate::store::{Commit, Guard, Revision, Txn};
 
 /// One owner's records as somebody else still has them.
 #[derive(Debug, Clone, Default)]
@@ -53,10 +53,7 @@ async fn write_back(
     following: &watch::Receiver<Following>,
     whose: impl Fn(&Owner) -> bool,
 ) -> Result<usize, LeaderError> {
-    let key = facts::election_key();
-    let now = Range { prefix: key, after: None, limit: 1, revision: None };
-    let current = leader.store.range(now).await?.revision;
-    leader.caught_up(current).await?;
+    leader.catch_up().await?;
     let lost = Arc::clone(&following.borrow().lost);
     let replica = leader.replicas.peek();
     let mut records = 0;

@@ -64,9 +64,15 @@ impl Spokesman {
     /// Has said nothing in this term. The leader's replica has all that was said before it.
     #[must_use]
     pub fn new(leader: Leader, region: RegionName, term: &Term, from: Sources) -> Self {
+        let owner = Owner::region(region);
+        let epoch = {
+            let replica = leader.replicas.peek();
+            let known = replica.holding(&owner).and_then(crate::replica::Holding::newest);
+            term.epoch(&owner.region, known)
+        };
         Self {
             leader,
-            own: OwnRecords::new(Owner::region(region), term.epoch()),
+            own: OwnRecords::new(owner, epoch),
             incarnation: term.incarnation().to_owned(),
             from,
             vouched: BTreeSet::new(),

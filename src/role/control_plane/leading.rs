@@ -99,6 +99,15 @@ impl Candidate {
         }
         let mut parts = JoinSet::new();
         let recovered = self.recover(&mut parts, &leader, &term).await?;
+        // What the peers gave back of the region's own words, too.
+        match leader.catch_up().await {
+            Ok(()) => {}
+            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
+                warn!(%error, "the store went away while the term began");
+                return Ok(LeaderError::NotLeader);
+            }
+            Err(error) => return Ok(error),
+        }
         let view = Arc::clone(&self.view);
         let spokesman = Spokesman::new(
             leader.clone(),
