@@ -43,7 +43,7 @@ fn one_leads_and_all_serve_and_a_killed_leader_is_succeeded_within_5_s() -> anyh
         regions.leaders(US).first().cloned().context("nobody leads")
     })?;
     let took = began.elapsed();
-    println!("{next} leads {took:?} after the end of {killed}");
+    eprintln!("{next} leads {took:?} after the end of {killed}");
     assert!(took < NEXT_LEADER, "{took:?}");
 
     // Edits go on, on both sides.
@@ -55,10 +55,10 @@ fn one_leads_and_all_serve_and_a_killed_leader_is_succeeded_within_5_s() -> anyh
     sampler.may_go("shop/catalog europe-west4-beta");
     regions.manifests.drop_last_document("europe-west4/beta/catalog.yaml", "ServiceExport")?;
     regions.run(&killed)?;
-    println!("all is everywhere after {:?}", regions.converge(REJOINED)?);
+    eprintln!("all is everywhere after {:?}", regions.converge(REJOINED)?);
     sampler.is_gone("shop/catalog europe-west4-beta");
     assert_eq!(regions.leaders(US), [next], "one that comes back does not take over");
-    println!("{} samples, no false delete", sampler.end()?);
+    eprintln!("{} samples, no false delete", sampler.end()?);
     regions.end()
 }
 
@@ -82,7 +82,7 @@ fn a_leader_that_slept_past_its_term_writes_nothing_more_and_campaigns_again() -
         ask::same(&regions.status(&slept)?["leader"], &false.into())
     })?;
     regions.converge(REJOINED)?;
-    assert_eq!(regions.leaders(US), [next.clone()]);
+    assert_eq!(regions.leaders(US), [next]);
     let history = regions.history(US)?;
     history.assert_one_writer()?;
     let terms = history.terms();
@@ -102,6 +102,6 @@ fn a_leader_that_slept_past_its_term_writes_nothing_more_and_campaigns_again() -
     }
     regions.converge(REJOINED)?;
     regions.history(US)?.assert_one_writer()?;
-    println!("{} samples, no false delete", sampler.end()?);
+    eprintln!("{} samples, no false delete", sampler.end()?);
     regions.end()
 }

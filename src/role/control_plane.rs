@@ -320,8 +320,19 @@ impl Candidate {
 
     /// Ends with the first part that ends.
     async fn lead(&self, fence: Guard) -> anyhow::Result<LeaderError> {
-        let mut leader =
-            Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
+        let mut leader = Leader::new(Arc::clone(&self.store), fence, self.replicas.clone());
+        let term = match begin_term(&leader).await {
+            Ok(term) => term,
+            Err(error) => return Ok(error),
+        };
+        // The store that is followed is the one that is written to, and not what it was before it was
+        // restored: only then is known what it has lost.
+        let mut following = self.following.clone();
+        let histories = {
+            let ours = |following: &Following| following.founding.as_ref() == Some(&term.founding);
+            let seen = following.wait_for(ours).await;
+            seen.context("the store follower lives as long as this process")?.other_histories
+        };
         // Before anybody is compared with the store: what it has lost would look like their word.
         let written = reseed::reseed(&mut leader, &self.following).await;
         match written {
@@ -335,15 +346,12 @@ impl Candidate {
             Err(error) => return Ok(error),
         }
         let config = &self.view.config;
-        let term = match begin_term(&leader).await {
-            Ok(term) => term,
-            Err(error) => return Ok(error),
-        };
         // What was said in earlier terms is here before anything is decided by it.
         if let Err(error) = leader.caught_up(term.began).await {
             return Ok(error);
         }
         let mut parts = JoinSet::new();
+        parts.spawn(restored(following, histories));
         self.recover(&mut parts, &leader, &term).await?;
         let view = Arc::clone(&self.view);
         let spokesman = Spokesman::new(
@@ -455,6 +463,18 @@ async fn follow_peer(
                 }
             }
         }
+    }
+}
+
+/// Ends when the store turns out to be another than it was: what it has lost is to be written back
+/// first, as after every election.
+async fn restored(mut following: watch::Receiver<Following>, known: u64) -> LeaderError {
+    match following.wait_for(|following| following.other_histories != known).await {
+        Ok(_) => {
+            info!("the store was restored or lost: leading begins anew");
+            LeaderError::NotLeader
+        }
+        Err(_) => LeaderError::Stopping,
     }
 }
 

@@ -19,7 +19,9 @@ use tracing::{debug, info, warn};
 use self::state::State;
 pub use self::state::{Lost, LostOwner};
 use super::client;
+use super::facts;
 use super::history::{self, ResumePoint, Resumed};
+use crate::proto::local::Founding;
 use crate::replica::{Batch, ReplicaWriter};
 use crate::store::{self, Store, StoreError, Watch, WatchEvent};
 
@@ -43,6 +45,9 @@ pub struct Following {
     pub other_history: Option<String>,
     /// What the store has lost and this process holds.
     pub lost: Arc<Lost>,
+    /// What the store says of itself, as it was followed up to here: a leader that finds its own
+    /// term in it knows that this is the store it writes to, with all that it has lost.
+    pub founding: Option<Founding>,
 }
 
 /// Follows `store` for ever; ends only when dropped. `resume` goes with what `writer` already
@@ -120,6 +125,7 @@ impl Follower {
         for (owner, lost) in &self.state.lost().owners {
             warn!(%owner, records = lost.keys.len(), "the store has lost what is held of this owner");
         }
+        self.show_lost();
         self.writer.apply(batch, Instant::now());
         self.following.send_modify(|following| following.listings += 1);
         self.show();
@@ -159,6 +165,7 @@ impl Follower {
                 (true, None) => Some(Instant::now()),
                 (false, _) => None,
             };
+            self.show_lost();
             self.writer.apply(batch, Instant::now());
             self.show();
         }
@@ -166,17 +173,24 @@ impl Follower {
 
     /// Quietly: positions change with every commit, and only who asks wants them.
     fn show(&self) {
-        let lost_changed = *self.following.borrow().lost != *self.state.lost();
+        let founding = self.state.founding().and_then(facts::founding);
         self.following.send_if_modified(|following| {
             // What is held back is not in the replica yet: going on after it would lose it.
             if !self.state.has_unfinished() {
                 following.resume = self.state.resume();
             }
-            if lost_changed {
-                following.lost = Arc::new(self.state.lost().clone());
-            }
-            lost_changed
+            let news = following.founding != founding;
+            following.founding = founding;
+            news
         });
+    }
+
+    /// Before the replica has it: who waits for a position there finds here what is lost then.
+    fn show_lost(&self) {
+        if *self.following.borrow().lost != *self.state.lost() {
+            let lost = Arc::new(self.state.lost().clone());
+            self.following.send_modify(|following| following.lost = lost);
+        }
     }
 
     fn report(&mut self, error: &StoreError) {

@@ -1,7 +1,9 @@
 //! The region's side of a publish stream.
 //!
 //! Every transaction compares the mod revision of the session record, so that of two streams that
-//! two replicas accepted, only the one accepted last commits anything. Nothing is taken for gone
+//! two replicas accepted, only the one accepted last commits anything; and that of the owner's last
+//! word, so that nothing is added to a store that was restored and has lost some of it: the stream
+//! ends, and the owner says anew what it holds. Nothing is taken for gone
 //! because it is not declared: what is held beyond the declaration is told to the owner, who alone
 //! says what became of it. Nothing is acknowledged before it is committed. One record that may not
 //! be written or removed is refused by itself, with the reason; the rest of its batch goes on.
@@ -27,7 +29,7 @@ use crate::record::{
     Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, Region, body_hash_of_value,
 };
 use crate::replica::Removed;
-use crate::store::{self, Commit, Guard, KeyValue, Op, Store, StoreError, Txn};
+use crate::store::{self, Commit, Guard, KeyValue, Op, Revision, Store, StoreError, Txn};
 
 mod admit;
 mod removals;
@@ -46,8 +48,10 @@ pub enum SessionError {
     /// The caller broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(&'static str),
-    /// Another stream was accepted for this cluster since.
-    #[error("a later publish stream of {0} was accepted")]
+    /// Another stream was accepted for this cluster since, or the store was restored.
+    #[error(
+        "a later publish stream of {0} was accepted, or the region's store is not what it was: say all anew"
+    )]
     Superseded(Owner),
     /// The store did not do as told.
     #[error("the region's store failed")]
@@ -62,6 +66,8 @@ pub struct Session {
     epoch: Epoch,
     joined: Timestamp,
     fence: Guard,
+    /// When the owner's last word was written.
+    said: Revision,
     /// What the owner holds, by its own word; built up by declaration and changes.
     present: BTreeSet<Key>,
     declared: BTreeMap<Key, Bytes>,
@@ -137,6 +143,8 @@ impl Session {
         match store.commit(txn).await? {
             Commit::Done(revision) => Ok(Self {
                 fence: Guard::ModRevision(key, revision),
+                // Of sessions nobody but this one writes from here on.
+                said: last_said(&*store, &owner).await?,
                 cluster: recorded_cluster(&*store, &owner).await?,
                 entitlement: entitlement(&owner, said.as_ref()),
                 store,
@@ -358,12 +366,13 @@ impl Session {
         Ok(vec![response(Response::Ack(wire::Ack { batch: complete.batch, refused }))])
     }
 
-    async fn commit(&self, changes: Changes) -> Result<(), SessionError> {
+    async fn commit(&mut self, changes: Changes) -> Result<(), SessionError> {
         let owners = BTreeMap::from([(self.owner.clone(), changes)]);
         for mut part in transactions(owners, None)? {
             part.guards.push(self.fence.clone());
+            part.guards.push(Guard::ModRevision(facts::said_key(&self.owner), self.said));
             match self.store.commit(part).await? {
-                Commit::Done(_) => {}
+                Commit::Done(revision) => self.said = revision,
                 Commit::GuardFailed => return Err(SessionError::Superseded(self.owner.clone())),
             }
         }
@@ -469,6 +478,11 @@ fn succeed(
 fn decode_session(owner: &Owner, entry: &KeyValue) -> Result<local::Session, SessionError> {
     let session = local::Session::decode(entry.value.clone());
     session.map_err(|error| StoreError::Damaged(format!("session of {owner}: {error}")).into())
+}
+
+async fn last_said(store: &dyn Store, owner: &Owner) -> Result<Revision, StoreError> {
+    let held = store::read(store, &facts::said_key(owner)).await?;
+    Ok(held.map_or(0, |held| held.mod_revision))
 }
 
 async fn recorded_cluster(store: &dyn Store, owner: &Owner) -> Result<Option<Cluster>, StoreError> {

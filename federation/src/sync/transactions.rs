@@ -150,7 +150,8 @@ fn append(txns: &mut Vec<Txn>, ops: Vec<Op>) {
     let bytes = |ops: &[Op]| ops.iter().map(Op::bytes).sum::<usize>();
     match txns.last_mut() {
         Some(txn)
-            if txn.ops.len() + ops.len() <= store::MAX_OPS
+            // Each owner's word is compared, and the leadership besides: a guard more than owners.
+            if txn.ops.len() + ops.len() < store::MAX_OPS
                 && bytes(&txn.ops) + bytes(&ops) <= store::MAX_TXN_BYTES =>
         {
             txn.ops.extend(ops);

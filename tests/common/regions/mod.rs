@@ -24,6 +24,7 @@ use tombolo_testbed::etcd::{self, Etcd, Release};
 use tombolo_testbed::netns::{self, Namespace, Namespaces};
 use tombolo_testbed::{Process, Scratch, skip, wait_for};
 
+pub(crate) use self::sampler::Sampler;
 use super::manifests::Manifests;
 use super::processes::Listens;
 use super::{EU, US, ask, tombolo};
@@ -80,10 +81,10 @@ impl Regions {
     /// Starts all and waits until every process serves all that the examples export.
     pub(crate) fn start(test: &str, setup: Setup) -> anyhow::Result<Self> {
         let mut regions = Self::prepare(test, setup)?;
-        for name in regions.names() {
+        for name in Self::names() {
             regions.run(&name)?;
         }
-        for name in regions.names() {
+        for name in Self::names() {
             regions.knows_all(&name)?;
         }
         Ok(regions)
@@ -155,7 +156,7 @@ impl Regions {
     }
 
     /// All names, control planes first.
-    pub(crate) fn names(&self) -> Vec<String> {
+    pub(crate) fn names() -> Vec<String> {
         let agents = [US, EU].into_iter().flat_map(agents);
         [US, EU].into_iter().flat_map(replicas).chain(agents).collect()
     }
@@ -211,6 +212,8 @@ impl Regions {
         let host = match name.rsplit('-').next() {
             Some("alpha") => 21,
             Some("beta") => 22,
+            // For a second agent that claims to be one of them.
+            Some("gamma") => 23,
             replica => 10 + replica.and_then(|number| number.parse().ok()).unwrap_or(0),
         };
         let m = &self.manifests;

@@ -50,7 +50,7 @@ impl Regions {
     pub(crate) fn sample(&self) -> anyhow::Result<Sampler> {
         let mut sampler =
             Sampler { stop: Arc::default(), seen: Arc::default(), threads: Vec::new() };
-        for name in self.names() {
+        for name in Self::names() {
             let namespace = self.inside_thread(&name)?;
             let admin = self.listens(&name).admin;
             let (stop, seen) = (Arc::clone(&sampler.stop), Arc::clone(&sampler.seen));

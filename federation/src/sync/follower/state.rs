@@ -27,8 +27,9 @@ pub struct LostOwner {
     /// When the owner's last word was written, as listed; 0: there is none. While this holds,
     /// nobody has said anything newer.
     pub said_revision: Revision,
-    /// Records that are held and not there, or there in an older version.
-    pub keys: BTreeSet<Key>,
+    /// Records that are held and not there, or are there as they were before: in an older version,
+    /// or at all, although their owner has removed them since. With what is there.
+    pub keys: BTreeMap<Key, Option<Bytes>>,
 }
 
 /// A follower's state.
@@ -39,16 +40,21 @@ pub(super) struct State {
     /// Parts of changes of which more is to come.
     unfinished: BTreeMap<Owner, Batch>,
     lost: Lost,
+    founding: Option<Bytes>,
 }
 
 /// A listing, sorted.
 #[derive(Default)]
 struct Listing {
     batch: Batch,
-    listed: BTreeMap<Key, Option<Newest>>,
+    listed: BTreeMap<Key, (Option<Newest>, Bytes)>,
+    founding: Option<Bytes>,
     newest: BTreeMap<Owner, Newest>,
     said_revisions: BTreeMap<Owner, Revision>,
     left: BTreeSet<Owner>,
+    /// Owners of which more is held than the listing knows, and when their last word in it was
+    /// written.
+    older: BTreeMap<Owner, Revision>,
 }
 
 impl State {
@@ -72,6 +78,11 @@ impl State {
         &self.lost
     }
 
+    /// What the store says of itself, up to here.
+    pub(super) fn founding(&self) -> Option<&Bytes> {
+        self.founding.as_ref()
+    }
+
     pub(super) fn has_unfinished(&self) -> bool {
         !self.unfinished.is_empty()
     }
@@ -93,6 +104,8 @@ impl State {
         for (owner, holding) in held.owners() {
             self.compare(&mut listing, owner, holding);
         }
+        self.withhold(&mut listing, held);
+        self.founding = listing.founding.take();
         let mut batch = listing.batch;
         batch.position = Some(revision);
         batch
@@ -107,24 +120,45 @@ impl State {
         };
         // A store that knows all that was heard of an owner has no more than it holds of it.
         let trusted = !older || listing.left.contains(owner);
-        let mut lost = BTreeSet::new();
+        let said_revision = listing.said_revisions.get(owner).copied().unwrap_or_default();
+        if !trusted {
+            listing.older.insert(owner.clone(), said_revision);
+        }
+        let mut lost = BTreeMap::new();
         for (key, entry) in holding.records() {
             match listing.listed.get(key) {
                 None if trusted => listing.batch.items.push((key.clone(), None)),
-                None => drop(lost.insert(key.clone())),
-                Some(Some(listed)) if older => {
+                None => drop(lost.insert(key.clone(), None)),
+                Some((Some(listed), value)) if older => {
                     let held = entry.origin().map(Origin::newest);
-                    lost.extend(
-                        held.filter(|held| listed.is_older_than(held)).map(|_| key.clone()),
-                    );
+                    if held.is_some_and(|held| listed.is_older_than(&held)) {
+                        lost.insert(key.clone(), Some(value.clone()));
+                    }
                 }
                 Some(_) => {}
             }
         }
         if !lost.is_empty() {
-            let said_revision = listing.said_revisions.get(owner).copied().unwrap_or_default();
             self.lost.owners.insert(owner.clone(), LostOwner { said_revision, keys: lost });
         }
+    }
+
+    /// What an owner is known to have removed after the store's last word of it does not come back.
+    fn withhold(&mut self, listing: &mut Listing, held: &Replica) {
+        let mut withheld = BTreeSet::new();
+        for (key, (listed, value)) in &listing.listed {
+            let Some(said_revision) = listing.older.get(&key.owner) else { continue };
+            let Some(holding) = held.holding(&key.owner) else { continue };
+            let (Some(listed), Some(newest)) = (listed, holding.newest()) else { continue };
+            let known = listed.is_older_than(newest) || listed == newest;
+            if known && holding.get(key).is_none() {
+                withheld.insert(key.clone());
+                let lost = self.lost.owners.entry(key.owner.clone()).or_default();
+                lost.said_revision = *said_revision;
+                lost.keys.insert(key.clone(), Some(value.clone()));
+            }
+        }
+        listing.batch.items.retain(|(key, _)| !withheld.contains(key));
     }
 
     /// Takes a commit; what is only a part of a change waits for the rest.
@@ -175,30 +209,47 @@ impl State {
             Some(Fact::Complete(owner, kind, epoch)) => {
                 let part = parts.entry(owner.clone()).or_default();
                 // The owner has said all of this kind anew: what the store lost and it did not
-                // say again is gone.
-                part.items.extend(self.resolve(&owner, kind).map(|key| (key, None)));
+                // say again is gone, or is what it was in the store, which it had not to say.
+                part.items.extend(self.resolve(&owner, |key| key.kind == kind));
                 part.complete.push((owner, kind, epoch));
             }
             Some(Fact::Said(owner, said)) => {
                 let part = parts.entry(owner.clone()).or_default();
                 part.removed.extend(said.removals());
+                // What the store had lost is not there to be deleted.
+                let is_removed = |key: &Key| said.removed.iter().any(|(removed, _)| removed == key);
+                part.items.extend(self.resolve(&owner, is_removed));
+                if let Some(lost) = self.lost.owners.get_mut(&owner) {
+                    lost.said_revision = entry.mod_revision;
+                }
                 more.insert(owner.clone(), said.more);
                 part.newest.push((owner, said.newest));
             }
+            None if entry.key == facts::founding_key() => self.founding = Some(entry.value.clone()),
             None => {}
         }
     }
 
-    fn resolve(&mut self, owner: &Owner, kind: Kind) -> impl Iterator<Item = Key> + use<> {
-        let lost = self.lost.owners.get_mut(owner);
-        let gone: Vec<Key> = lost
-            .map(|lost| lost.keys.extract_if(.., |key| key.kind == kind).collect())
-            .unwrap_or_default();
-        gone.into_iter()
+    /// The store's word on what was lost of `which` counts again. What is there in an older version
+    /// is taken anew: on top of what is held it would count as going back.
+    fn resolve(
+        &mut self,
+        owner: &Owner,
+        which: impl Fn(&Key) -> bool,
+    ) -> Vec<(Key, Option<Bytes>)> {
+        let Some(lost) = self.lost.owners.get_mut(owner) else { return Vec::new() };
+        let resolved = lost.keys.extract_if(.., |key, _| which(key)).flat_map(|(key, there)| {
+            let there = there.map(|value| (key.clone(), Some(value)));
+            std::iter::once((key, None)).chain(there)
+        });
+        resolved.collect()
     }
 
     fn delete(&mut self, key: &str, parts: &mut BTreeMap<Owner, Batch>, whole: &mut Batch) {
         if let Some(key) = record_key(key) {
+            if let Some(lost) = self.lost.owners.get_mut(&key.owner) {
+                lost.keys.remove(&key);
+            }
             parts.entry(key.owner.clone()).or_default().items.push((key, None));
         } else if let Some(owner) = facts::owner_of_said(key) {
             self.lost.owners.remove(&owner);
@@ -239,7 +290,7 @@ impl Listing {
                 self.saw(&key.owner, newest);
             }
             self.left.extend(left(&key, &entry.value));
-            self.listed.insert(key.clone(), newest);
+            self.listed.insert(key.clone(), (newest, entry.value.clone()));
             self.batch.items.push((key, Some(entry.value)));
             return;
         }
@@ -251,6 +302,7 @@ impl Listing {
                 self.said_revisions.insert(owner.clone(), entry.mod_revision);
                 self.saw(&owner, said.newest);
             }
+            None if entry.key == facts::founding_key() => self.founding = Some(entry.value),
             None => {}
         }
     }

@@ -9,7 +9,7 @@ use crate::replica::{self, Batch, Removed};
 use crate::store::embedded::Embedded;
 use crate::store::{Op, Txn};
 use crate::sync::facts;
-use crate::sync::leader::Leader;
+use crate::sync::leader::{Leader, LeaderError};
 use crate::sync::reseed::reseed;
 use crate::sync::transactions::{Changes, transactions};
 
@@ -171,7 +171,7 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         }
         process.catch_up(&restored).await;
         assert_eq!(process.seen().other_histories, 1, "{written_past}");
-        assert!(process.names().contains(&"b".to_owned()), "what was said since stays");
+        assert_eq!(process.names(), ["a", "b"], "what was said since stays, what went stays away");
         let held = process.writer.current();
         let sequence = held.get(&key("a")).unwrap().origin().unwrap().sequence;
         assert_eq!(sequence, 3, "nothing goes back");
@@ -180,16 +180,16 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
         let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
         process.catch_up(&restored).await;
-        let mut leader = Leader {
-            store: Arc::<Embedded>::clone(&restored),
-            fence: store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
-            replicas: process.writer.subscribe(),
-        };
+        let mut leader = Leader::new(
+            Arc::<Embedded>::clone(&restored),
+            store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+            process.writer.subscribe(),
+        );
         let written = reseed(&mut leader, &process.following.subscribe()).await.unwrap();
-        assert_eq!(written, 2, "b, and a as it was last");
+        assert_eq!(written, 3, "b, a as it was last, and that old is gone");
         let mut other = Process::new();
         other.catch_up(&restored).await;
-        assert!(other.names().contains(&"b".to_owned()));
+        assert_eq!(other.names(), ["a", "b"]);
         let newest = other.writer.current().holding(&owner()).unwrap().newest().cloned();
         assert_eq!(newest, Some(Newest { epoch: epoch(), sequence: 3 }));
         process.catch_up(&restored).await;
@@ -215,16 +215,16 @@ async fn an_owner_that_spoke_to_the_restored_store_wins_over_what_was_lost() {
     let election = vec![Op::put(facts::election_key(), "me")];
     restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
     let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
-    let mut leader = Leader {
-        store: Arc::<Embedded>::clone(&restored),
-        fence: store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
-        replicas: process.writer.subscribe(),
-    };
+    let mut leader = Leader::new(
+        Arc::<Embedded>::clone(&restored),
+        store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+        process.writer.subscribe(),
+    );
     // Before this process has seen it, and after.
     let stale = Arc::clone(&process.seen().lost);
     let lost = &stale.owners[&owner()];
     let seed = crate::sync::reseed::Seed {
-        records: vec![(key("b"), value("b", 2))],
+        records: vec![(key("b"), Some(value("b", 2)))],
         said_revision: lost.said_revision,
         ..Default::default()
     };
@@ -301,4 +301,72 @@ fn what_is_held_back_is_not_resumed_after() {
     assert!(batch.items.is_empty() && state.has_unfinished());
     let flushed: Batch = state.flush();
     assert_eq!(flushed.items.len(), 1);
+}
+
+/// What was lost is not in the store to be deleted: the owner's word alone says that it is gone.
+#[tokio::test(start_paused = true)]
+async fn what_its_owner_removes_after_a_restore_goes_although_the_store_had_lost_it() {
+    let before = store().await;
+    commit(&*before, changes(vec![put("a", 1)], 1)).await;
+    commit(&*before, changes(vec![put("b", 2), put("c", 2)], 2)).await;
+    let mut process = Process::new();
+    process.catch_up(&before).await;
+    let restored = store().await;
+    commit(&*restored, changes(vec![put("a", 1)], 1)).await;
+    process.catch_up(&restored).await;
+    assert_eq!(process.names(), ["a", "b", "c"]);
+
+    commit(&*restored, changes(vec![(key("b"), None)], 3)).await;
+    process.catch_up(&restored).await;
+    assert_eq!(process.names(), ["a", "c"]);
+    let lost = process.seen().lost;
+    let lost = &lost.owners[&owner()];
+    assert_eq!(lost.keys.keys().collect::<Vec<_>>(), [&key("c")]);
+    let said = store::read(&*restored, &facts::said_key(&owner())).await.unwrap().unwrap();
+    assert_eq!(lost.said_revision, said.mod_revision, "writing c back is not writing over that");
+}
+
+/// The owner changed a record, the store was restored to before, and the owner took its change
+/// back: it need not say again what the store has.
+#[tokio::test(start_paused = true)]
+async fn what_a_restored_store_has_and_its_owner_confirms_is_not_withdrawn() {
+    let before = store().await;
+    commit(&*before, changes(vec![put("a", 1)], 1)).await;
+    commit(&*before, changes(vec![put("a", 2)], 2)).await;
+    let mut process = Process::new();
+    process.catch_up(&before).await;
+    let restored = store().await;
+    commit(&*restored, changes(vec![put("a", 1)], 1)).await;
+    process.catch_up(&restored).await;
+    let mut confirmed = changes(Vec::new(), 3);
+    confirmed.complete = vec![(Kind::Namespace, epoch())];
+    commit(&*restored, confirmed).await;
+    process.catch_up(&restored).await;
+    assert_eq!(process.names(), ["a"]);
+    let held = process.writer.current();
+    assert_eq!(held.get(&key("a")).unwrap().origin().unwrap().sequence, 1);
+}
+
+/// A leader, or a session, that does not know of the restore would make the store look complete.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
+    let at = |sequence| [(owner(), changes(vec![put("a", sequence)], sequence))].into();
+    let (before, restored) = (store().await, store().await);
+    let election = vec![Op::put(facts::election_key(), "me")];
+    for store in [&before, &restored] {
+        let txn = Txn { guards: vec![], ops: election.clone() };
+        assert!(store.commit(txn).await.unwrap().is_done());
+        commit(&**store, changes(vec![put("a", 1)], 1)).await;
+    }
+    let fence = store::Guard::CreateRevision(facts::election_key(), 1);
+    let (_, replicas) = replica::channel();
+    let mut leader = Leader::new(Arc::<Embedded>::clone(&before), fence, replicas);
+    leader.commit_changes(at(2), None).await.unwrap();
+    leader.commit_changes(at(3), None).await.unwrap();
+    // Its lease and its key are in the backup.
+    leader.store = Arc::<Embedded>::clone(&restored);
+    let refused = leader.commit_changes(at(4), None).await;
+    assert!(matches!(refused, Err(LeaderError::NotLeader)), "{refused:?}");
+    let said = store::read(&*restored, &facts::said_key(&owner())).await.unwrap().unwrap();
+    assert_eq!(said.mod_revision, 2, "nothing was written");
 }
