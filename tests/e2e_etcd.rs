@@ -2,14 +2,17 @@
 
 mod common;
 
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use common::manifests::service;
 use common::regions::{self, Regions, Setup, replicas};
-use common::{SOON, US, ask};
-use tombolo_testbed::etcd;
-use tombolo_testbed::wait_for;
+use common::{EU, SOON, US, ask};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use serde_json::json;
+use tombolo_testbed::{Scratch, etcd, wait_for};
 
 /// Dialling again is put off for at most 5 s, a leader is elected, the store is asked every 30 s.
 const HEALED: Duration = Duration::from_mins(1);
@@ -27,6 +30,11 @@ fn a_replica_that_was_away_while_its_history_was_compacted_compares_and_goes_on(
     let mut regions = regions?;
     let sampler = regions.sample()?;
     let away = regions.follower(US)?;
+    wait_for("it has something to come back with", HEALED, || {
+        let cache = regions.status(&away)?["cache"].take();
+        ensure!(cache["unsaved"] == false && cache["saved"].as_u64() > Some(0), "{cache}");
+        Ok(())
+    })?;
     regions.kill(&away)?;
     let address = regions.manifests.us(1, 95);
     regions.manifests.write("us-west1/alpha/search.yaml", &service("search", &address))?;
@@ -137,5 +145,97 @@ fn without_a_quorum_all_is_served_writes_wait_and_go_on_once_there_is_one() -> a
         Ok(())
     })?;
     eprintln!("{} samples, no false delete", sampler.end()?);
+    regions.end()
+}
+
+/// Writes a certificate and its key below `dir`.
+fn issue(
+    authority: &CertifiedIssuer<'static, KeyPair>,
+    names: Vec<SanType>,
+    dir: &Path,
+    name: &str,
+) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = names;
+    let paths = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    std::fs::write(&paths.0, params.signed_by(&key, authority)?.pem())?;
+    std::fs::write(&paths.1, key.serialize_pem())?;
+    Ok(paths)
+}
+
+fn authority() -> anyhow::Result<CertifiedIssuer<'static, KeyPair>> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
+}
+
+#[test]
+fn client_certificates_and_passwords_are_used_and_what_is_wrong_with_them_is_said()
+-> anyhow::Result<()> {
+    let test = "e2e_etcd::client_certificates_and_passwords";
+    let Some(release) = regions::etcd_or_skip(test) else { return Ok(()) };
+    let files = Scratch::new("etcd-credentials")?;
+    let dir = files.path();
+    let (ours, stranger) = (authority()?, authority()?);
+    let ca = dir.join("ca.pem");
+    std::fs::write(&ca, ours.pem())?;
+    let addresses = ["127.0.0.1", "10.77.0.1", "10.77.0.2"];
+    let addresses = addresses.map(|ip| Ok(SanType::IpAddress(ip.parse::<IpAddr>()?)));
+    let addresses = addresses.into_iter().collect::<anyhow::Result<_>>()?;
+    let (cert, key) = issue(&ours, addresses, dir, "server")?;
+    let name = || anyhow::Ok(vec![SanType::DnsName("tombolo".try_into()?)]);
+    let (client_cert, client_key) = issue(&ours, name()?, dir, "client")?;
+    let (other_cert, other_key) = issue(&stranger, name()?, dir, "stranger")?;
+    let password = dir.join("password");
+    std::fs::write(&password, "right\n")?;
+    let store = json!({
+        "ca": ca, "cert": client_cert, "key": client_key,
+        "user": "tombolo", "passwordFile": password,
+    });
+    let tls = etcd::Tls { ca, cert, key, client_cert, client_key };
+    let etcd = etcd::Options { tls: Some(tls), ..etcd::Options::default() };
+    let setup = Setup { release, etcd, store, ..Setup::default() };
+    let mut regions = Regions::prepare("credentials", setup)?;
+    for (region, password) in [(US, "wrong"), (EU, "right")] {
+        let etcd = regions.etcd(region)?;
+        etcd.add_user("tombolo", password, "/tombolo/")?;
+        etcd.enable_auth("root")?;
+    }
+    let [first, second, ..] = &replicas(US)[..] else { unreachable!("three of them") };
+    let mut config = regions.control_plane_config(US, second)?;
+    config["store"]["etcd"]["cert"] = other_cert.display().to_string().into();
+    config["store"]["etcd"]["key"] = other_key.display().to_string().into();
+    regions.write_config(second, &config)?;
+    for name in Regions::names() {
+        regions.run(&name)?;
+    }
+    for (name, words) in [(first, "correct the user or the password"), (second, "ertificate")] {
+        let problem = wait_for(format!("{name} says why"), HEALED, || {
+            let store = regions.status(name)?["store"].take();
+            let problem = store["problem"].as_str().context("no problem yet")?;
+            ensure!(problem.contains(words), "{problem}");
+            Ok(problem.to_owned())
+        })?;
+        eprintln!("{name}: {problem}");
+        let log = regions.process(name)?.stderr()?;
+        assert!(log.contains(words), "{name}: {log}");
+    }
+    // Neither needs a restart of what was right.
+    let etcd = regions.etcd(US)?;
+    etcd.ctl(&["user", "delete", "tombolo"])?;
+    etcd.ctl(&["user", "add", "tombolo:right"])?;
+    etcd.ctl(&["user", "grant-role", "tombolo", "tombolo"])?;
+    regions.knows_all(first)?;
+    regions.kill(second)?;
+    regions.write_config(second, &regions.control_plane_config(US, second)?)?;
+    regions.run(second)?;
+    for name in Regions::names() {
+        regions.knows_all(&name)?;
+    }
+    regions.converge(HEALED)?;
+    let address = regions.manifests.us(1, 95);
+    regions.manifests.write("us-west1/alpha/search.yaml", &service("search", &address))?;
+    regions.all_answer("search", &[address], HEALED)?;
     regions.end()
 }

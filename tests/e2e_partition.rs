@@ -35,7 +35,7 @@ struct Edits {
 }
 
 impl Edits {
-    fn make(regions: &Regions, sampler: &regions::Sampler) -> anyhow::Result<Self> {
+    fn make(regions: &Regions, sampler: &regions::sampler::Sampler) -> anyhow::Result<Self> {
         let m = &regions.manifests;
         let (us, eu) = (m.us(1, 95), m.eu(1, 95));
         sampler.may_go("shop/checkout us-west1-beta");

@@ -153,6 +153,12 @@ impl Follower {
                     self.state.committed(revision, &events)
                 }
                 Some(WatchEvent::Progress { revision }) => self.state.progressed(revision),
+                Some(WatchEvent::Compacted { oldest }) if oldest <= self.state.revision() + 1 => {
+                    // All that is gone was listed: there is nothing to compare.
+                    debug!(oldest, "compacted up to where the store was read");
+                    watch = self.store.watch(ALL, self.state.revision() + 1).await?;
+                    continue;
+                }
                 Some(WatchEvent::Compacted { oldest }) => {
                     debug!(oldest, "compacted under the watch");
                     return Ok(());

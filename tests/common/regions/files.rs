@@ -68,6 +68,9 @@ impl Regions {
             "distances": {peer: 100},
             "store": {"etcd": {"endpoints": etcd.endpoints()}},
         });
+        for (key, value) in self.setup.store.as_object().into_iter().flatten() {
+            config["store"]["etcd"][key] = value.clone();
+        }
         for (key, value) in self.setup.control_planes.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }

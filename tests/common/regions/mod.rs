@@ -10,7 +10,7 @@
 mod files;
 mod history;
 mod judge;
-mod sampler;
+pub(crate) mod sampler;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +24,6 @@ use tombolo_testbed::etcd::{self, Etcd, Release};
 use tombolo_testbed::netns::{self, Namespace, Namespaces};
 use tombolo_testbed::{Process, Scratch, skip, wait_for};
 
-pub(crate) use self::sampler::Sampler;
 use super::manifests::Manifests;
 use super::processes::Listens;
 use super::{EU, US, ask, tombolo};
@@ -41,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) release: Release,
     /// Of each region's etcd.
     pub(crate) etcd: etcd::Options,
+    /// Keys of `store.etcd` in every control plane's file beside the endpoints.
+    pub(crate) store: Value,
     /// Keys of every control plane's file beside the usual ones.
     pub(crate) control_planes: Value,
 }
@@ -48,7 +49,8 @@ pub(crate) struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let (release, etcd) = (Release::Pinned, etcd::Options::members(1));
-        Self { release, etcd, control_planes: serde_json::json!({}) }
+        let (store, control_planes) = (Value::Null, Value::Null);
+        Self { release, etcd, store, control_planes }
     }
 }
 

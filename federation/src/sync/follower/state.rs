@@ -74,6 +74,11 @@ impl State {
         Some(ResumePoint { revision: self.revision, witness })
     }
 
+    /// Up to here all was seen.
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
     pub(super) fn lost(&self) -> &Lost {
         &self.lost
     }
