@@ -10,6 +10,7 @@ pub(crate) mod ask;
 pub(crate) mod manifests;
 pub(crate) mod mesh;
 pub(crate) mod processes;
+pub(crate) mod regions;
 
 use std::path::Path;
 use std::process::Command;

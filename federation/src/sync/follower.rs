@@ -125,6 +125,7 @@ impl Follower {
         for (owner, lost) in &self.state.lost().owners {
             warn!(%owner, records = lost.keys.len(), "the store has lost what is held of this owner");
         }
+        self.show_lost();
         self.writer.apply(batch, Instant::now());
         self.following.send_modify(|following| following.listings += 1);
         self.show();
@@ -152,6 +153,12 @@ impl Follower {
                     self.state.committed(revision, &events)
                 }
                 Some(WatchEvent::Progress { revision }) => self.state.progressed(revision),
+                Some(WatchEvent::Compacted { oldest }) if oldest <= self.state.revision() + 1 => {
+                    // All that is gone was listed: there is nothing to compare.
+                    debug!(oldest, "compacted up to where the store was read");
+                    watch = self.store.watch(ALL, self.state.revision() + 1).await?;
+                    continue;
+                }
                 Some(WatchEvent::Compacted { oldest }) => {
                     debug!(oldest, "compacted under the watch");
                     return Ok(());
@@ -164,6 +171,7 @@ impl Follower {
                 (true, None) => Some(Instant::now()),
                 (false, _) => None,
             };
+            self.show_lost();
             self.writer.apply(batch, Instant::now());
             self.show();
         }
@@ -171,21 +179,25 @@ impl Follower {
 
     /// Quietly: positions change with every commit, and only who asks wants them.
     fn show(&self) {
-        let lost_changed = *self.following.borrow().lost != *self.state.lost();
         self.following.send_if_modified(|following| {
             // What is held back is not in the replica yet: going on after it would lose it.
             if !self.state.has_unfinished() {
                 following.resume = self.state.resume();
             }
-            if lost_changed {
-                following.lost = Arc::new(self.state.lost().clone());
-            }
             let strays_changed = following.strays != *self.state.strays();
             if strays_changed {
                 following.strays.clone_from(self.state.strays());
             }
-            lost_changed || strays_changed
+            strays_changed
         });
+    }
+
+    /// Before the replica has it: who waits for a position there finds here what is lost then.
+    fn show_lost(&self) {
+        if *self.following.borrow().lost != *self.state.lost() {
+            let lost = Arc::new(self.state.lost().clone());
+            self.following.send_modify(|following| following.lost = lost);
+        }
     }
 
     fn report(&mut self, error: &StoreError) {

@@ -4,6 +4,7 @@
 mod auth;
 mod conformance;
 mod elections;
+mod follower;
 mod members;
 mod quota;
 mod ranges;

@@ -34,8 +34,17 @@ pub struct LostOwner {
     /// The owner's newest change that is known here. What is said of it to the store and is older
     /// (what a peer still had, for one) resolves nothing.
     pub newest: Option<Newest>,
-    /// Records that are held and not there, or there in an older version; and which version is held.
-    pub keys: BTreeMap<Key, Option<Newest>>,
+    /// Records that are held and not there, or there in an older version.
+    pub keys: BTreeMap<Key, LostKey>,
+}
+
+/// A record that a store has lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LostKey {
+    /// Which version is held.
+    pub held: Option<Newest>,
+    /// What the store has instead, if anything.
+    pub there: Option<Bytes>,
 }
 
 /// A follower's state.
@@ -53,7 +62,7 @@ pub(super) struct State {
 #[derive(Default)]
 struct Listing {
     batch: Batch,
-    listed: BTreeMap<Key, Option<Newest>>,
+    listed: BTreeMap<Key, (Option<Newest>, Bytes)>,
     newest: BTreeMap<Owner, Newest>,
     said_revisions: BTreeMap<Owner, Revision>,
     /// Owners of whom only a part of a change is there: what it goes up to says nothing yet.
@@ -76,6 +85,11 @@ impl State {
     pub(super) fn resume(&self) -> Option<ResumePoint> {
         let witness = self.witness.clone()?;
         Some(ResumePoint { revision: self.revision, witness })
+    }
+
+    /// All commits up to this one were seen.
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
     }
 
     pub(super) fn lost(&self) -> &Lost {
@@ -165,10 +179,13 @@ impl State {
             let held = || entry.origin().map(Origin::newest);
             match listing.listed.get(key) {
                 None if trusted => listing.batch.items.push((key.clone(), None)),
-                None => drop(lost.insert(key.clone(), held())),
-                Some(Some(listed)) if older => {
+                None => drop(lost.insert(key.clone(), LostKey { held: held(), there: None })),
+                Some((Some(listed), value)) if older => {
                     let held = held().filter(|held| listed.is_older_than(held));
-                    lost.extend(held.map(|held| (key.clone(), Some(held))));
+                    lost.extend(held.map(|held| {
+                        let there = Some(value.clone());
+                        (key.clone(), LostKey { held: Some(held), there })
+                    }));
                 }
                 Some(_) => {}
             }
@@ -182,7 +199,7 @@ impl State {
                     listed.epoch == held.epoch || listed.is_older_than(held)
                 })
         };
-        let newest = |key: &Key| listing.listed.get(key).and_then(Option::as_ref);
+        let newest = |key: &Key| listing.listed.get(key).and_then(|(newest, _)| newest.as_ref());
         if older {
             listing.batch.items.retain(|(key, _)| !back(key, newest(key)));
         }
@@ -258,10 +275,10 @@ impl State {
         if let Some(key) = self.record_key(&entry.key) {
             if let Some(lost) = self.lost.owners.get_mut(&key.owner) {
                 let newest = Origin::of_value(&entry.value).map(|origin| origin.newest());
-                let older = |held: &Option<Newest>| {
+                let older = |lost: &LostKey| {
                     newest
                         .as_ref()
-                        .zip(held.as_ref())
+                        .zip(lost.held.as_ref())
                         .is_some_and(|(new, held)| new.is_older_than(held))
                 };
                 if !lost.keys.get(&key).is_some_and(older) {
@@ -282,12 +299,19 @@ impl State {
                 // The owner has said all of this kind anew: what the store lost and it did not
                 // say again is gone.
                 if speaking.contains(&owner) {
-                    part.items.extend(self.resolve(&owner, kind).map(|key| (key, None)));
+                    part.items.extend(self.resolve(&owner, kind));
                 }
                 part.complete.push((owner, kind, epoch));
             }
             Some(Fact::Said(owner, said)) => {
                 let part = parts.entry(owner.clone()).or_default();
+                // What the store had lost is not there to be deleted.
+                if let Some(lost) = self.lost.owners.get_mut(&owner) {
+                    let named = said.removed.iter().map(|(key, _)| key);
+                    let gone = named.filter(|key| lost.keys.remove(*key).is_some());
+                    part.items.extend(gone.map(|key| (key.clone(), None)));
+                    lost.said_revision = entry.mod_revision;
+                }
                 part.removed.extend(said.removals());
                 more.insert(owner.clone(), said.more);
                 part.newest.push((owner, said.newest));
@@ -296,14 +320,16 @@ impl State {
         }
     }
 
-    fn resolve(&mut self, owner: &Owner, kind: Kind) -> impl Iterator<Item = Key> + use<> {
-        let lost = self.lost.owners.get_mut(owner);
-        let gone: Vec<Key> = lost
-            .map(|lost| {
-                lost.keys.extract_if(.., |key, _| key.kind == kind).map(|(key, _)| key).collect()
-            })
-            .unwrap_or_default();
-        gone.into_iter()
+    /// The store's word on what was lost counts again. What is there in an older version is taken
+    /// anew: its owner, who confirmed it, had not to say it again.
+    fn resolve(&mut self, owner: &Owner, kind: Kind) -> Vec<(Key, Option<Bytes>)> {
+        let Some(lost) = self.lost.owners.get_mut(owner) else { return Vec::new() };
+        let resolved = lost.keys.extract_if(.., |key, _| key.kind == kind);
+        let items = resolved.flat_map(|(key, lost)| {
+            let there = lost.there.map(|value| (key.clone(), Some(value)));
+            std::iter::once((key, None)).chain(there)
+        });
+        items.collect()
     }
 
     fn delete(&mut self, key: &str, parts: &mut BTreeMap<Owner, Batch>, whole: &mut Batch) {
@@ -354,7 +380,7 @@ impl Listing {
                 self.saw(&key.owner, newest);
             }
             self.left.extend(left(&key, &entry.value));
-            self.listed.insert(key.clone(), newest);
+            self.listed.insert(key.clone(), (newest, entry.value.clone()));
             if fits(&entry) {
                 self.batch.items.push((key, Some(entry.value)));
             }

@@ -303,3 +303,47 @@ fn what_is_held_back_is_not_resumed_after() {
     let flushed: Batch = state.flush();
     assert_eq!(flushed.items.len(), 1);
 }
+
+/// What was lost is not in the store to be deleted: the owner's word alone says that it is gone.
+#[tokio::test(start_paused = true)]
+async fn what_its_owner_removes_after_a_restore_goes_although_the_store_had_lost_it() {
+    let before = store().await;
+    commit(&*before, changes(vec![put("a", 1)], 1)).await;
+    commit(&*before, changes(vec![put("b", 2), put("c", 2)], 2)).await;
+    let mut process = Process::new();
+    process.catch_up(&before).await;
+    let restored = store().await;
+    commit(&*restored, changes(vec![put("a", 1)], 1)).await;
+    process.catch_up(&restored).await;
+    assert_eq!(process.names(), ["a", "b", "c"]);
+
+    commit(&*restored, changes(vec![(key("b"), None)], 3)).await;
+    process.catch_up(&restored).await;
+    assert_eq!(process.names(), ["a", "c"]);
+    let lost = process.seen().lost;
+    let lost = &lost.owners[&owner()];
+    assert_eq!(lost.keys.keys().collect::<Vec<_>>(), [&key("c")]);
+    let said = store::read(&*restored, &facts::said_key(&owner())).await.unwrap().unwrap();
+    assert_eq!(lost.said_revision, said.mod_revision, "writing c back is not writing over that");
+}
+
+/// The owner changed a record, the store was restored to before, and the owner took its change
+/// back: it need not say again what the store has.
+#[tokio::test(start_paused = true)]
+async fn what_a_restored_store_has_and_its_owner_confirms_is_not_withdrawn() {
+    let before = store().await;
+    commit(&*before, changes(vec![put("a", 1)], 1)).await;
+    commit(&*before, changes(vec![put("a", 2)], 2)).await;
+    let mut process = Process::new();
+    process.catch_up(&before).await;
+    let restored = store().await;
+    commit(&*restored, changes(vec![put("a", 1)], 1)).await;
+    process.catch_up(&restored).await;
+    let mut confirmed = changes(Vec::new(), 3);
+    confirmed.complete = vec![(Kind::Namespace, epoch())];
+    commit(&*restored, confirmed).await;
+    process.catch_up(&restored).await;
+    assert_eq!(process.names(), ["a"]);
+    let held = process.writer.current();
+    assert_eq!(held.get(&key("a")).unwrap().origin().unwrap().sequence, 1);
+}

@@ -1,0 +1,107 @@
+//! Three control-plane replicas per region on real etcd: one leads, all serve.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use common::manifests::service;
+use common::regions::{self, Regions, Setup, replicas};
+use common::{EU, SOON, US, ask};
+use rustix::process::Signal;
+use tombolo_testbed::wait_for;
+
+/// Issue 3, deliverable 6.
+const NEXT_LEADER: Duration = Duration::from_secs(5);
+/// Ten times that fails a test; what was measured is printed.
+const NEXT_LEADER_AT_LAST: Duration = Duration::from_secs(50);
+/// Dialling again is put off for at most 5 s.
+const REJOINED: Duration = Duration::from_secs(50);
+
+fn start(test: &str) -> Option<anyhow::Result<Regions>> {
+    regions::etcd_or_skip(&format!("e2e_replicas::{test}"))?;
+    Some(Regions::start(test, Setup::default()))
+}
+
+#[test]
+fn one_leads_and_all_serve_and_a_killed_leader_is_succeeded_within_5_s() -> anyhow::Result<()> {
+    let Some(regions) = start("one_leads_and_all_serve") else { return Ok(()) };
+    let mut regions = regions?;
+    for region in [US, EU] {
+        let leader = regions.leader(region)?;
+        for name in replicas(region) {
+            assert_eq!(regions.status(&name)?["leader"], name == leader, "{name}");
+            assert_eq!(regions.addresses(&name, "catalog")?.len(), 4, "{name}");
+        }
+    }
+    let sampler = regions.sample()?;
+
+    let killed = regions.leader(US)?;
+    regions.kill(&killed)?;
+    let began = Instant::now();
+    let next = wait_for("another leads", NEXT_LEADER_AT_LAST, || {
+        regions.leaders(US).first().cloned().context("nobody leads")
+    })?;
+    let took = began.elapsed();
+    eprintln!("{next} leads {took:?} after the end of {killed}");
+    assert!(took < NEXT_LEADER, "{took:?}");
+
+    // Edits go on, on both sides.
+    let (us, eu) = (regions.manifests.us(1, 95), regions.manifests.eu(1, 95));
+    regions.manifests.write("us-west1/alpha/search.yaml", &service("search", &us))?;
+    regions.manifests.write("europe-west4/alpha/mail.yaml", &service("mail", &eu))?;
+    regions.all_answer("search", &[us], REJOINED)?;
+    regions.all_answer("mail", &[eu], REJOINED)?;
+    sampler.may_go("shop/catalog europe-west4-beta");
+    regions.manifests.drop_last_document("europe-west4/beta/catalog.yaml", "ServiceExport")?;
+    regions.run(&killed)?;
+    eprintln!("all is everywhere after {:?}", regions.converge(REJOINED)?);
+    sampler.is_gone("shop/catalog europe-west4-beta");
+    assert_eq!(regions.leaders(US), [next], "one that comes back does not take over");
+    eprintln!("{} samples, no false delete", sampler.end()?);
+    regions.end()
+}
+
+#[test]
+fn a_leader_that_slept_past_its_term_writes_nothing_more_and_campaigns_again() -> anyhow::Result<()>
+{
+    let Some(regions) = start("a_leader_that_slept") else { return Ok(()) };
+    let mut regions = regions?;
+    let sampler = regions.sample()?;
+    let slept = regions.leader(US)?;
+    let before = regions.history(US)?.terms();
+    regions.process(&slept)?.signal(Signal::STOP)?;
+    let next = wait_for("another leads", NEXT_LEADER_AT_LAST, || {
+        let mut leaders = regions.awake_leaders(US, &slept);
+        leaders.pop().context("nobody leads")
+    })?;
+    let address = regions.manifests.us(1, 94);
+    regions.manifests.write("us-west1/alpha/search.yaml", &service("search", &address))?;
+    regions.process(&slept)?.signal(Signal::CONT)?;
+    wait_for("it knows that it does not lead", SOON, || {
+        ask::same(&regions.status(&slept)?["leader"], &false.into())
+    })?;
+    regions.converge(REJOINED)?;
+    assert_eq!(regions.leaders(US), [next]);
+    let history = regions.history(US)?;
+    history.assert_one_writer()?;
+    let terms = history.terms();
+    assert_eq!(terms.len(), before.len() + 1, "one term began: {terms:?} after {before:?}");
+    assert!(terms.is_sorted(), "{terms:?}");
+
+    // It is a candidate like any other.
+    let others: Vec<_> = replicas(US).into_iter().filter(|name| *name != slept).collect();
+    for name in &others {
+        regions.kill(name)?;
+    }
+    wait_for("it leads again", NEXT_LEADER_AT_LAST, || {
+        ask::same(&regions.leaders(US), &vec![slept.clone()])
+    })?;
+    for name in &others {
+        regions.run(name)?;
+    }
+    regions.converge(REJOINED)?;
+    regions.history(US)?.assert_one_writer()?;
+    eprintln!("{} samples, no false delete", sampler.end()?);
+    regions.end()
+}
