@@ -210,7 +210,9 @@ fn client_certificates_and_passwords_are_used_and_what_is_wrong_with_them_is_sai
     for name in Regions::names() {
         regions.run(&name)?;
     }
-    for (name, words) in [(first, "correct the user or the password"), (second, "ertificate")] {
+    for (name, words) in
+        [(first, "correct the user or the password"), (second, "accept our certificate")]
+    {
         let problem = wait_for(format!("{name} says why"), HEALED, || {
             let store = regions.status(name)?["store"].take();
             let problem = store["problem"].as_str().context("no problem yet")?;
