@@ -141,7 +141,7 @@ fn chain(status: &Status) -> String {
 fn hint(words: &str) -> Option<&'static str> {
     if words.contains("received fatal alert") {
         Some("etcd does not accept our certificate: check cert and key, and its client authority")
-    } else if words.ends_with("connection closed") {
+    } else if words.ends_with("connection closed") || words.ends_with("broken pipe") {
         Some(
             "etcd closed the connection at once; if it wants client certificates, it may not accept our certificate",
         )
