@@ -73,6 +73,19 @@ fn a_cut_between_regions_withdraws_nothing_shows_its_age_and_heals() -> anyhow::
     let Some(regions) = start("a_cut_between_regions") else { return Ok(()) };
     let regions = regions?;
     let sampler = regions.sample()?;
+    wait_for("all have heard all", SOON, || {
+        for name in Regions::names() {
+            let status = regions.status(&name)?;
+            let sources = status["sources"].as_array().into_iter().flatten();
+            let unheard = |source: &&Value| {
+                source["ageSeconds"].is_null()
+                    && !source["owner"].as_str().is_some_and(|o| o.ends_with(&name))
+            };
+            let unheard: Vec<_> = sources.filter(unheard).collect();
+            ensure!(unheard.is_empty(), "{name}: {unheard:?}");
+        }
+        Ok(())
+    })?;
     regions.link()?.part(US, EU, Fault::Drop)?;
     let edits = Edits::make(&regions, &sampler)?;
     for region in [US, EU] {

@@ -105,3 +105,45 @@ fn a_leader_that_slept_past_its_term_writes_nothing_more_and_campaigns_again() -
     eprintln!("{} samples, no false delete", sampler.end()?);
     regions.end()
 }
+
+#[test]
+fn kill_after_kill_the_next_leader_and_every_edit_come_in_time() -> anyhow::Result<()> {
+    let rounds = if tombolo_testbed::long() { 10 } else { 2 };
+    let Some(regions) = start("kill_after_kill") else { return Ok(()) };
+    let mut regions = regions?;
+    let sampler = regions.sample()?;
+    let (mut leaders, mut edits) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let killed = regions.leader(US)?;
+        regions.kill(&killed)?;
+        let began = Instant::now();
+        wait_for("another leads", NEXT_LEADER_AT_LAST, || {
+            regions.leaders(US).pop().context("nobody leads")
+        })?;
+        leaders.push(began.elapsed());
+        regions.run(&killed)?;
+        regions.knows_all(&killed)?;
+        regions.agreed(REJOINED)?;
+
+        let address = regions.manifests.us(1, 100 + round);
+        let name = format!("search{round}");
+        regions
+            .manifests
+            .write(&format!("us-west1/alpha/{name}.yaml"), &service(&name, &address))?;
+        let began = Instant::now();
+        wait_for("the other region's agent answers", REJOINED, || {
+            let got = regions.addresses("europe-west4-beta", &name)?;
+            ask::same(&got, &vec![address.clone()])
+        })?;
+        edits.push(began.elapsed());
+    }
+    for (what, mut times) in [("leader to next leader", leaders), ("edit to DNS abroad", edits)] {
+        times.sort();
+        let (middle, most) = (times[times.len() / 2], times[times.len() - 1]);
+        eprintln!("{what}: p50 {middle:?}, max {most:?} of {}", times.len());
+        assert!(most < NEXT_LEADER, "{what}: {times:?}");
+    }
+    regions.history(US)?.assert_one_writer()?;
+    eprintln!("{} samples, no false delete", sampler.end()?);
+    regions.end()
+}

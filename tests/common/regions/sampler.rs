@@ -20,8 +20,11 @@ use super::Regions;
 
 /// Several times a second, and little beside what the processes do anyway.
 const EVERY: Duration = Duration::from_millis(200);
-/// What was served for so long is on disk: an image is written a second after a change.
-const SAVED: Duration = Duration::from_secs(5);
+/// What was served for so long is on disk: an image is written a second after a change, and 5 s
+/// after the last one.
+const SAVED: Duration = Duration::from_secs(7);
+/// One that itself began from an image keeps that for a minute first.
+const SAVED_AGAIN: Duration = Duration::from_secs(70);
 /// Enough to see what is wrong.
 const MOST_FAULTS: usize = 20;
 
@@ -41,6 +44,8 @@ struct Seen {
     /// What names records that every process has let go.
     gone: Vec<String>,
     faults: Vec<String>,
+    /// Processes that have ended, and whether they answer again.
+    ended: BTreeMap<String, bool>,
     /// By process, of complete answers.
     samples: BTreeMap<String, usize>,
 }
@@ -139,12 +144,22 @@ fn is_refused(error: &anyhow::Error) -> bool {
 
 impl Seen {
     fn ended(&mut self, name: &str) {
+        let saved = match self.ended.get(name) {
+            None => SAVED,
+            Some(true) => SAVED_AGAIN,
+            // Still the same end.
+            Some(false) => return,
+        };
         if let Some(served) = self.served.get_mut(name) {
-            served.retain(|_, since| since.elapsed() > SAVED);
+            served.retain(|_, since| since.elapsed() > saved);
+            self.ended.insert(name.to_owned(), false);
         }
     }
 
     fn sampled(&mut self, name: &str, answer: &Value) {
+        if let Some(answers) = self.ended.get_mut(name) {
+            *answers = true;
+        }
         if answer["catalog"]["complete"] != true {
             return;
         }

@@ -126,7 +126,28 @@ fn chain(status: &Status) -> String {
         next = error.source();
     }
     words.retain(|text| !text.is_empty());
-    if words.is_empty() { status.code().to_string() } else { words.join(": ") }
+    if words.is_empty() {
+        return status.code().to_string();
+    }
+    let words = words.join(": ");
+    match hint(&words) {
+        Some(hint) => format!("{words}: {hint}"),
+        None => words,
+    }
+}
+
+/// A server that refuses a client's certificate does so after the client has taken the connection for
+/// good (TLS 1.3): its alert may come in time, or only the end be seen.
+fn hint(words: &str) -> Option<&'static str> {
+    if words.contains("received fatal alert") {
+        Some("etcd does not accept our certificate: check cert and key, and its client authority")
+    } else if words.ends_with("connection closed") || words.ends_with("broken pipe") {
+        Some(
+            "etcd closed the connection at once; if it wants client certificates, it may not accept our certificate",
+        )
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -135,6 +156,15 @@ mod tests {
 
     fn of(code: Code, text: &str) -> Failure {
         classify(&Error::GRpcStatus(Status::new(code, text)))
+    }
+
+    #[test]
+    fn a_refused_certificate_is_told_of_however_it_shows() {
+        for text in ["received fatal alert: UnknownCA", "transport error: connection closed"] {
+            let said = chain(&Status::new(Code::Unknown, text));
+            assert!(said.starts_with(text) && said.contains("accept our certificate"), "{said}");
+        }
+        assert_eq!(chain(&Status::new(Code::Unknown, "reset")), "reset");
     }
 
     #[test]
