@@ -102,7 +102,7 @@ async fn seed(leader: &Leader, peer: &RegionName, batch: Batch) -> Result<usize,
             }
             continue;
         }
-        let records = changes.items.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let records = changes.items.into_iter().filter(|(_, value)| value.is_some());
         let seed = Seed {
             records: records.collect(),
             complete: changes.complete,

@@ -27,8 +27,8 @@ use crate::store::{Commit, Guard, Revision, Txn};
 /// One owner's records as somebody else still has them.
 #[derive(Debug, Clone, Default)]
 pub struct Seed {
-    /// Verbatim.
-    pub records: Vec<(Key, Bytes)>,
+    /// Verbatim; `None` for what is removed.
+    pub records: Vec<(Key, Option<Bytes>)>,
     /// What was complete.
     pub complete: Vec<(Kind, Epoch)>,
     /// The owner's newest change in it.
@@ -65,9 +65,10 @@ async fn write_back(
 }
 
 fn held(replica: &Replica, holding: &Holding, lost: &LostOwner) -> Seed {
-    let value = |key: &Key| Some((key.clone(), replica.get(key)?.value.clone()));
+    // What is held no more is what its owner has removed.
+    let value = |key: &Key| (key.clone(), replica.get(key).map(|entry| entry.value.clone()));
     Seed {
-        records: lost.keys.keys().filter_map(value).collect(),
+        records: lost.keys.keys().map(value).collect(),
         complete: holding.complete().iter().map(|(kind, epoch)| (*kind, epoch.clone())).collect(),
         newest: holding.newest().cloned(),
         said_revision: lost.said_revision,
@@ -112,7 +113,7 @@ pub async fn keep_seeded(
 pub async fn seed_owner(leader: &Leader, owner: &Owner, seed: Seed) -> Result<usize, LeaderError> {
     let count = seed.records.len();
     let said = Guard::ModRevision(facts::said_key(owner), seed.said_revision);
-    let items = seed.records.into_iter().map(|(key, value)| (key, Some(value))).collect();
+    let items = seed.records;
     let changes = Changes { items, complete: seed.complete, ..Changes::default() };
     let newest = seed.newest.map(|newest| {
         facts::said_op(owner, &facts::Said { newest, removed: Vec::new(), more: false })

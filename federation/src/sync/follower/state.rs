@@ -34,14 +34,15 @@ pub struct LostOwner {
     /// The owner's newest change that is known here. What is said of it to the store and is older
     /// (what a peer still had, for one) resolves nothing.
     pub newest: Option<Newest>,
-    /// Records that are held and not there, or there in an older version.
+    /// Records that are held and not there, or are there as they were before: in an older version,
+    /// or at all, although their owner has removed them since.
     pub keys: BTreeMap<Key, LostKey>,
 }
 
 /// A record that a store has lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LostKey {
-    /// Which version is held.
+    /// Which version is held, if any is.
     pub held: Option<Newest>,
     /// What the store has instead, if anything.
     pub there: Option<Bytes>,
@@ -190,18 +191,8 @@ impl State {
                 Some(_) => {}
             }
         }
-        // What went here went after all that the store knows of its owner.
-        let gone = |key: &Key| older && !listing.left.contains(owner) && holding.get(key).is_none();
-        let back = |key: &Key, listed: Option<&Newest>| {
-            key.owner == *owner
-                && gone(key)
-                && listed.zip(holding.newest()).is_some_and(|(listed, held)| {
-                    listed.epoch == held.epoch || listed.is_older_than(held)
-                })
-        };
-        let newest = |key: &Key| listing.listed.get(key).and_then(|(newest, _)| newest.as_ref());
-        if older {
-            listing.batch.items.retain(|(key, _)| !back(key, newest(key)));
+        if older && !listing.left.contains(owner) {
+            lost.extend(withhold(listing, owner, holding));
         }
         if !lost.is_empty() {
             let said_revision = listing.said_revisions.get(owner).copied().unwrap_or_default();
@@ -335,6 +326,9 @@ impl State {
     fn delete(&mut self, key: &str, parts: &mut BTreeMap<Owner, Batch>, whole: &mut Batch) {
         self.strays.remove(key);
         if let Some(Ok(key)) = record_key(key) {
+            if let Some(lost) = self.lost.owners.get_mut(&key.owner) {
+                lost.keys.remove(&key);
+            }
             parts.entry(key.owner.clone()).or_default().items.push((key, None));
         } else if let Some(owner) = facts::owner_of_said(key) {
             self.lost.owners.remove(&owner);
@@ -408,6 +402,23 @@ impl Listing {
             None => drop(self.newest.insert(owner.clone(), newest)),
         }
     }
+}
+
+/// What an owner is known to have removed after the store's last word of it does not come back; the
+/// leader removes it from the store.
+fn withhold(listing: &mut Listing, owner: &Owner, holding: &Holding) -> BTreeMap<Key, LostKey> {
+    let mut withheld = BTreeMap::new();
+    let Some(held) = holding.newest() else { return withheld };
+    for (key, (listed, value)) in &listing.listed {
+        let known = |listed: &Newest| listed == held || listed.is_older_than(held);
+        if key.owner == *owner && holding.get(key).is_none() && listed.as_ref().is_some_and(known) {
+            withheld.insert(key.clone(), LostKey { held: None, there: Some(value.clone()) });
+        }
+    }
+    if !withheld.is_empty() {
+        listing.batch.items.retain(|(key, _)| !withheld.contains_key(key));
+    }
+    withheld
 }
 
 /// The owner that a listed record says has left.

@@ -187,7 +187,7 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
             replicas: process.writer.subscribe(),
         };
         let written = reseed(&mut leader, &process.following.subscribe()).await.unwrap();
-        assert_eq!(written, 2, "b, and a as it was last");
+        assert_eq!(written, 3, "b, a as it was last, and that old is gone");
         let mut other = Process::new();
         other.catch_up(&restored).await;
         assert!(other.names().contains(&"b".to_owned()));
@@ -225,7 +225,7 @@ async fn an_owner_that_spoke_to_the_restored_store_wins_over_what_was_lost() {
     let stale = Arc::clone(&process.seen().lost);
     let lost = &stale.owners[&owner()];
     let seed = crate::sync::reseed::Seed {
-        records: vec![(key("b"), value("b", 2))],
+        records: vec![(key("b"), Some(value("b", 2)))],
         said_revision: lost.said_revision,
         ..Default::default()
     };
