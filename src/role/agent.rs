@@ -35,12 +35,13 @@ use super::admin::{self, Visible};
 use super::cache::{self, Restored};
 use super::catalog::{Gate, build};
 use super::common::{OwnIdentity, Serving, Sockets};
+use super::grpc::{self, Way};
 use super::mesh::{DecisionStatus, MeshStatus};
 use super::operator::{self, Answer, Approve, CallError, Leave, Operated};
 use super::own::{GUARDED, Guarded, Own, follow_approvals};
 use super::status::{CacheStatus, LinkStatus, Sources, Status};
 use super::tasks::Tasks;
-use super::{grpc, wall_clock};
+use super::wall_clock;
 use crate::config::AgentConfig;
 use crate::state_dir::StateDir;
 
@@ -176,17 +177,17 @@ impl Agent {
             judge,
         };
         let region = Identity::ControlPlane { region: config.region.clone() };
-        let (endpoint, connector) = grpc::way(&config.control_plane, region, &held)?;
-        let channel = endpoint.connect_with_connector_lazy(connector.clone());
-        let publish = client::publish(
-            channel.clone(),
-            publication,
-            replicas.clone(),
-            view.publishing.clone(),
-        );
+        let way = Way::new(&config.control_plane, region, &held)?;
+        let publish =
+            client::publish(way.clone(), publication, replicas.clone(), view.publishing.clone());
         tasks.start_endless("publish", publish);
-        let subscribe =
-            client::subscribe(channel, owner, config.uses.clone(), writer, view.subscribed.clone());
+        let subscribe = client::subscribe(
+            way.clone(),
+            owner,
+            config.uses.clone(),
+            writer,
+            view.subscribed.clone(),
+        );
         tasks.start_endless("subscribe", subscribe);
 
         let whole_rx = whole.subscribe();
@@ -194,6 +195,7 @@ impl Agent {
         cache::keep(&mut tasks, kept, replicas.clone(), whole_rx, nothing_else, &stop);
         start_catalog(&mut tasks, &view, replicas, publisher, whole);
         tasks.start_endless("join", remember_join(joined_rx, state));
+        let Way { endpoint, connector } = way;
         let issuer = Issuer::Remote { endpoint: Box::new(endpoint), connector };
         identity.renew(&mut tasks, issuer, &stop);
         identity.watch(&mut tasks, stop);

@@ -13,6 +13,7 @@ use tombolo_ca::identity::{Identity, PeerIdentity};
 use tombolo_ca::material::Held;
 use tombolo_ca::tls::{Connector, Incoming, Limits, PeerInfo};
 use tombolo_federation::sync::Caller;
+use tombolo_federation::sync::transport::Dial;
 use tombolo_proxy::ProxyIdentity;
 use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::{Channel, Endpoint, Server};
@@ -45,31 +46,40 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Dials one of `addresses` when first used, and again whenever the connection is lost; only the
-/// named identity is spoken to.
-pub(crate) fn dial(addresses: &Dials, expected: Identity, held: &Held) -> anyhow::Result<Channel> {
-    let (endpoint, connector) = way(addresses, expected, held)?;
-    Ok(endpoint.connect_with_connector_lazy(connector))
+/// The way to one of a region's replicas. Each connection takes the next of the addresses,
+/// beginning anywhere, so that replicas share the load, and one that is dead, frozen or without its
+/// store is left behind.
+#[derive(Clone)]
+pub(crate) struct Way {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) connector: Connector,
 }
 
-/// How to dial one of `addresses`: each attempt takes the next, beginning anywhere, so that
-/// replicas share the load and one that is dead or frozen is left behind.
-pub(crate) fn way(
-    addresses: &Dials,
-    expected: Identity,
-    held: &Held,
-) -> anyhow::Result<(Endpoint, Connector)> {
-    // The scheme says nothing about the connection: the connector does the TLS.
-    let uris = addresses.as_slice().iter().map(|address| format!("http://{address}").parse());
-    let mut uris: Vec<Uri> = uris.collect::<Result<_, _>>()?;
-    let order = RandomState::new();
-    uris.sort_by_key(|uri| order.hash_one(uri));
-    let first = uris.first().cloned().context("a region without an address")?;
-    let endpoint = Endpoint::from(first)
-        .http2_keep_alive_interval(KEEPALIVE_EVERY)
-        .keep_alive_timeout(KEEPALIVE_WITHIN)
-        .keep_alive_while_idle(true);
-    Ok((endpoint, Connector::new(held, expected, &Clock::system())?.among(uris)))
+impl Way {
+    /// Only the `expected` identity is spoken to.
+    pub(crate) fn new(addresses: &Dials, expected: Identity, held: &Held) -> anyhow::Result<Self> {
+        // The scheme says nothing about the connection: the connector does the TLS.
+        let uris = addresses.as_slice().iter().map(|address| format!("http://{address}").parse());
+        let mut uris: Vec<Uri> = uris.collect::<Result<_, _>>()?;
+        let order = RandomState::new();
+        uris.sort_by_key(|uri| order.hash_one(uri));
+        let first = uris.first().cloned().context("a region without an address")?;
+        let endpoint = Endpoint::from(first)
+            .http2_keep_alive_interval(KEEPALIVE_EVERY)
+            .keep_alive_timeout(KEEPALIVE_WITHIN)
+            .keep_alive_while_idle(true);
+        let connector = Connector::new(held, expected, &Clock::system())?.among(uris);
+        Ok(Self { endpoint, connector })
+    }
+}
+
+impl Dial for Way {
+    type Transport = Channel;
+
+    /// Connects when first used, and again whenever the connection is lost.
+    fn dial(&self) -> Channel {
+        self.endpoint.connect_with_connector_lazy(self.connector.clone())
+    }
 }
 
 /// Says to the services who is calling, as the certificate proves it.

@@ -11,14 +11,14 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
-use tonic::{Code, Status};
+use tokio::time::{Instant, timeout};
+use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::MAX_MESSAGE;
 use super::intake::{Accept, Intake, IntakeError};
 use super::publisher::{PublishError, Publisher};
-use super::transport::Transport;
+use super::transport::{Dial, Transport};
+use super::{BEACON_INTERVAL, MAX_MESSAGE};
 use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner};
 use crate::proto::federation as wire;
@@ -30,6 +30,10 @@ use crate::replica::{Removed, Replica, ReplicaWriter, Replicas};
 pub const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// A stream that lasted so long was a success.
 const LASTED: Duration = Duration::from_secs(10);
+
+/// A region whose store lives says so every [`BEACON_INTERVAL`]. A server keeps a subscriber waiting
+/// for its first message no longer than 15 s.
+const QUIET: Duration = BEACON_INTERVAL.saturating_mul(4);
 
 /// Waits between attempts: 100 ms growing to [`MAX_BACKOFF`], with jitter.
 pub type Backoff = ExponentialBackoff;
@@ -101,6 +105,8 @@ enum StreamError {
     Intake(#[from] IntakeError),
     #[error("the region closed the stream")]
     Closed,
+    #[error(transparent)]
+    Quiet(#[from] Quiet),
     #[error("this process is stopping")]
     Stopping,
 }
@@ -127,7 +133,7 @@ fn words(status: &Status) -> String {
 
 /// Publishes the owner's records in the replica, for ever.
 pub async fn publish(
-    channel: impl Transport,
+    way: impl Dial,
     publication: Publication,
     mut replicas: Replicas,
     link: watch::Sender<Link>,
@@ -144,7 +150,7 @@ pub async fn publish(
     let mut backoff = backoff();
     loop {
         let started = Instant::now();
-        let ended = publish_once(channel.clone(), &publication, &mut replicas, &link).await;
+        let ended = publish_once(way.dial(), &publication, &mut replicas, &link).await;
         if matches!(ended, StreamError::Stopping) {
             return;
         }
@@ -285,7 +291,7 @@ fn note(
 /// Keeps the replica equal to what the region holds and is about the namespaces that are used (all,
 /// if none is named), for ever, but for the owner's own records.
 pub async fn subscribe(
-    channel: impl Transport,
+    way: impl Dial,
     own: Owner,
     uses: BTreeSet<NamespaceName>,
     writer: Arc<ReplicaWriter>,
@@ -297,8 +303,7 @@ pub async fn subscribe(
     loop {
         let started = Instant::now();
         let mut intake = Intake::new(Accept::MeshBut(own.clone())).using(uses.iter().cloned());
-        let ended =
-            subscribe_stream(channel.clone(), &mut intake, &mut position, &writer, &link).await;
+        let ended = subscribe_stream(way.dial(), &mut intake, &mut position, &writer, &link).await;
         let Err(error) = ended;
         note_left_out(&link, &intake);
         if matches!(error, StreamError::Intake(IntakeError::DigestMismatch { .. })) {
@@ -327,7 +332,7 @@ async fn subscribe_stream(
     let request = intake.request(&writer.current(), *position);
     let mut responses = client(channel).subscribe(request).await?.into_inner();
     loop {
-        let response = responses.message().await?.ok_or(StreamError::Closed)?;
+        let response = next(&mut responses).await??.ok_or(StreamError::Closed)?;
         let step = intake.receive(response, &writer.current())?;
         if !step.batch.is_empty() {
             writer.apply(step.batch, Instant::now());
@@ -338,6 +343,18 @@ async fn subscribe_stream(
             in_step(link);
         }
     }
+}
+
+/// A subscription whose connection is well, and that says nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("not even a beacon came for {} s: its replica hears nothing of its store, the next is tried", QUIET.as_secs())]
+pub struct Quiet;
+
+/// The next message of a subscription.
+pub(super) async fn next<M>(
+    messages: &mut Streaming<M>,
+) -> Result<Result<Option<M>, Status>, Quiet> {
+    timeout(QUIET, messages.message()).await.map_err(|_| Quiet)
 }
 
 pub(super) fn client<T: Transport>(channel: T) -> FederationClient<T> {

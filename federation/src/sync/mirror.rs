@@ -14,7 +14,7 @@ use super::client::{self, Link};
 use super::intake::{Accept, Intake, IntakeError, Step};
 use super::leader::{Leader, LeaderError};
 use super::transactions::{by_owner, transactions};
-use super::transport::Transport;
+use super::transport::{Dial, Transport};
 use super::{chain, facts, follower};
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
@@ -40,6 +40,9 @@ pub enum MirrorError {
     /// The peer went away.
     #[error("the peer closed the stream")]
     Closed,
+    /// The replica of the peer hears nothing of its store.
+    #[error(transparent)]
+    Quiet(#[from] client::Quiet),
     /// This region was told that the peer has left the mesh.
     #[error(
         "the peer has left as {0}: it is mirrored again as another incarnation, or once its leave is withdrawn"
@@ -61,7 +64,7 @@ impl From<tonic::Status> for MirrorError {
 pub async fn mirror(
     leader: Leader,
     peer: RegionName,
-    channel: impl Transport,
+    way: impl Dial,
     link: watch::Sender<Link>,
     forgotten: Option<String>,
 ) -> LeaderError {
@@ -74,7 +77,7 @@ pub async fn mirror(
         let ended = match Mirroring::read(leader.clone(), &peer, &link).await {
             Ok(mirroring) => {
                 let mirroring = Mirroring { forgotten: forgotten.as_deref(), ..mirroring };
-                mirroring.run(channel.clone(), &mut intake, distrusted).await
+                mirroring.run(way.dial(), &mut intake, distrusted).await
             }
             Err(error) => Err(error),
         };
@@ -150,7 +153,7 @@ impl<'a> Mirroring<'a> {
         let request = intake.request(&self.held.current(), position);
         let mut responses = client::client(channel).subscribe(request).await?.into_inner();
         loop {
-            let response = responses.message().await?.ok_or(MirrorError::Closed)?;
+            let response = client::next(&mut responses).await??.ok_or(MirrorError::Closed)?;
             let step = intake.receive(response, &self.held.current())?;
             // What the region says of itself is the first that comes of it.
             if let Some(incarnation) = self.forgotten.filter(|left| says(&step, self.peer, left)) {

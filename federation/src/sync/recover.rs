@@ -16,7 +16,7 @@ use super::intake::{Accept, Intake, IntakeError};
 use super::leader::{Leader, LeaderError};
 use super::reseed::{Seed, seed_owner};
 use super::transactions::{Changes, by_owner};
-use super::transport::Transport;
+use super::transport::{Dial, Transport};
 use super::{chain, client, facts};
 use crate::key::Kind;
 use crate::names::{Owner, RegionName};
@@ -56,11 +56,11 @@ pub async fn recover(
     leader: &Leader,
     region: &RegionName,
     peer: &RegionName,
-    channel: impl Transport,
+    way: impl Dial,
 ) -> Result<usize, LeaderError> {
     let mut backoff = client::backoff();
     loop {
-        let asked = timeout(ANSWERS_WITHIN, ask(region, channel.clone())).await;
+        let asked = timeout(ANSWERS_WITHIN, ask(region, way.dial())).await;
         match asked.unwrap_or(Err(RecoverError::Silent)) {
             Ok(batch) => return seed(leader, peer, batch).await,
             Err(error) => {

@@ -20,3 +20,23 @@ impl<T> Transport for T where
         + 'static
 {
 }
+
+/// A way to a region, which may have several replicas.
+pub trait Dial: Clone + Send + Sync + 'static {
+    /// What calls go through.
+    type Transport: Transport;
+
+    /// For one attempt. Whoever knows several replicas leads each attempt to the next of them: one
+    /// that answers and cannot serve (its store is away) would else be asked for ever, since its
+    /// connection is well.
+    fn dial(&self) -> Self::Transport;
+}
+
+/// Goes where it always goes.
+impl<T: Transport> Dial for T {
+    type Transport = T;
+
+    fn dial(&self) -> T {
+        self.clone()
+    }
+}

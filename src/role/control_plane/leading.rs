@@ -21,10 +21,10 @@ use tombolo_federation::sync::leader::{Leader, LeaderError};
 use tombolo_federation::sync::local::Facts;
 use tombolo_federation::sync::spokesman::{Sources, Spokesman};
 use tombolo_federation::sync::{client, compactor, facts, mirror, recover, reseed};
-use tonic::transport::Channel;
 use tracing::{info, warn};
 
-use crate::role::{grpc, wall_clock};
+use crate::role::grpc::Way;
+use crate::role::wall_clock;
 use crate::state_dir::new_id;
 
 use super::view::View;
@@ -141,10 +141,10 @@ impl Candidate {
         });
         for peer in &config.peers {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
-            let channel = grpc::dial(&peer.address, expected, &self.held)?;
+            let way = Way::new(&peer.address, expected, &self.held)?;
             let link = self.view.links[&peer.region].clone();
             let left = self.view.asking.left.clone();
-            parts.spawn(follow_peer(leader.clone(), peer.region.clone(), channel, link, left));
+            parts.spawn(follow_peer(leader.clone(), peer.region.clone(), way, link, left));
         }
         let ended = parts.join_next().await.context("a leader has at least its own region")?;
         Ok(ended?)
@@ -168,10 +168,10 @@ impl Candidate {
         let mut asking = JoinSet::new();
         for peer in &self.view.config.peers {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
-            let channel = grpc::dial(&peer.address, expected, &self.held)?;
+            let way = Way::new(&peer.address, expected, &self.held)?;
             let (leader, region) = (leader.clone(), self.view.config.region.clone());
             let peer = peer.region.clone();
-            asking.spawn(async move { recover::recover(&leader, &region, &peer, channel).await });
+            asking.spawn(async move { recover::recover(&leader, &region, &peer, way).await });
         }
         let leader = leader.clone();
         parts.spawn(async move {
@@ -202,19 +202,14 @@ impl Candidate {
 pub(super) async fn follow_peer(
     leader: Leader,
     peer: RegionName,
-    channel: Channel,
+    way: Way,
     link: watch::Sender<Link>,
     mut left: watch::Receiver<Facts>,
 ) -> LeaderError {
     loop {
         let known = forgotten(&left.borrow_and_update(), &peer);
-        let mirror = mirror::mirror(
-            leader.clone(),
-            peer.clone(),
-            channel.clone(),
-            link.clone(),
-            known.clone(),
-        );
+        let mirror =
+            mirror::mirror(leader.clone(), peer.clone(), way.clone(), link.clone(), known.clone());
         tokio::select! {
             // Safe to drop: what was not committed is asked for again.
             ended = mirror => return ended,
