@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use common::manifests::service;
 use common::regions::{self, Regions, Setup, replicas};
-use common::{EU, US};
+use common::US;
 use serde_json::json;
 use tombolo_testbed::proxy::Proxy;
 use tombolo_testbed::wait_for;
