@@ -57,6 +57,7 @@ pub(super) struct State {
     unfinished: BTreeMap<Owner, Batch>,
     lost: Lost,
     strays: BTreeMap<String, String>,
+    founding: Option<Bytes>,
 }
 
 /// A listing, sorted.
@@ -69,6 +70,7 @@ struct Listing {
     /// Owners of whom only a part of a change is there: what it goes up to says nothing yet.
     partial: BTreeSet<Owner>,
     left: BTreeSet<Owner>,
+    founding: Option<Bytes>,
 }
 
 impl State {
@@ -91,6 +93,11 @@ impl State {
     /// All commits up to this one were seen.
     pub(super) fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// What the store says of itself, up to here.
+    pub(super) fn founding(&self) -> Option<&Bytes> {
+        self.founding.as_ref()
     }
 
     pub(super) fn lost(&self) -> &Lost {
@@ -160,6 +167,7 @@ impl State {
         for (owner, holding) in held.owners() {
             self.compare(&mut listing, owner, holding);
         }
+        self.founding = listing.founding;
         let mut batch = listing.batch;
         batch.position = Some(revision);
         batch
@@ -307,6 +315,7 @@ impl State {
                 more.insert(owner.clone(), said.more);
                 part.newest.push((owner, said.newest));
             }
+            None if entry.key == facts::founding_key() => self.founding = Some(entry.value.clone()),
             None => {}
         }
     }
@@ -391,6 +400,7 @@ impl Listing {
                 }
                 self.saw(&owner, said.newest);
             }
+            None if entry.key == facts::founding_key() => self.founding = Some(entry.value),
             None => {}
         }
     }

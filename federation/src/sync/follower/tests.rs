@@ -9,7 +9,7 @@ use crate::replica::{self, Batch, Removed};
 use crate::store::embedded::Embedded;
 use crate::store::{Op, Txn};
 use crate::sync::facts;
-use crate::sync::leader::Leader;
+use crate::sync::leader::{Leader, LeaderError};
 use crate::sync::reseed::reseed;
 use crate::sync::transactions::{Changes, transactions};
 
@@ -181,11 +181,11 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
         let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
         process.catch_up(&restored).await;
-        let mut leader = Leader {
-            store: Arc::<Embedded>::clone(&restored),
-            fence: store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
-            replicas: process.writer.subscribe(),
-        };
+        let mut leader = Leader::new(
+            Arc::<Embedded>::clone(&restored),
+            store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+            process.writer.subscribe(),
+        );
         let written = reseed(&mut leader, &process.following.subscribe()).await.unwrap();
         assert_eq!(written, 3, "b, a as it was last, and that old is gone");
         let mut other = Process::new();
@@ -216,11 +216,11 @@ async fn an_owner_that_spoke_to_the_restored_store_wins_over_what_was_lost() {
     let election = vec![Op::put(facts::election_key(), "me")];
     restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
     let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
-    let mut leader = Leader {
-        store: Arc::<Embedded>::clone(&restored),
-        fence: store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
-        replicas: process.writer.subscribe(),
-    };
+    let mut leader = Leader::new(
+        Arc::<Embedded>::clone(&restored),
+        store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+        process.writer.subscribe(),
+    );
     // Before this process has seen it, and after.
     let stale = Arc::clone(&process.seen().lost);
     let lost = &stale.owners[&owner()];
@@ -346,4 +346,28 @@ async fn what_a_restored_store_has_and_its_owner_confirms_is_not_withdrawn() {
     assert_eq!(process.names(), ["a"]);
     let held = process.writer.current();
     assert_eq!(held.get(&key("a")).unwrap().origin().unwrap().sequence, 1);
+}
+
+/// A leader that does not know of the restore would make the store look complete.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
+    let at = |sequence| [(owner(), changes(vec![put("a", sequence)], sequence))].into();
+    let (before, restored) = (store().await, store().await);
+    let election = vec![Op::put(facts::election_key(), "me")];
+    for store in [&before, &restored] {
+        let txn = Txn { guards: vec![], ops: election.clone() };
+        assert!(store.commit(txn).await.unwrap().is_done());
+        commit(&**store, changes(vec![put("a", 1)], 1)).await;
+    }
+    let fence = store::Guard::CreateRevision(facts::election_key(), 1);
+    let (_, replicas) = replica::channel();
+    let mut leader = Leader::new(Arc::<Embedded>::clone(&before), fence, replicas);
+    leader.commit_changes(at(2), None).await.unwrap();
+    leader.commit_changes(at(3), None).await.unwrap();
+    // Its lease and its key are in the backup.
+    leader.store = Arc::<Embedded>::clone(&restored);
+    let refused = leader.commit_changes(at(4), None).await;
+    assert!(matches!(refused, Err(LeaderError::NotLeader)), "{refused:?}");
+    let said = store::read(&*restored, &facts::said_key(&owner())).await.unwrap().unwrap();
+    assert_eq!(said.mod_revision, 2, "nothing was written");
 }
