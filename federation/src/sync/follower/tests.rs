@@ -4,7 +4,9 @@ use super::state::State;
 use super::*;
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Body, Epoch, Namespace, Newest, Origin, Record, Removal};
+use crate::record::{
+    Body, Cluster, Decided, Decision, Epoch, Namespace, Newest, Origin, Record, Region, Removal,
+};
 use crate::replica::{self, Batch, Removed};
 use crate::store::embedded::Embedded;
 use crate::store::{Op, Txn};
@@ -370,4 +372,72 @@ async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
     assert!(matches!(refused, Err(LeaderError::NotLeader)), "{refused:?}");
     let said = store::read(&*restored, &facts::said_key(&owner())).await.unwrap().unwrap();
     assert_eq!(said.mod_revision, 2, "nothing was written");
+}
+
+/// Says, as `speaker`, that `incarnation` of the cluster left.
+async fn leave(store: &dyn Store, speaker: &str, incarnation: &str) {
+    let speaker = Owner::region(speaker.parse().unwrap());
+    let what = Decided::Leave { owner: owner(), incarnation: incarnation.into() };
+    let key = crate::sync::decisions::key(&speaker.region, &what);
+    let at = jiff::Timestamp::UNIX_EPOCH;
+    let body = Body::Decision(Decision { by: "op".into(), at, note: String::new(), what });
+    let origin = Origin { epoch: epoch(), sequence: 1, ..Origin::default() };
+    let value = Record { key: key.clone(), origin, body }.seal().value;
+    let newest = Some(Newest { epoch: epoch(), sequence: 1 });
+    let changes = Changes { items: vec![(key, Some(value))], newest, ..Changes::default() };
+    for txn in transactions([(speaker, changes)].into(), None).unwrap() {
+        assert!(store.commit(txn).await.unwrap().is_done());
+    }
+}
+
+/// That somebody of its name left once, or that a third says so, takes nothing away from it.
+#[tokio::test(start_paused = true)]
+async fn a_store_without_an_owner_has_lost_it_unless_its_region_says_that_this_one_left() {
+    let key = Key::of_owner(owner(), Kind::Cluster);
+    let origin = Origin { epoch: epoch(), sequence: 1, ..Origin::default() };
+    let body = Body::Cluster(Cluster { uid: "uid".into(), ..Cluster::default() });
+    let cluster = Record { key: key.clone(), origin, body }.seal().value;
+    for (speaker, incarnation, stays) in
+        [("r", "uid", false), ("r", "old", true), ("s", "uid", true)]
+    {
+        let before = store().await;
+        commit(&*before, changes(vec![(key.clone(), Some(cluster.clone())), put("a", 1)], 1)).await;
+        let mut process = Process::new();
+        process.catch_up(&before).await;
+        let now = store().await;
+        leave(&*now, speaker, incarnation).await;
+        process.catch_up(&now).await;
+        assert_eq!(process.seen().other_histories, 1);
+        let there = process.names().contains(&"a".to_owned());
+        assert_eq!(there, stays, "{speaker} says that {incarnation} left");
+        assert_eq!(process.seen().lost.owners.contains_key(&owner()), stays);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_was_forgotten_is_with_all_its_clusters_and_as_that_one_only() {
+    let region = Owner::region("r".parse().unwrap());
+    let key = Key::of_owner(region.clone(), Kind::Region);
+    let origin = Origin { epoch: epoch(), sequence: 1, ..Origin::default() };
+    let body = Body::Region(Region { incarnation: "i".into(), ..Region::default() });
+    let said = Record { key: key.clone(), origin, body }.seal().value;
+    for (incarnation, stays) in [("i", false), ("old", true)] {
+        let before = store().await;
+        commit(&*before, changes(vec![put("a", 1)], 1)).await;
+        let newest = Some(Newest { epoch: epoch(), sequence: 1 });
+        let items = vec![(key.clone(), Some(said.clone()))];
+        let changes = Changes { items, newest, ..Changes::default() };
+        for txn in transactions([(region.clone(), changes)].into(), None).unwrap() {
+            assert!(before.commit(txn).await.unwrap().is_done());
+        }
+        let mut process = Process::new();
+        process.catch_up(&before).await;
+        let now = store().await;
+        let ops = vec![facts::left_op(&region.region, incarnation)];
+        now.commit(Txn { guards: vec![], ops }).await.unwrap();
+        process.catch_up(&now).await;
+        assert_eq!(process.names() == ["a"], stays, "{incarnation}");
+        assert_eq!(process.writer.current().get(&key).is_some(), stays);
+        assert_eq!(process.seen().lost.owners.len(), if stays { 2 } else { 0 });
+    }
 }
