@@ -374,6 +374,41 @@ async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
     assert_eq!(said.mod_revision, 2, "nothing was written");
 }
 
+/// A seed of several transactions, read after the first and after the last.
+#[tokio::test(start_paused = true)]
+async fn what_is_half_written_back_is_not_gone_for_who_reads_it_then() {
+    let items: Vec<_> = (0..300).map(|n| put(&format!("n{n}"), 1)).collect();
+    let before = store().await;
+    commit(&*before, changes(items.clone(), 1)).await;
+    let mut process = Process::new();
+    process.catch_up(&before).await;
+    let restored = store().await;
+    let election = vec![Op::put(facts::election_key(), "me")];
+    restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
+    let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
+    let mut leader = Leader::new(
+        Arc::<Embedded>::clone(&restored),
+        store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+        process.writer.subscribe(),
+    );
+    process.catch_up(&restored).await;
+    let seeded = reseed(&mut leader, &process.following.subscribe()).await.unwrap();
+    assert_eq!(seeded, items.len());
+    let written = store::list(&*restored, "/").await.unwrap().1;
+    assert!(written > 3, "several transactions");
+
+    for read_at in 2..=written {
+        let mut other = Process::new();
+        other.catch_up(&before).await;
+        let range =
+            store::Range { prefix: "/".into(), after: None, limit: 1000, revision: Some(read_at) };
+        let entries = restored.range(range).await.unwrap().entries;
+        let batch = other.state.listed(&other.writer.current(), entries, read_at);
+        let gone = batch.items.iter().filter(|(_, value)| value.is_none()).count();
+        assert_eq!(gone, 0, "at {read_at} of {written}");
+    }
+}
+
 /// Says, as `speaker`, that `incarnation` of the cluster left.
 async fn leave(store: &dyn Store, speaker: &str, incarnation: &str) {
     let speaker = Owner::region(speaker.parse().unwrap());
