@@ -1,6 +1,7 @@
 //! The etcd store on real etcd, of two versions: the suite that every store has to pass, and what
 //! only a store of several servers can get wrong.
 
+mod alarms;
 mod auth;
 mod conformance;
 mod elections;
