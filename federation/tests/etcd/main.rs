@@ -11,6 +11,7 @@ mod quota;
 mod ranges;
 mod rubbish;
 mod tls;
+mod unknown;
 mod watches;
 
 use std::path::Path;
