@@ -11,6 +11,7 @@ use tracing::debug;
 use super::EtcdConfig;
 use super::failure::{Failure, Refusal, classify};
 use crate::store::StoreError;
+use crate::store::ending::before;
 
 /// While the members have no leader, or are too busy, they are asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -65,18 +66,20 @@ impl Members {
         StoreError::Unavailable(format!("etcd at {}: {why}", self.names))
     }
 
-    /// Does `request` on one member after the other until one answers or time is up.
+    /// Does `request` on one member after the other until one answers or time is up: the usual
+    /// time, or the asker's ([`ending_by`](crate::store::ending_by)).
     pub(super) async fn call<T, F, Fut>(&self, repeat: Repeat, request: F) -> Result<T, Refusal>
     where
         F: Fn(Client) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        let mut round = Round::new(Instant::now() + self.timeout);
+        let mut round = Round::new(before(Instant::now() + self.timeout));
+        let share = self.share(round.end);
         loop {
             let index = self.preferred.load(Ordering::Relaxed);
             let member = &self.list[index];
             let until = match repeat {
-                Repeat::Freely => round.end.min(Instant::now() + self.share()),
+                Repeat::Freely => round.end.min(Instant::now() + share),
                 Repeat::Never => round.end,
             };
             let (generation, failure) = match member.attempt(until, &request).await {
@@ -128,9 +131,9 @@ impl Members {
     }
 
     /// What one member may take if there are others to ask.
-    fn share(&self) -> Duration {
+    fn share(&self, end: Instant) -> Duration {
         let members = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
-        self.timeout / members
+        end.saturating_duration_since(Instant::now()) / members
     }
 
     /// Asks the next one first, unless somebody else has found out already.
