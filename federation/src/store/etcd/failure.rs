@@ -18,6 +18,8 @@ pub(super) enum Failure {
     Refused(Refusal),
     /// The token, or what it was issued under, is no longer good: nothing happened.
     Stale(String),
+    /// The user or the password is wrong: nothing happened. They may have been replaced.
+    Credentials(String),
     /// The cluster cannot do it now: nothing happened.
     NotNow(String),
     /// It was not sent.
@@ -81,7 +83,7 @@ fn of_status(status: &Status) -> Failure {
             Failure::Stale(text.to_owned())
         }
         Code::InvalidArgument if has("authentication failed") => {
-            unavailable("correct the user or the password")
+            Failure::Credentials(format!("{text}: correct the user or the password"))
         }
         Code::FailedPrecondition if has("authentication is not enabled") => {
             unavailable("enable it, or configure no credentials")
@@ -201,6 +203,11 @@ mod tests {
         ] {
             assert!(matches!(of(code, text), Failure::Stale(_)), "{text}");
         }
+        let wrong = of(Code::InvalidArgument, "etcdserver: authentication failed, invalid user");
+        assert!(
+            matches!(&wrong, Failure::Credentials(why) if why.contains("password")),
+            "{wrong:?}"
+        );
     }
 
     #[test]
@@ -212,7 +219,6 @@ mod tests {
         for (code, text, hint) in [
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "NOSPACE"),
             (Code::PermissionDenied, "etcdserver: permission denied", "role"),
-            (Code::InvalidArgument, "etcdserver: authentication failed, ...", "password"),
             (Code::FailedPrecondition, "etcdserver: authentication is not enabled", "credentials"),
             (Code::DataLoss, "etcdserver: corrupt cluster", "CORRUPT"),
         ] {
