@@ -124,8 +124,8 @@ impl StateDir {
     }
 }
 
-/// Tells this directory from one that was lost. It names a history, it is no secret: the standard
-/// library's per-map random keys are unlike enough.
+/// Tells this directory, or a commit of a store, from any other. It names a history, it is no
+/// secret: the standard library's per-map random keys are unlike enough.
 pub(crate) fn new_id() -> String {
     use std::hash::{BuildHasher as _, RandomState};
     let half = || RandomState::new().hash_one(std::process::id());

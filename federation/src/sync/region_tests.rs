@@ -122,6 +122,7 @@ impl Bench {
                 asks: self.asks.clone(),
                 recovered: watch::channel(true).1,
                 clock: Arc::new(move || *clock.borrow()),
+                draw: Arc::new(|| "drawn for this test".to_owned()),
             },
         );
         let departures = Departures {

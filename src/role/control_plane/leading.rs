@@ -121,6 +121,7 @@ impl Candidate {
                 asks: self.asks.clone(),
                 recovered,
                 clock: wall_clock(),
+                draw: Arc::new(new_id),
             },
         );
         parts.spawn(spokesman.speak());

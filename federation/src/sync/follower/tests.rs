@@ -87,14 +87,15 @@ impl Process {
             following,
         };
         let all = store::list(&**store, "/").await.unwrap().1;
+        let marked = store::read(&**store, &facts::mark_key()).await.unwrap().is_some();
         // Of the history before, perhaps.
         self.following.send_modify(|following| following.resume = None);
         let (replicas, following) = (self.writer.subscribe(), self.following.subscribe());
         let caught_up = async {
-            // The watch has begun, too: its first commit is what the next resumption shows.
+            // The watch has gone over all since the mark, too: that is what it goes on from.
             let at = |point: &ResumePoint| point.revision == all;
             while replicas.peek().position != all
-                || !following.borrow().resume.as_ref().is_some_and(at)
+                || (marked && !following.borrow().resume.as_ref().is_some_and(at))
             {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -116,8 +117,16 @@ impl Process {
     }
 }
 
+/// What all of them have in common is what was in the backup.
 async fn store() -> Arc<Embedded> {
-    Arc::new(Embedded::in_memory().await.unwrap())
+    let store = Arc::new(Embedded::in_memory().await.unwrap());
+    mark(&*store, "drawn before the backup").await;
+    store
+}
+
+async fn mark(store: &dyn Store, drawn: &str) {
+    let ops = vec![facts::mark_op(drawn.to_owned())];
+    store.commit(Txn { guards: vec![], ops }).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,6 +146,64 @@ async fn a_watch_that_ended_goes_on_without_listing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_no_mark_proves_is_listed_again() {
+    let store = Arc::new(Embedded::in_memory().await.unwrap());
+    commit(&*store, changes(vec![put("a", 1)], 1)).await;
+    let mut process = Process::new();
+    process.catch_up(&store).await;
+    commit(&*store, changes(vec![put("b", 2)], 2)).await;
+    process.catch_up(&store).await;
+    assert_eq!((process.seen().listings, process.seen().other_histories), (2, 0));
+    let restored = Arc::new(Embedded::in_memory().await.unwrap());
+    commit(&*restored, changes(vec![put("a", 1)], 1)).await;
+    process.catch_up(&restored).await;
+    assert_eq!((process.seen().listings, process.seen().other_histories), (3, 1));
+    assert_eq!(process.names(), ["a", "b"]);
+}
+
+/// The store is restored to before the last words of an owner, and the very same commits of others
+/// come again behind something else: they prove nothing, the mark does.
+#[tokio::test(start_paused = true)]
+async fn what_repeats_after_a_restore_hides_nothing() {
+    let foreign = async |store: &dyn Store, times: usize| {
+        for _ in 0..times {
+            let ops = vec![Op::put("/somebody/else", "v")];
+            store.commit(Txn { guards: vec![], ops }).await.unwrap();
+        }
+    };
+    let same_again = async |store: &dyn Store| {
+        for n in 0..40 {
+            let ops = vec![Op::put("/tombolo/local/v1/x", n.to_string())];
+            store.commit(Txn { guards: vec![], ops }).await.unwrap();
+        }
+    };
+    for marked in [false, true] {
+        let before = store().await;
+        foreign(&*before, 3).await;
+        commit(&*before, changes(vec![put("a", 1)], 1)).await;
+        if marked {
+            mark(&*before, "drawn after the backup").await;
+        }
+        same_again(&*before).await;
+        foreign(&*before, 3).await;
+        let mut process = Process::new();
+        process.catch_up(&before).await;
+
+        let restored = store().await;
+        foreign(&*restored, 3).await;
+        commit(&*restored, changes(vec![put("b", 1)], 1)).await;
+        if marked {
+            mark(&*restored, "drawn after the restore").await;
+        }
+        same_again(&*restored).await;
+        foreign(&*restored, 5).await;
+        process.catch_up(&restored).await;
+        assert_eq!(process.seen().other_histories, 1, "{marked}");
+        assert!(process.names().contains(&"b".to_owned()), "{marked}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn history_that_is_gone_is_made_up_for_with_its_deletes() {
     let store = store().await;
     commit(&*store, changes(vec![put("a", 1), put("b", 1)], 1)).await;
@@ -146,6 +213,7 @@ async fn history_that_is_gone_is_made_up_for_with_its_deletes() {
     commit(&*store, changes(vec![put("c", 3)], 3)).await;
     let newest = store::list(&*store, "/").await.unwrap().1;
     store.compact(newest).await.unwrap();
+    mark(&*store, "drawn after all of that").await;
     process.catch_up(&store).await;
     assert_eq!(process.names(), ["b", "c"]);
     assert!(process.seen().lost.owners.is_empty());
