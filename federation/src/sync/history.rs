@@ -83,8 +83,9 @@ impl Witness {
 /// What became of an attempt to go on from a resume point.
 #[derive(Debug)]
 pub enum Resumed {
-    /// The same history: the watch goes on after the witness.
-    Same(Watch),
+    /// The same history: the watch goes on after the witness, and the store had come to this
+    /// revision when it was asked.
+    Same(Watch, Revision),
     /// Another one, or one that cannot be told from another: everything has to be listed and
     /// compared. Why.
     Other(String),
@@ -117,7 +118,7 @@ pub async fn resume(
             Some(WatchEvent::Commit { revision: at, events }) => {
                 let seen = Witness::of(at, &events);
                 Ok(if at == *revision && seen.digest == *digest {
-                    Resumed::Same(watch)
+                    Resumed::Same(watch, current)
                 } else if at == *revision {
                     Resumed::Other(format!("its revision {revision} is another commit than it was"))
                 } else {
@@ -177,7 +178,7 @@ mod tests {
     async fn other(store: &dyn Store, point: &ResumePoint) -> String {
         match resume(store, "/t/", point).await.unwrap() {
             Resumed::Other(why) => why,
-            Resumed::Same(_) => panic!("taken for the same"),
+            Resumed::Same(..) => panic!("taken for the same"),
         }
     }
 
@@ -188,7 +189,7 @@ mod tests {
         assert_eq!(ResumePoint::from_bytes(&point.to_bytes()), Some(point.clone()));
         assert_eq!(ResumePoint::from_bytes(&point.to_bytes()[1..]), None);
         store.commit(Txn { guards: vec![], ops: vec![Op::put("/t/x", "c")] }).await.unwrap();
-        let Resumed::Same(mut watch) = resume(&*store, "/t/", &point).await.unwrap() else {
+        let Resumed::Same(mut watch, _) = resume(&*store, "/t/", &point).await.unwrap() else {
             panic!("taken for another")
         };
         let next = watch.events.recv().await.unwrap();

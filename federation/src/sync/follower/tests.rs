@@ -83,6 +83,7 @@ impl Process {
             writer: Arc::clone(&self.writer),
             state,
             following,
+            from_disk: None,
         };
         let all = store::list(&**store, "/").await.unwrap().1;
         // Of the history before, perhaps.
@@ -132,6 +133,41 @@ async fn a_watch_that_ended_goes_on_without_listing() {
     assert_eq!((process.seen().listings, process.seen().other_histories), (1, 0));
     let removed = process.writer.current().removed(&key("a")).unwrap();
     assert_eq!(removed, Removed { removal: Removal::Explained, sequence: 3 });
+}
+
+/// Who asks it for everything would be told of what was when it was saved.
+#[tokio::test(start_paused = true)]
+async fn what_comes_from_a_disk_says_of_no_time_before_it_has_caught_up() {
+    let store = store().await;
+    commit(&*store, changes(vec![put("a", 1)], 1)).await;
+    let mut before = Process::new();
+    before.catch_up(&store).await;
+    let resume = before.seen().resume;
+    for n in 2..9 {
+        commit(&*store, changes(vec![put("b", n)], n)).await;
+    }
+    let (writer, mut replicas) = replica::channel();
+    writer.apply(Batch { items: vec![put("a", 1)], ..Batch::default() }, Instant::now());
+    let mut follower = Follower {
+        store: Arc::<Embedded>::clone(&store),
+        writer: Arc::new(writer),
+        state: State::new(resume),
+        following: watch::Sender::default(),
+        from_disk: None,
+    };
+    let watch = follower.resumed().await.unwrap().expect("the store is the same");
+    assert_eq!(replicas.peek().position, 0);
+    let said = async {
+        let said = replicas.wait_for(|replica| replica.position > 0).await.unwrap();
+        let newest = said.get(&key("b")).and_then(|entry| entry.origin()).cloned();
+        assert_eq!(newest.map(|newest| newest.sequence), Some(8));
+        said.position
+    };
+    let position = tokio::select! {
+        ended = follower.follow(watch) => panic!("{ended:?}"),
+        position = said => position,
+    };
+    assert_eq!(position, store::list(&*store, "/").await.unwrap().1);
 }
 
 #[tokio::test(start_paused = true)]

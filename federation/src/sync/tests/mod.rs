@@ -1,6 +1,7 @@
 //! The four state machines against each other, without a network: messages are carried by hand,
 //! so that a test can lose them, stop half-way, and look at each.
 
+mod behind;
 mod levels;
 mod publishing;
 mod rubbish;
