@@ -64,9 +64,7 @@ impl Own {
                     continue;
                 }
                 _ = beat.tick() => {
-                    if self.records.set_level(mesh_level(&self.writer.current())) {
-                        self.reconcile();
-                    }
+                    self.records.set_level(mesh_level(&self.writer.current()));
                     nonce += 1;
                     let body = Arc::new(Body::Beacon(Beacon { nonce }));
                     let items = vec![self.records.say(&beacon_key, &body)];

@@ -56,6 +56,9 @@ pub enum SessionError {
     /// it was restored, or what it had lost was written back.
     #[error("a later publish stream of {0} was accepted, or the store went back")]
     Superseded(Owner),
+    /// The store has no word of the region itself yet.
+    #[error("the region has not said yet what {0} is entitled to, try again")]
+    Unsettled(Owner),
     /// The store did not do as told.
     #[error("the region's store failed")]
     Store(#[from] StoreError),
@@ -156,9 +159,10 @@ impl Session {
         let held = store::read(&*store, &key).await?;
         let recorded = held.as_ref().map(|entry| decode_session(&owner, entry)).transpose()?;
         let said = region_record(&*store, region).await?;
+        let said = said.ok_or_else(|| SessionError::Unsettled(owner.clone()))?;
         let next = match &recorded {
             Some(recorded) => succeed(&owner, recorded, &hello.uid, &epoch, silent_for)?,
-            None => first(&owner, said.as_ref(), hello.uid, &epoch, now),
+            None => first(&owner, &said, hello.uid, &epoch, now),
         };
         let joined = Timestamp::from_millisecond(next.joined_ms).unwrap_or(now);
         let guard = Guard::ModRevision(key.clone(), held.map_or(0, |entry| entry.mod_revision));
@@ -168,7 +172,7 @@ impl Session {
             Commit::Done(revision) => Ok(Self {
                 fence: Guard::ModRevision(key, revision),
                 cluster: recorded_cluster(&*store, &owner).await?,
-                entitlement: entitlement(&owner, said.as_ref()),
+                entitlement: entitlement(&owner, &said),
                 said: 0,
                 store,
                 owner,
@@ -463,9 +467,8 @@ async fn region_record(
     }
 }
 
-fn entitlement(owner: &Owner, region: Option<&Region>) -> Entitlement {
-    let cluster = owner.cluster.as_ref();
-    let named = cluster.and_then(|cluster| region?.entitlements.get(cluster));
+fn entitlement(owner: &Owner, region: &Region) -> Entitlement {
+    let named = owner.cluster.as_ref().and_then(|cluster| region.entitlements.get(cluster));
     named.cloned().unwrap_or(Entitlement::All)
 }
 
@@ -473,12 +476,12 @@ fn entitlement(owner: &Owner, region: Option<&Region>) -> Entitlement {
 /// says, not now.
 fn first(
     owner: &Owner,
-    region: Option<&Region>,
+    region: &Region,
     uid: String,
     epoch: &Epoch,
     now: Timestamp,
 ) -> local::Session {
-    let member = owner.cluster.as_ref().and_then(|cluster| region?.members.get(cluster));
+    let member = owner.cluster.as_ref().and_then(|cluster| region.members.get(cluster));
     let joined = member.filter(|member| member.uid == uid).map_or(now, |member| member.joined);
     local::Session {
         uid,
