@@ -153,11 +153,10 @@ impl Agent {
             approvals,
         );
         tasks.start_endless("approvals", following);
-        let guard = Guard::new(config.guard.into(), state.epoch());
         let mut own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
             cluster: cluster_record(&config, &state),
-            guard: Guarded::new(guard, before, suspect),
+            guard: Guarded::new(Guard::new(config.guard.into(), state.epoch()), before, suspect),
             ask_again: None,
             approvals: approvals_rx,
             desired,
@@ -195,12 +194,16 @@ impl Agent {
         let nothing_else = Arc::new(BTreeMap::new);
         cache::keep(&mut tasks, kept, replicas.clone(), whole_rx, nothing_else, &stop);
         start_catalog(&mut tasks, &view, replicas, publisher, whole);
+        let lock = state.lock();
         tasks.start_endless("join", remember_join(joined_rx, state));
         let Way { endpoint, connector } = way;
         let issuer = Issuer::Remote { endpoint: Box::new(endpoint), connector };
         identity.renew(&mut tasks, issuer, &stop);
         identity.watch(&mut tasks, stop);
-        tasks.run().await
+        let ended = tasks.run().await;
+        // Not sooner: the disk cache is saved once more on the way out.
+        drop(lock);
+        ended
     }
 }
 
