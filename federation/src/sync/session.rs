@@ -7,6 +7,7 @@
 //! be written or removed is refused by itself, with the reason; the rest of its batch goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -114,15 +115,19 @@ impl Declared {
 #[derive(Debug, Clone, Default)]
 struct Held {
     newest: Option<Newest>,
-    /// How many endpoints it has.
-    endpoints: usize,
+    /// The addresses of its endpoints.
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl Held {
     fn of(key: &Key, value: &Bytes) -> Self {
         let newest = Origin::of_value(value).map(|origin| origin.newest());
         let record = (key.kind == Kind::Endpoints).then(|| Record::open(key, value).ok()).flatten();
-        Self { newest, endpoints: record.map_or(0, |record| record.body.endpoints()) }
+        let addresses = match record.map(|record| record.body) {
+            Some(Body::Endpoints(slice)) => slice.endpoints.iter().map(|e| e.address).collect(),
+            _ => BTreeSet::new(),
+        };
+        Self { newest, addresses }
     }
 }
 
@@ -327,6 +332,7 @@ impl Session {
         let mut taken: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
         let mut removed = BTreeMap::new();
         let mut refused = Vec::new();
+        let base = self.removal_base(&changes.tombstones);
         for put in changes.puts {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
             match outcome {
@@ -340,9 +346,12 @@ impl Session {
                 }
             }
         }
+        // What comes counts before what goes: in slices of other names it is not lost.
+        self.note_puts(&taken);
         for tombstone in changes.tombstones {
             let key = self.own_key(&tombstone.key).and_then(|key| once(&taken, key));
-            let outcome = key.and_then(|key| Ok((self.admit_removal(&key, &tombstone)?, key)));
+            let outcome =
+                key.and_then(|key| Ok((self.admit_removal(&key, &tombstone, base)?, key)));
             match outcome {
                 Ok((removal, key)) => {
                     // At once: the next one is judged by what is left.
@@ -355,7 +364,7 @@ impl Session {
                 Err(why) => refused.push(self.refuse(tombstone.key, why)),
             }
         }
-        self.note(&taken, &removed);
+        self.note_removals(&removed);
         if !taken.is_empty() {
             let items = taken.into_iter().collect();
             let newest = Some(self.newest());
@@ -375,19 +384,20 @@ impl Session {
     }
 
     /// Before the commit: if that fails, the stream ends.
-    fn note(&mut self, taken: &BTreeMap<Key, Option<Bytes>>, removed: &BTreeMap<Key, Removed>) {
-        for (key, value) in taken {
-            if let Some(value) = value {
-                let held = Held::of(key, value);
-                let sequence = held.newest.as_ref().map_or(0, |newest| newest.sequence);
-                self.sequence = self.sequence.max(sequence);
-                self.present.insert(key.clone());
-                self.held.insert(key.clone(), held);
-            } else {
-                self.present.remove(key);
-            }
+    fn note_puts(&mut self, taken: &BTreeMap<Key, Option<Bytes>>) {
+        let puts = taken.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        for (key, value) in puts {
+            let held = Held::of(key, value);
+            let sequence = held.newest.as_ref().map_or(0, |newest| newest.sequence);
+            self.sequence = self.sequence.max(sequence);
+            self.present.insert(key.clone());
+            self.held.insert(key.clone(), held);
         }
-        for removed in removed.values() {
+    }
+
+    fn note_removals(&mut self, removed: &BTreeMap<Key, Removed>) {
+        for (key, removed) in removed {
+            self.present.remove(key);
             self.sequence = self.sequence.max(removed.sequence);
         }
     }
