@@ -359,11 +359,19 @@ impl View {
 }
 
 impl Operated for View {
-    fn approve(&self, call: Approve, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn approve(
+        self: Arc<Self>,
+        call: Approve,
+        _by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
         Box::pin(async move { self.let_go(&call) })
     }
 
-    fn leave(&self, _call: Leave, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn leave(
+        self: Arc<Self>,
+        _call: Leave,
+        _by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
         let region = &self.owner.region;
         let why = format!("an agent lets nobody leave: ask a control plane of {region}");
         Box::pin(async move { Err(CallError::Refused(why)) })

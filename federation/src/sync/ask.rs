@@ -3,8 +3,9 @@
 //! The replica that was told leaves an `ask` in the store, which is created once; the leader says
 //! it for the region and deletes the ask in the same transaction; the replica answers when it sees
 //! the decision among the region's records. So an operator may turn to any replica, a word that was
-//! answered survives every crash, and one that was not is taken back. Leaves to others: who may ask
-//! (the wiring), what may be decided ([`super::decisions`]).
+//! answered survives every crash, and one that was not is taken back. Leaves to others: who may ask,
+//! and that a call goes on when nobody waits for it any more (the wiring), what may be decided
+//! ([`super::decisions`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::client;
 use super::decisions::{self, Leaver, Refusal};
@@ -22,9 +24,9 @@ use crate::key::Key;
 use crate::names::{ClusterId, RegionName};
 use crate::record::{Decided, Decision};
 use crate::replica::Replicas;
-use crate::store::{Commit, Guard, Op, Store, StoreError, Txn, election};
+use crate::store::{Commit, Guard, MAX_OPS, Op, Store, StoreError, Txn, election};
 
-/// How long an operator waits.
+/// How long an operator waits, however many decisions it takes.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// For what is done on top, once that is over.
 const LAST_WORD: Duration = Duration::from_secs(2);
@@ -42,8 +44,16 @@ pub enum AskError {
     #[error("this control plane has not read its store yet: ask again when it is ready")]
     NotReady,
     /// The ask could not be left.
-    #[error("the region's store did not take it within 10 s, nothing was decided")]
+    #[error(
+        "the region's store did not confirm it within 10 s, as far as is known nothing was decided"
+    )]
     Store(#[source] StoreError),
+    /// The process ends before there was an answer.
+    #[error("this control plane is stopping; {taken_back}")]
+    Stopping {
+        /// Whether it may still happen.
+        taken_back: &'static str,
+    },
     /// It is there and nobody says it.
     #[error("nobody has said it within 10 s: {waiting}; {taken_back}")]
     Unanswered {
@@ -93,6 +103,8 @@ pub struct Asking {
     pub left: watch::Receiver<Facts>,
     /// Since when this replica listens.
     pub started: Instant,
+    /// The process stops: what is waited for is taken back.
+    pub stop: CancellationToken,
 }
 
 impl Asking {
@@ -149,16 +161,20 @@ impl Asking {
     /// See [`AskError`].
     pub async fn withdraw(&self, leaver: &Leaver, word: Word) -> Result<Vec<Answer>, AskError> {
         let said = self.decide(|view| decisions::withdraw(view, leaver))?;
+        let mut asks = Vec::new();
         let mut answers = Vec::new();
         for (index, decision) in said.into_iter().enumerate() {
-            let id = format!("{}-{index}", word.id);
             let key = decisions::key(&self.region, &decision.what);
-            let ask = Ask { decision: decision.clone(), withdraw: true };
-            // Its age counts from now on.
-            let ask = Ask { decision: Decision { at: word.at, ..ask.decision }, ..ask };
-            self.settle(&id, &ask, &key).await?;
+            let Word { by, at, note, .. } = word.clone();
+            // Whoever takes it back says so in their own name, and its age counts from now on.
+            let ask = Ask {
+                decision: Decision { by, at, note, what: decision.what.clone() },
+                withdraw: true,
+            };
+            asks.push(Left { id: format!("{}-{index}", word.id), ask, key: key.clone() });
             answers.push(Answer { key, decision, already: false });
         }
+        self.settle(&asks).await?;
         Ok(answers)
     }
 
@@ -170,7 +186,7 @@ impl Asking {
         let Word { id, by, at, note } = word;
         let decision = Decision { by, at, note, what };
         let ask = Ask { decision: decision.clone(), withdraw: false };
-        self.settle(&id, &ask, &key).await?;
+        self.settle(&[Left { id, ask, key: key.clone() }]).await?;
         Ok(Answer { key, decision, already: false })
     }
 
@@ -179,16 +195,30 @@ impl Asking {
         decisions::held(&replica).find(|told| told.key == key).map(|told| told.decision.clone())
     }
 
-    /// Leaves the ask and waits until the records are as it wants them.
-    async fn settle(&self, id: &str, ask: &Ask, key: &Key) -> Result<(), AskError> {
+    /// Leaves the asks and waits until the records are as they want them. Not to be dropped: what
+    /// is left then stays, and is answered after all.
+    async fn settle(&self, asks: &[Left]) -> Result<(), AskError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        self.leave_ask(id, ask, deadline).await.map_err(AskError::Store)?;
-        let mut replicas = self.replicas.clone();
-        let settled = replicas.wait_for(|replica| replica.get(key).is_some() != ask.withdraw);
-        if let Ok(Some(_)) = timeout_at(deadline, settled).await {
-            return Ok(());
+        for (index, Left { id, ask, .. }) in asks.iter().enumerate() {
+            if let Err(error) = self.leave_ask(id, ask, deadline).await {
+                // An attempt without an answer may have happened.
+                self.delete(&asks[..=index]).await;
+                return Err(AskError::Store(error));
+            }
         }
-        Err(self.take_back(id).await)
+        let mut replicas = self.replicas.clone();
+        let settled = replicas.wait_for(|replica| {
+            asks.iter().all(|Left { ask, key, .. }| replica.get(key).is_some() != ask.withdraw)
+        });
+        tokio::select! {
+            settled = timeout_at(deadline, settled) => {
+                if let Ok(Some(_)) = settled {
+                    return Ok(());
+                }
+            }
+            () = self.stop.cancelled() => {}
+        }
+        Err(self.take_back(asks).await)
     }
 
     async fn leave_ask(&self, id: &str, ask: &Ask, deadline: Instant) -> Result<(), StoreError> {
@@ -212,7 +242,16 @@ impl Asking {
     }
 
     /// Says what was waited for. What was answered with an error is not to happen later.
-    async fn take_back(&self, id: &str) -> AskError {
+    async fn take_back(&self, asks: &[Left]) -> AskError {
+        // First, since a process that stops has little time.
+        let taken_back = if self.delete(asks).await {
+            "it is taken back, ask again later"
+        } else {
+            "it could not be taken back and may happen yet"
+        };
+        if self.stop.is_cancelled() {
+            return AskError::Stopping { taken_back };
+        }
         let election = facts::election_key();
         let waiting = match timeout(LAST_WORD, election::leader(&*self.store, &election)).await {
             Ok(Ok(None)) => "the region has no leader".to_owned(),
@@ -220,12 +259,25 @@ impl Asking {
             Ok(Err(error)) => format!("the region's store is away ({error})"),
             Err(_) => "the region's store does not answer".to_owned(),
         };
-        let ops = vec![Op::delete(facts::ask_key(id))];
-        let deleted = self.store.commit(Txn { guards: Vec::new(), ops });
-        let taken_back = match timeout(LAST_WORD, deleted).await {
-            Ok(Ok(_)) => "it is taken back, ask again later",
-            Ok(Err(_)) | Err(_) => "it could not be taken back and may happen yet",
-        };
         AskError::Unanswered { waiting, taken_back }
     }
+
+    /// Whether nothing of them is left.
+    async fn delete(&self, asks: &[Left]) -> bool {
+        let deleted = async {
+            for part in asks.chunks(MAX_OPS) {
+                let ops = part.iter().map(|left| Op::delete(facts::ask_key(&left.id))).collect();
+                self.store.commit(Txn { guards: Vec::new(), ops }).await?;
+            }
+            Ok::<(), StoreError>(())
+        };
+        matches!(timeout(LAST_WORD, deleted).await, Ok(Ok(())))
+    }
+}
+
+/// An ask, and the decision that it wants there or gone.
+struct Left {
+    id: String,
+    ask: Ask,
+    key: Key,
 }

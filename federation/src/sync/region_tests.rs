@@ -8,6 +8,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::ask::{AskError, Asking, Word};
 use super::decisions::{self, Leaver, Refusal, State};
@@ -88,6 +89,7 @@ impl Bench {
             sessions,
             left,
             started,
+            stop: CancellationToken::new(),
         };
         let region = Region { reads_level: READS_LEVEL, ..Region::default() };
         Self {

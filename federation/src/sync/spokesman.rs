@@ -23,7 +23,7 @@ use super::service::WallClock;
 use super::{BEACON_INTERVAL, ask, chain, client, decisions, settings};
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
-use crate::record::{Beacon, Body, Region, Removal};
+use crate::record::{Beacon, Body, Decision, Region, Removal};
 use crate::replica::{Batch, Replica};
 use crate::store::{Op, StoreError};
 
@@ -204,7 +204,8 @@ impl Spokesman {
     fn take(&mut self, batch: &mut Batch, ask: &Ask) {
         let Ask { decision, withdraw } = ask;
         let key = decisions::key(&self.own.owner().region, &decision.what);
-        info!(%key, by = decision.by, withdraw, "an operator's decision is said for the region");
+        let Decision { by, note, .. } = decision;
+        info!(%key, by, note, withdraw, "an operator's decision is said for the region");
         if *withdraw {
             self.unsay(batch, &key);
         } else {
