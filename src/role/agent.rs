@@ -428,7 +428,6 @@ impl Visible for View {
                 // An agent has no store: it goes by what is left of an owner in the feed.
                 sessions: &None,
                 left: &None,
-                started: self.serving.started,
                 now: Instant::now(),
             }),
         }

@@ -101,8 +101,6 @@ pub struct Asking {
     pub sessions: watch::Receiver<Facts>,
     /// What stands under [`facts::left_prefix`].
     pub left: watch::Receiver<Facts>,
-    /// Since when this replica listens.
-    pub started: Instant,
     /// The process stops: what is waited for is taken back.
     pub stop: CancellationToken,
 }
@@ -126,7 +124,6 @@ impl Asking {
             region: &self.region,
             sessions: &sessions,
             left: &left,
-            started: self.started,
             now: Instant::now(),
         };
         Ok(decide(&view)?)

@@ -18,8 +18,8 @@ use super::founding::{self, Term};
 use super::leader::Leader;
 use super::local::{self, Facts};
 use super::own::OwnRecords;
-use super::settings;
 use super::spokesman::{Sources, Spokesman};
+use super::{BEACON_INTERVAL, settings};
 use super::{follower, transactions};
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, Owner, RegionName};
@@ -27,7 +27,7 @@ use crate::proto::local as wire;
 use crate::record::{
     Beacon, Body, Cluster, Decided, Decision, Epoch, Hold, Namespace, READS_LEVEL, Region,
 };
-use crate::replica::{self, Replica, Replicas};
+use crate::replica::{self, Batch, Replica, ReplicaWriter, Replicas};
 use crate::store::election::{Leadership, campaign};
 use crate::store::embedded::Embedded;
 use crate::store::{self, Op, Store, Txn};
@@ -58,7 +58,6 @@ struct Bench {
     replicas: Replicas,
     asking: Asking,
     asks: watch::Receiver<Facts>,
-    started: Instant,
     clock: watch::Sender<Timestamp>,
     settings: watch::Sender<Region>,
     _following: JoinSet<()>,
@@ -66,9 +65,10 @@ struct Bench {
 }
 
 impl Bench {
-    /// A replica that listens since `ago`.
-    fn on(store: &Arc<dyn Store>, ago: Duration) -> Self {
+    /// A replica that has heard its region for so long.
+    fn on(store: &Arc<dyn Store>, heard: Duration) -> Self {
         let (writer, replicas) = replica::channel();
+        beaten(&writer, heard);
         let mut following = JoinSet::new();
         let follow =
             follower::follow(Arc::clone(store), Arc::new(writer), None, watch::Sender::default());
@@ -81,14 +81,12 @@ impl Bench {
         };
         let (sessions, left) = (facts(facts::sessions_prefix()), facts(facts::left_prefix()));
         let asks = facts(facts::asks_prefix());
-        let started = Instant::now() - ago;
         let asking = Asking {
             store: Arc::clone(store),
             replicas: replicas.clone(),
             region: us(),
             sessions,
             left,
-            started,
             stop: CancellationToken::new(),
         };
         let region = Region { reads_level: READS_LEVEL, ..Region::default() };
@@ -97,7 +95,6 @@ impl Bench {
             replicas,
             asking,
             asks,
-            started,
             clock: watch::Sender::new(now()),
             settings: watch::Sender::new(region),
             _following: following,
@@ -135,7 +132,6 @@ impl Bench {
             region: us(),
             sessions: self.asking.sessions.clone(),
             left: self.asking.left.clone(),
-            started: self.started,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { drop(spokesman.speak().await) });
@@ -249,6 +245,20 @@ impl Bench {
         });
         states.unwrap()
     }
+}
+
+/// Beacons of this region every 5 s up to now, of which the store knows nothing any more.
+fn beaten(writer: &ReplicaWriter, heard: Duration) {
+    let mut own = OwnRecords::new(Owner::region(us()), Epoch { id: "before".into(), count: 1 });
+    let key = Key::of_owner(Owner::region(us()), Kind::Beacon);
+    let beats = (heard.as_secs() / 5).try_into().unwrap();
+    for ago in (0..beats).rev().map(|beats: u32| beats * BEACON_INTERVAL) {
+        let body = Body::Beacon(Beacon { nonce: ago.as_secs() });
+        let items = vec![own.say(&key, &Arc::new(body))];
+        writer.apply(Batch { items, ..Batch::default() }, Instant::now() - ago);
+    }
+    let gone = Batch { items: vec![(key, None)], ..Batch::default() };
+    writer.apply(gone, Instant::now());
 }
 
 fn described(of: &Owner, incarnation: &str, holds: &[&str]) -> (Kind, Body) {
@@ -449,7 +459,7 @@ async fn a_live_cluster_is_refused_unless_that_is_said() {
     let fresh = Bench::on(&bench.store, Duration::ZERO);
     fresh.joins("us/us-b", "uid", &[]).await;
     let error = fresh.leaves(Leaver::Cluster(cluster("us-b"))).await.unwrap_err().to_string();
-    assert!(error.contains("listens for 0 s only"), "{error}");
+    assert!(error.contains("not heard, but this process hears us for 0 s only"), "{error}");
 }
 
 #[tokio::test]

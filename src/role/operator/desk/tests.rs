@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::names::Owner;
@@ -133,7 +133,6 @@ impl Bench {
             region: "us".parse().unwrap(),
             sessions,
             left,
-            started: Instant::now(),
             stop: stop.clone(),
         };
         let (desk, jobs) = Desk::new(Arc::new(Leaderless { asking }), calls.clone());
