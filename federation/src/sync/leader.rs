@@ -49,9 +49,34 @@ impl Leader {
         batch: Batch,
         last: Option<Op>,
     ) -> Result<Option<Revision>, LeaderError> {
+        self.commit_changes(self.sorted(batch), last).await
+    }
+
+    /// The same if `guard`, which holds as long as `last` has not happened, does. Returns whether
+    /// it did.
+    ///
+    /// # Errors
+    /// See [`LeaderError`]; some of the parts may have been committed.
+    pub async fn commit_if(
+        &self,
+        guard: Guard,
+        batch: Batch,
+        last: Op,
+    ) -> Result<bool, LeaderError> {
+        for mut txn in transactions(self.sorted(batch), Some(last))? {
+            txn.guards.push(guard.clone());
+            match self.commit_guarded(txn).await? {
+                Commit::Done(_) => {}
+                Commit::GuardFailed if self.leads().await? => return Ok(false),
+                Commit::GuardFailed => return Err(LeaderError::NotLeader),
+            }
+        }
+        Ok(true)
+    }
+
+    fn sorted(&self, batch: Batch) -> BTreeMap<Owner, Changes> {
         let replica = self.replicas.peek();
-        let epoch = |owner: &Owner| Some(&replica.holding(owner)?.newest()?.epoch);
-        self.commit_changes(by_owner(batch, epoch), last).await
+        by_owner(batch, |owner| Some(&replica.holding(owner)?.newest()?.epoch))
     }
 
     /// The same for changes that are sorted already.

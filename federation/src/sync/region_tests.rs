@@ -1,5 +1,7 @@
 //! A region's leader on a real store: what it says, and what operators let it do.
 
+mod asks;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use super::decisions::{self, Leaver, Refusal, State};
 use super::departures::{Departures, forget_those_who_left, is_forgotten};
 use super::facts;
 use super::founding::{self, Term};
-use super::leader::Leader;
+use super::leader::{Leader, LeaderError};
 use super::local::{self, Facts};
 use super::own::OwnRecords;
 use super::spokesman::{Sources, Spokesman};
@@ -520,27 +522,6 @@ async fn what_another_region_says_left_stays_while_it_is_heard_here() {
     assert!(refused.contains("it was said in asia, withdraw it there"), "{refused}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn without_a_leader_the_ask_is_taken_back_and_the_operator_told() {
-    let bench = Bench::on(&store().await, Duration::from_mins(2));
-    bench.joins("us/us-a", "uid", &[]).await;
-    let error = bench.leaves(Leaver::Cluster(cluster("us-a"))).await.unwrap_err().to_string();
-    assert!(error.contains("the region has no leader") && error.contains("taken back"), "{error}");
-    assert_eq!(bench.stored("/ask/").await, [""; 0]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_the_store_nothing_is_decided_and_the_operator_told() {
-    let embedded = Arc::new(Embedded::in_memory().await.unwrap());
-    let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
-    let bench = Bench::on(&store, Duration::from_mins(2));
-    bench.joins("us/us-a", "uid", &[]).await;
-    embedded.close().await;
-    let error = bench.leaves(Leaver::Cluster(cluster("us-a"))).await.unwrap_err();
-    assert!(matches!(error, AskError::Store(_)), "{error}");
-    assert!(error.to_string().contains("nothing was decided"), "{error}");
-}
-
 #[tokio::test]
 async fn a_leader_of_before_forgets_nobody_and_says_nothing() {
     let bench = leading().await;
@@ -560,18 +541,4 @@ async fn a_leader_of_before_forgets_nobody_and_says_nothing() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.stored("/ask/").await.len(), 1);
     assert!(bench.stored("/us-a").await.len() > 3);
-}
-
-#[tokio::test]
-async fn an_ask_of_a_replica_that_died_is_dropped_once_it_is_old() {
-    let bench = leading().await;
-    bench.joins("us/us-a", "uid", &[]).await;
-    let what = Decided::Leave { owner: owner("us/us-a"), incarnation: "uid".into() };
-    let at = now() - jiff::SignedDuration::from_mins(16);
-    let decision = Decision { by: "uid 0".into(), at, note: String::new(), what };
-    let ask = facts::Ask { decision, withdraw: false };
-    bench.commit(vec![facts::ask_op("old", &ask), Op::put(facts::ask_key("bad"), "\u{7f}")]).await;
-    bench.is_gone("/ask/").await;
-    assert!(decisions::held(&bench.replicas.peek()).next().is_none());
-    assert!(!bench.stored("/us-a").await.is_empty());
 }

@@ -150,7 +150,7 @@ pub(super) fn call_error(error: AskError) -> CallError {
     match error {
         AskError::Refused(why) => CallError::Refused(why.to_string()),
         error @ (AskError::NotReady
-        | AskError::Store(_)
+        | AskError::Store { .. }
         | AskError::Stopping { .. }
         | AskError::Unanswered { .. }) => CallError::Failed(chain(&error)),
     }
