@@ -61,7 +61,7 @@ pub(crate) async fn services(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
 /// `tombolo decisions`
 pub(crate) async fn decisions(args: &AskArgs) -> anyhow::Result<ExitCode> {
     let status: Status = parse(&ask(args, "/api/v1/status").await?)?;
-    let waiting = status.decisions.iter().any(|decision| decision.state != "applied");
+    let waiting = status.decisions.iter().any(|decision| decision.state == "waiting");
     let text = serde_json::to_string(&status.decisions)?;
     show(args.output, &text, || decisions_table(&status.decisions))?;
     Ok(if waiting { Verdict::Bad } else { Verdict::Good }.into())

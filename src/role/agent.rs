@@ -21,7 +21,7 @@ use tombolo_federation::guard::{Guard, Records};
 use tombolo_federation::key::Kind;
 use tombolo_federation::manifests::{Desired, Options, Source};
 use tombolo_federation::names::Owner;
-use tombolo_federation::record::Cluster;
+use tombolo_federation::record::{Body, Cluster};
 use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
 use tombolo_federation::sync::decisions::{self, Refusal};
@@ -121,7 +121,8 @@ impl Agent {
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
         let whole = watch::Sender::new(image.is_some());
-        let before = restore(image, &owner, &writer);
+        let mut cluster = cluster_record(&config, &state);
+        let before = restore(image, &owner, &mut cluster, &writer);
         let held = identity.held();
         let view = Arc::new(View {
             owner: owner.clone(),
@@ -156,7 +157,7 @@ impl Agent {
         let guard = Guard::new(config.guard.into(), state.epoch());
         let mut own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
-            cluster: cluster_record(&config, &state),
+            cluster,
             guard: Guarded::new(guard, before),
             approvals: approvals_rx,
             desired,
@@ -216,11 +217,21 @@ fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
 }
 
 /// Makes the replica hold what was kept on disk. Returns what the agent itself had published of its
-/// source.
-fn restore(image: Option<Image>, owner: &Owner, writer: &ReplicaWriter) -> Records {
+/// source; of itself it goes on saying what was approved.
+fn restore(
+    image: Option<Image>,
+    owner: &Owner,
+    cluster: &mut Cluster,
+    writer: &ReplicaWriter,
+) -> Records {
     let Some(image) = image else { return Records::new() };
-    let own = image.records_of(owner).into_iter();
-    let own = own.filter(|(key, _)| GUARDED.contains(&key.kind));
+    let own = image.records_of(owner);
+    let said = own.iter().find_map(|(_, record)| match &record.body {
+        Body::Cluster(said) => Some(said.approved.clone()),
+        _ => None,
+    });
+    cluster.approved = said.unwrap_or_default();
+    let own = own.into_iter().filter(|(key, _)| GUARDED.contains(&key.kind));
     let own = own.map(|(key, record)| (key, Arc::new(record.body.clone()))).collect();
     writer.apply(image.into_batch(Some(owner)), Instant::now());
     own

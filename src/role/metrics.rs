@@ -146,7 +146,7 @@ impl OfStatus {
     }
 
     fn by_decision(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let values = ["applied", "waiting"].map(|state| {
+        let values = ["applied", "waiting", "over"].map(|state| {
             let of_it = self.0.decisions.iter().filter(|decision| decision.state == state);
             ([("state", state)], to_f64(of_it.count()))
         });

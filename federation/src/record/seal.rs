@@ -146,6 +146,7 @@ fn cluster(cluster: &body::Cluster, level: u32) -> wire::Cluster {
             ready: suspect.ready,
             of: suspect.of,
         }),
+        approved: cluster.approved.clone(),
         ..first
     }
 }
