@@ -344,6 +344,16 @@ impl View {
 }
 
 impl View {
+    /// What stands, and what became of it; `None` before the own region has said all of it.
+    fn decisions(&self, replica: &replica::Replica) -> Option<Vec<DecisionStatus>> {
+        let region = &self.owner.region;
+        let said = replica.holding(&Owner::region(region.clone()))?.complete();
+        // An agent has no store: it goes by what is left of an owner in the feed.
+        let (sessions, left) = (&None, &None);
+        let view = departures::View { replica, region, sessions, left, now: Instant::now() };
+        said.contains_key(&Kind::Decision).then(|| DecisionStatus::all(&view))
+    }
+
     fn let_go(&self, call: &Approve) -> Result<Answer, CallError> {
         let refused = |why: String| Err(CallError::Refused(why));
         let Approve { cluster, hold, .. } = call;
@@ -433,14 +443,7 @@ impl Visible for View {
             settings: mesh.settings,
             peers: mesh.peers,
             disagreements: mesh.disagreements,
-            decisions: DecisionStatus::all(&departures::View {
-                replica: &replica,
-                region: &self.owner.region,
-                // An agent has no store: it goes by what is left of an owner in the feed.
-                sessions: &None,
-                left: &None,
-                now: Instant::now(),
-            }),
+            decisions: self.decisions(&replica),
         }
     }
 

@@ -69,9 +69,9 @@ impl View {
         self.config.peers.iter().map(|peer| (peer.region.clone(), texts(peer))).collect()
     }
 
-    /// What stands, and what became of it.
-    fn decisions(&self) -> Vec<DecisionStatus> {
-        self.asking.decide(|view| Ok(DecisionStatus::all(view))).unwrap_or_default()
+    /// What stands, and what became of it; `None` before the store was read.
+    fn decisions(&self) -> Option<Vec<DecisionStatus>> {
+        self.asking.decide(|view| Ok(DecisionStatus::all(view))).ok()
     }
 
     /// What the region says of itself.
