@@ -56,9 +56,13 @@ pub(crate) async fn post(
             .body(Full::from(json))?;
         send(stream, "the process", request).await
     };
-    tokio::time::timeout(deadline, exchange)
-        .await
-        .with_context(|| format!("{shown} did not answer within {} s", deadline.as_secs()))?
+    tokio::time::timeout(deadline, exchange).await.with_context(|| {
+        let within = deadline.as_secs();
+        format!(
+            "{shown} did not answer within {within} s: it may have been done, see `tombolo \
+                 decisions` and the process's log"
+        )
+    })?
 }
 
 fn no_socket(socket: &Path) -> String {

@@ -80,7 +80,7 @@ Examples:
     Leave(operate::LeaveArgs),
     /// Show operators' decisions and what became of them.
     #[command(
-        after_help = "Exit code: 0 when all are applied, 1 when one waits, 2 when it cannot be asked.
+        after_help = "Exit code: 0 when none waits, 1 when one does, 2 when it cannot be asked.
 
 Examples:
   tombolo decisions

@@ -61,10 +61,22 @@ pub(crate) async fn services(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
 /// `tombolo decisions`
 pub(crate) async fn decisions(args: &AskArgs) -> anyhow::Result<ExitCode> {
     let status: Status = parse(&ask(args, "/api/v1/status").await?)?;
-    let waiting = status.decisions.iter().any(|decision| decision.state != "applied");
-    let text = serde_json::to_string(&status.decisions)?;
-    show(args.output, &text, || decisions_table(&status.decisions))?;
+    let decisions = decided(&status)?;
+    let waiting = decisions.iter().any(|decision| decision.state == "waiting");
+    let text = serde_json::to_string(decisions)?;
+    show(args.output, &text, || decisions_table(decisions))?;
     Ok(if waiting { Verdict::Bad } else { Verdict::Good }.into())
+}
+
+/// What is not known is not nothing.
+fn decided(status: &Status) -> anyhow::Result<&[DecisionStatus]> {
+    let waiting = match &status.pending[..] {
+        [] => "what its region says of itself".to_owned(),
+        pending => pending.join(", "),
+    };
+    let unknown =
+        || format!("the process does not know yet what was decided: it waits for {waiting}");
+    status.decisions.as_deref().with_context(unknown)
 }
 
 /// The parts of a DNS answer that the table shows; `-o json` has all of it.
@@ -185,8 +197,8 @@ fn status_table(status: &Status) -> String {
     if !status.disagreements.is_empty() {
         let _ = writeln!(text, "\n{}", disagreements_table(&status.disagreements));
     }
-    if !status.decisions.is_empty() {
-        let _ = writeln!(text, "\n{}", decisions_table(&status.decisions));
+    if let Some(decisions) = status.decisions.as_ref().filter(|all| !all.is_empty()) {
+        let _ = writeln!(text, "\n{}", decisions_table(decisions));
     }
     for problem in &status.problems {
         let _ = writeln!(text, "\nproblem: {problem}");
@@ -412,6 +424,18 @@ mod tests {
              are ready, since 2026-01-02T03:04:05Z\n  endpoints that were ready are used where \
              nothing better is\n  if they are down indeed: tombolo approve us-alpha ff\n"
         );
+    }
+
+    #[test]
+    fn decisions_that_are_not_known_are_not_none() {
+        let status = |decisions: &str| -> Status {
+            let rest = r#""role": "agent", "mesh": "m", "region": "us", "version": "1",
+                "ready": false, "pending": ["the feed of region us"], "sources": [], "links": []"#;
+            parse(&format!("{{{rest}{decisions}}}")).unwrap()
+        };
+        let error = decided(&status("")).unwrap_err().to_string();
+        assert!(error.contains("does not know yet") && error.contains("the feed of"), "{error}");
+        assert_eq!(decided(&status(r#", "decisions": []"#)).unwrap(), []);
     }
 
     #[test]

@@ -121,7 +121,8 @@ impl Agent {
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
         let whole = watch::Sender::new(image.is_some());
-        let (before, suspect) = restore(image, &owner, &writer);
+        let mut cluster = cluster_record(&config, &state);
+        let (before, suspect) = restore(image, &owner, &mut cluster, &writer);
         let held = identity.held();
         let view = Arc::new(View {
             owner: owner.clone(),
@@ -155,7 +156,7 @@ impl Agent {
         tasks.start_endless("approvals", following);
         let mut own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
-            cluster: cluster_record(&config, &state),
+            cluster,
             guard: Guarded::new(Guard::new(config.guard.into(), state.epoch()), before, suspect),
             ask_again: None,
             approvals: approvals_rx,
@@ -220,10 +221,11 @@ fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
 }
 
 /// Makes the replica hold what was kept on disk. Returns what the agent itself had published of its
-/// source, and whether that was suspect.
+/// source, and whether that was suspect; of itself it goes on saying what was approved.
 fn restore(
     image: Option<Image>,
     owner: &Owner,
+    own: &mut Cluster,
     writer: &ReplicaWriter,
 ) -> (Records, Option<Suspect>) {
     let Some(image) = image else { return (Records::new(), None) };
@@ -231,7 +233,10 @@ fn restore(
     let mut published = Records::new();
     for (key, record) in image.records_of(owner) {
         match &record.body {
-            Body::Cluster(cluster) => suspect.clone_from(&cluster.suspect),
+            Body::Cluster(cluster) => {
+                suspect.clone_from(&cluster.suspect);
+                own.approved.clone_from(&cluster.approved);
+            }
             body if GUARDED.contains(&key.kind) => {
                 published.insert(key, Arc::new(body.clone()));
             }
@@ -349,6 +354,16 @@ impl View {
 }
 
 impl View {
+    /// What stands, and what became of it; `None` before the own region has said all of it.
+    fn decisions(&self, replica: &replica::Replica) -> Option<Vec<DecisionStatus>> {
+        let region = &self.owner.region;
+        let said = replica.holding(&Owner::region(region.clone()))?.complete();
+        // An agent has no store: it goes by what is left of an owner in the feed.
+        let (sessions, left) = (&None, &None);
+        let view = departures::View { replica, region, sessions, left, now: Instant::now() };
+        said.contains_key(&Kind::Decision).then(|| DecisionStatus::all(&view))
+    }
+
     fn let_go(&self, call: &Approve) -> Result<Answer, CallError> {
         let refused = |why: String| Err(CallError::Refused(why));
         let Approve { cluster, hold, .. } = call;
@@ -375,11 +390,19 @@ impl View {
 }
 
 impl Operated for View {
-    fn approve(&self, call: Approve, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn approve(
+        self: Arc<Self>,
+        call: Approve,
+        _by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
         Box::pin(async move { self.let_go(&call) })
     }
 
-    fn leave(&self, _call: Leave, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn leave(
+        self: Arc<Self>,
+        _call: Leave,
+        _by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
         let region = &self.owner.region;
         let why = format!("an agent lets nobody leave: ask a control plane of {region}");
         Box::pin(async move { Err(CallError::Refused(why)) })
@@ -430,15 +453,7 @@ impl Visible for View {
             settings: mesh.settings,
             peers: mesh.peers,
             disagreements: mesh.disagreements,
-            decisions: DecisionStatus::all(&departures::View {
-                replica: &replica,
-                region: &self.owner.region,
-                // An agent has no store: it goes by what is left of an owner in the feed.
-                sessions: &None,
-                left: &None,
-                started: self.serving.started,
-                now: Instant::now(),
-            }),
+            decisions: self.decisions(&replica),
         }
     }
 

@@ -112,7 +112,7 @@ impl ControlPlane {
             region: config.region.clone(),
             sessions: follow(&mut tasks, "sessions", &store, facts::sessions_prefix()),
             left: follow(&mut tasks, "departures", &store, facts::left_prefix()),
-            started: Instant::now(),
+            stop: stop.clone(),
         };
         let asks = follow(&mut tasks, "asks", &store, facts::asks_prefix());
         let (whole, whole_rx) = watch::channel(false);

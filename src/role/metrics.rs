@@ -146,12 +146,15 @@ impl OfStatus {
     }
 
     fn by_decision(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let values = ["applied", "waiting"].map(|state| {
-            let of_it = self.0.decisions.iter().filter(|decision| decision.state == state);
-            ([("state", state)], to_f64(of_it.count()))
+        // None is not said to stand before it is known.
+        let values = self.0.decisions.iter().flat_map(|decisions| {
+            ["applied", "waiting", "over"].map(|state| {
+                let of_it = decisions.iter().filter(|decision| decision.state == state);
+                ([("state", state)], to_f64(of_it.count()))
+            })
         });
         let help = "Operators' decisions that stand; status says what the waiting ones wait for";
-        family(encoder, "decisions", help, values.into_iter())
+        family(encoder, "decisions", help, values)
     }
 
     fn by_link(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {

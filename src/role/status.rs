@@ -66,9 +66,9 @@ pub(crate) struct Status {
     /// Where regions do not say the same of each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) disagreements: Vec<Disagreement>,
-    /// Operators' decisions that stand.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) decisions: Vec<DecisionStatus>,
+    /// Operators' decisions that stand; absent while this process does not know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decisions: Option<Vec<DecisionStatus>>,
     /// What this process keeps on disk for its next start.
     #[serde(default)]
     pub(crate) cache: CacheStatus,

@@ -137,6 +137,9 @@ pub struct Cluster {
     pub holds: Vec<Hold>,
     /// Set while its readiness is not to be believed.
     pub suspect: Option<Suspect>,
+    /// Ids of holds and suspicions that ended because they were approved, the newest last, and not
+    /// for ever.
+    pub approved: Vec<String>,
 }
 
 /// Removals that an agent holds back until they are approved, explained, or seen twice.

@@ -44,6 +44,8 @@ pub enum State {
     Applied,
     /// Not yet, and why.
     Waiting(String),
+    /// There is nothing left to do, and nobody says that this was the reason.
+    Over(String),
 }
 
 /// Why something cannot be decided. Each says what to do.
@@ -300,10 +302,7 @@ pub fn state(view: &View<'_>, told: Told<'_>) -> State {
     match &told.decision.what {
         Decided::Approve { cluster, hold } => {
             let owner = Owner::cluster(told.said_by().clone(), cluster.clone());
-            if holds(view.replica, &owner).contains(hold) {
-                return State::Waiting(format!("{cluster} still holds it back"));
-            }
-            State::Applied
+            approval_state(cluster_record(view.replica, &owner), cluster, hold)
         }
         Decided::Leave { owner, incarnation } => {
             match view.verdict(told.said_by(), owner, incarnation) {
@@ -312,6 +311,21 @@ pub fn state(view: &View<'_>, told: Told<'_>) -> State {
                 Verdict::Wait(why) => State::Waiting(why),
             }
         }
+    }
+}
+
+/// By what the cluster says of itself: a hold also ends when what it held comes back, is explained,
+/// or was seen to be gone twice.
+fn approval_state(says: Option<&Cluster>, cluster: &ClusterId, hold: &String) -> State {
+    match says {
+        None => State::Over(format!("nothing is known of {cluster} any more")),
+        Some(says) if held_back(says).contains(hold) => {
+            State::Waiting(format!("{cluster} still holds it back"))
+        }
+        Some(says) if says.approved.contains(hold) => State::Applied,
+        Some(_) => State::Over(format!(
+            "{cluster} holds it back no more, and does not say that this was why"
+        )),
     }
 }
 

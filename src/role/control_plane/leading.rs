@@ -135,7 +135,6 @@ impl Candidate {
             region: config.region.clone(),
             sessions: self.view.asking.sessions.clone(),
             left: self.view.asking.left.clone(),
-            started: self.view.asking.started,
         }));
         let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
         parts.spawn(async move {

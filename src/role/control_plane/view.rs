@@ -2,6 +2,7 @@
 //! calls.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -68,9 +69,9 @@ impl View {
         self.config.peers.iter().map(|peer| (peer.region.clone(), texts(peer))).collect()
     }
 
-    /// What stands, and what became of it.
-    fn decisions(&self) -> Vec<DecisionStatus> {
-        self.asking.decide(|view| Ok(DecisionStatus::all(view))).unwrap_or_default()
+    /// What stands, and what became of it; `None` before the store was read.
+    fn decisions(&self) -> Option<Vec<DecisionStatus>> {
+        self.asking.decide(|view| Ok(DecisionStatus::all(view))).ok()
     }
 
     /// What the region says of itself.
@@ -148,14 +149,19 @@ impl View {
 pub(super) fn call_error(error: AskError) -> CallError {
     match error {
         AskError::Refused(why) => CallError::Refused(why.to_string()),
-        error @ (AskError::NotReady | AskError::Store(_) | AskError::Unanswered { .. }) => {
-            CallError::Failed(chain(&error))
-        }
+        error @ (AskError::NotReady
+        | AskError::Store { .. }
+        | AskError::Stopping { .. }
+        | AskError::Unanswered { .. }) => CallError::Failed(chain(&error)),
     }
 }
 
 impl Operated for View {
-    fn approve(&self, call: Approve, by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn approve(
+        self: Arc<Self>,
+        call: Approve,
+        by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
         Box::pin(async move {
             let Approve { cluster, hold, note } = call;
             let word = Self::word(by, note);
@@ -169,8 +175,12 @@ impl Operated for View {
         })
     }
 
-    fn leave(&self, call: Leave, by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
-        Box::pin(self.let_leave(call, by))
+    fn leave(
+        self: Arc<Self>,
+        call: Leave,
+        by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
+        Box::pin(async move { self.let_leave(call, by).await })
     }
 }
 

@@ -36,6 +36,29 @@ fn saying_it_twice_is_saying_it_once_and_nothing_else_is_the_same() {
 }
 
 #[test]
+fn an_approval_is_applied_only_if_its_cluster_says_so() {
+    let hold = crate::record::Hold {
+        id: "h".into(),
+        since: Timestamp::UNIX_EPOCH,
+        records: 1,
+        endpoints: 1,
+        why: String::new(),
+        services: Vec::new(),
+    };
+    let held = Cluster { holds: vec![hold], ..Cluster::default() };
+    let let_go = Cluster { approved: vec!["g".into(), "h".into()], ..Cluster::default() };
+    let other = Cluster { approved: vec!["g".into()], ..Cluster::default() };
+    let check = |says: Option<&Cluster>, expected: &str| {
+        let state = approval_state(says, &"us-a".parse().unwrap(), &"h".to_owned());
+        assert!(format!("{state:?}").contains(expected), "{state:?}");
+    };
+    check(Some(&held), "Waiting(\"us-a still holds it back");
+    check(Some(&let_go), "Applied");
+    check(Some(&other), "Over(\"us-a holds it back no more");
+    check(None, "Over(\"nothing is known of us-a");
+}
+
+#[test]
 fn approvals_are_forgotten_after_a_day_and_leaves_are_not() {
     let at = Timestamp::from_second(1_800_000_000).unwrap();
     let decision = |what| Decision { by: String::new(), at, note: String::new(), what };
