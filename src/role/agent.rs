@@ -34,7 +34,7 @@ use tracing::{error, info};
 use super::admin::{self, Visible};
 use super::cache::{self, Restored};
 use super::catalog::{Gate, build};
-use super::common::{OwnIdentity, Serving, Sockets};
+use super::common::{OwnIdentity, Serving, Sockets, certificate_problem};
 use super::grpc::{self, Way};
 use super::mesh::{DecisionStatus, MeshStatus};
 use super::operator::{self, Answer, Approve, CallError, Leave, Operated};
@@ -399,6 +399,7 @@ impl Visible for View {
             ready,
             pending,
             leader: None,
+            led_by: None,
             catalog,
             store: None,
             sources: sources.status(),
@@ -409,6 +410,7 @@ impl Visible for View {
             problems: desired.problems.iter().map(ToString::to_string).collect(),
             source: serde_json::to_value(&desired.counts).ok(),
             certificate_expires: Some(self.held.current().credential().expires()),
+            certificate_problem: certificate_problem(&self.held, true),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
             settings: mesh.settings,

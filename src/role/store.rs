@@ -31,7 +31,8 @@ pub(crate) async fn open(config: &ControlPlaneConfig, state: &StateDir) -> anyho
 }
 
 fn etcd_config(etcd: &EtcdStore) -> anyhow::Result<EtcdConfig> {
-    let mut config = EtcdConfig::new(&etcd.endpoints);
+    let endpoints: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
+    let mut config = EtcdConfig::new(&endpoints);
     config.request_timeout = etcd.request_timeout.0;
     if let (Some(ca), Some(cert), Some(key)) = (&etcd.ca, &etcd.cert, &etcd.key) {
         config.tls = Some(EtcdTls {
