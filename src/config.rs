@@ -130,10 +130,12 @@ pub(crate) struct ControlPlaneConfig {
     /// The namespaces that a cluster may speak of and is told of; all, if it is not named.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) entitlements: BTreeMap<ClusterId, Namespaces>,
-    /// Regions that issue for this one's clusters while it is stale, the first that is up.
+    /// Regions that are to issue for this one's clusters while it is stale, the first that is up.
+    /// Published and compared; nothing acts upon it yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) stand_ins: Vec<RegionName>,
-    /// Regions in the order in which policy is activated.
+    /// Regions in the order in which policy is to be activated. Published and compared; nothing acts
+    /// upon it yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) rollout_order: Vec<RegionName>,
     /// Where operators' calls are taken; `operator.sock` in the state directory by default.

@@ -6,10 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use common::manifests::service;
+use common::processes::MESH;
 use common::regions::{self, Regions, Setup, replicas};
 use common::{EU, SOON, US, ask};
+use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::Value;
+use tombolo_ca::identity::Identity;
+use tombolo_ca::material::{Credential, directory};
+use tombolo_ca::region::{Grant, RegionCa};
 use tombolo_testbed::wait_for;
 
 /// What is promised with the default `leaderTtl`.
@@ -18,6 +23,8 @@ const NEXT_LEADER: Duration = Duration::from_secs(5);
 const NEXT_LEADER_AT_LAST: Duration = Duration::from_secs(50);
 /// Dialling again is put off for at most 5 s.
 const REJOINED: Duration = Duration::from_secs(50);
+/// What is due is noticed within 30 s, and asked for at every other replica.
+const RENEWED: Duration = Duration::from_mins(3);
 
 fn start(test: &str) -> Option<anyhow::Result<Regions>> {
     regions::etcd_or_skip(&format!("e2e_replicas::{test}"))?;
@@ -112,6 +119,35 @@ fn a_leader_that_slept_past_its_term_writes_nothing_more_and_campaigns_again() -
     regions.converge(REJOINED)?;
     regions.history(US)?.assert_one_writer()?;
     eprintln!("{} samples, no false delete", sampler.end()?);
+    regions.end()
+}
+
+#[test]
+fn a_replica_without_the_ca_is_renewed_by_another() -> anyhow::Result<()> {
+    let test = "a_replica_without_the_ca";
+    let Some(_) = regions::etcd_or_skip(&format!("e2e_replicas::{test}")) else { return Ok(()) };
+    let mut regions = Regions::prepare(test, Setup::default())?;
+    let [with, _, without] = &replicas(US)[..] else { anyhow::bail!("three replicas") };
+    // More than half of its life is over: it began 10 minutes ago, for clocks that differ.
+    let (region, mesh) = (US.parse()?, MESH.parse()?);
+    let identity = regions.path(without);
+    let ca = RegionCa::load(&identity.join("ca"), &region, &mesh)?;
+    let lifetime = Duration::from_mins(5);
+    let grant = Grant { lifetime, ..Grant::new(Identity::ControlPlane { region }) };
+    let now = Timestamp::now();
+    directory::save(&identity, &Credential::issue(&ca, &grant, now)?)?;
+    std::fs::remove_dir_all(identity.join("ca"))?;
+
+    regions.run(with)?;
+    regions.run(without)?;
+    let expires = wait_for("its certificate is another", RENEWED, || {
+        let status = regions.status(without)?;
+        let expires: Timestamp = status["certificateExpires"].as_str().context("none")?.parse()?;
+        anyhow::ensure!(expires.duration_since(now).as_hours() > 20, "{status}");
+        Ok(expires)
+    })?;
+    eprintln!("valid until {expires}");
+    assert_eq!(regions.status(without)?["certificateProblem"], Value::Null);
     regions.end()
 }
 

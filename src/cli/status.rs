@@ -141,7 +141,7 @@ mod tests {
             let status = Status { leader: leads, led_by: led_by.cloned(), ..Status::default() };
             assert_eq!(head(&status).lines().nth(1).unwrap_or_default(), line);
         };
-        let text = "leader: cp-1 admin 10.0.0.1:7080 since 2026-01-02T03:04:05Z";
+        let text = "leader: cp-1, admin 10.0.0.1:7080, since 2026-01-02T03:04:05Z";
         check(Some(false), Some(&leader), text);
         check(Some(true), Some(&leader), &format!("{text} (this process)"));
         check(Some(false), None, "leader: none is known");

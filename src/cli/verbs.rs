@@ -187,9 +187,9 @@ fn cache_lines(cache: &CacheStatus) -> String {
     let mut text = String::new();
     if let Some(image) = &cache.restored {
         let (generation, saved_at) = (image.generation, image.saved_at);
-        let _ = writeln!(text, "restored from disk, generation {generation} of {saved_at}");
+        let _ = writeln!(text, "restored from disk, generation {generation} of {saved_at:.0}");
     }
-    let saved_at = cache.saved_at.map(|at| format!(" of {at}")).unwrap_or_default();
+    let saved_at = cache.saved_at.map(|at| format!(" of {at:.0}")).unwrap_or_default();
     let newest = cache.generation.map_or("nothing yet".to_owned(), |generation| {
         format!("generation {generation}{saved_at}")
     });

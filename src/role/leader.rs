@@ -27,7 +27,9 @@ impl LeaderStatus {
     /// This process, if it leads from now on.
     pub(crate) fn ourselves(admin: SocketAddr) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { host, admin: Some(admin), since: Some(wall_clock()()) }
+        let now = wall_clock()();
+        let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        Self { host, admin: Some(admin), since: Some(since) }
     }
 
     /// From the local facts under the election's key; `None` while nobody leads, or that was not read
@@ -47,11 +49,10 @@ impl LeaderStatus {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
-        let host = words.next()?.to_owned();
-        let admin = words.next().filter(|word| *word == "admin").and(words.next())?.parse().ok();
-        let since = words.next().filter(|word| *word == "since").and(words.next())?.parse().ok();
-        (admin.is_some() && since.is_some()).then_some(Self { host, admin, since })
+        let (host, rest) = text.split_once(", admin ")?;
+        let (admin, since) = rest.split_once(", since ")?;
+        let (admin, since) = (admin.parse().ok()?, since.parse().ok()?);
+        Some(Self { host: host.to_owned(), admin: Some(admin), since: Some(since) })
     }
 }
 
@@ -59,9 +60,9 @@ impl fmt::Display for LeaderStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.host)?;
         if let Some(admin) = &self.admin {
-            write!(f, " admin {admin}")?;
+            write!(f, ", admin {admin}")?;
         }
-        self.since.map_or(Ok(()), |since| write!(f, " since {since}"))
+        self.since.map_or(Ok(()), |since| write!(f, ", since {since}"))
     }
 }
 
@@ -74,13 +75,13 @@ mod tests {
         let ourselves = LeaderStatus::ourselves("10.0.0.1:7080".parse().unwrap());
         assert!(!ourselves.host.is_empty());
         let text = ourselves.to_string();
-        assert!(text.contains(" admin 10.0.0.1:7080 since 20"), "{text}");
+        assert!(text.contains(", admin 10.0.0.1:7080, since 20"), "{text}");
         assert_eq!(LeaderStatus::read(&text), ourselves);
     }
 
     #[test]
     fn what_another_version_says_names_the_leader() {
-        for text in ["us-west1@0a1b/3", "", "host admin x since y", "host admin 10.0.0.1:1"] {
+        for text in ["us-west1@0a1b/3", "", "host, admin x, since y", "host, admin 10.0.0.1:1"] {
             let read = LeaderStatus::read(text);
             assert_eq!((read.host.as_str(), read.admin, read.since), (text, None, None));
         }

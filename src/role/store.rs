@@ -25,8 +25,10 @@ pub(crate) async fn open(config: &ControlPlaneConfig, state: &StateDir) -> anyho
     let Some(etcd) = etcd else {
         return Ok(Opened::Embedded(Arc::new(Embedded::open(state.file("store.redb")).await?)));
     };
-    let connected = Etcd::connect(etcd_config(etcd)?).await.context("store.etcd cannot be used")?;
-    info!(endpoints = ?etcd.endpoints, "the region's store is etcd");
+    let config = etcd_config(etcd)?;
+    let endpoints = config.endpoints.join(" ");
+    let connected = Etcd::connect(config).await.context("store.etcd cannot be used")?;
+    info!(endpoints, "the region's store is etcd");
     Ok(Opened::Etcd(Arc::new(connected)))
 }
 
