@@ -11,7 +11,7 @@ use common::regions::{self, Regions, Setup, replicas};
 use common::{EU, SOON, US, ask};
 use jiff::Timestamp;
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tombolo_ca::identity::Identity;
 use tombolo_ca::material::{Credential, directory};
 use tombolo_ca::region::{Grant, RegionCa};
@@ -70,8 +70,18 @@ fn one_leads_and_all_serve_and_a_killed_leader_is_succeeded_within_5_s() -> anyh
     regions.all_answer("mail", &[eu], REJOINED)?;
     sampler.may_go("shop/catalog europe-west4-beta");
     regions.manifests.drop_last_document("europe-west4/beta/catalog.yaml", "ServiceExport")?;
+    // Its file says else than the one whose leader wrote the region's record.
+    let mut config = regions.control_plane_config(US, &killed)?;
+    config["distances"][EU] = 90.into();
+    regions.write_config(&killed, &config)?;
     regions.run(&killed)?;
     eprintln!("all is everywhere after {:?}", regions.converge(REJOINED)?);
+    let told = regions.status(&killed)?["disagreements"].take();
+    let (ours, theirs) = (format!("{EU}: 90"), format!("{EU}: 100"));
+    let drift =
+        json!([{"regions": [US, US], "field": "distances", "ours": ours, "theirs": theirs}]);
+    assert_eq!(told, drift);
+    assert_eq!(regions.status(&next)?["disagreements"], Value::Null);
     sampler.is_gone("shop/catalog europe-west4-beta");
     assert_eq!(regions.leaders(US), [next], "one that comes back does not take over");
     eprintln!("{} samples, no false delete", sampler.end()?);
@@ -97,6 +107,8 @@ fn a_leader_that_slept_past_its_term_writes_nothing_more_and_campaigns_again() -
     wait_for("it knows that it does not lead", SOON, || {
         ask::same(&regions.status(&slept)?["leader"], &false.into())
     })?;
+    let link = regions.status(&slept)?["links"][0].take();
+    assert!(link["leftToLeader"] == true && link["synced"] == false, "{link}");
     regions.converge(REJOINED)?;
     assert_eq!(regions.leaders(US), [next]);
     let history = regions.history(US)?;
