@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(30);
-/// From here on somebody has to do something (DESIGN section 4).
+/// From here on somebody has to do something.
 const ALARM_PERCENT: u64 = 60;
 
 /// The store as a control plane sees it.
