@@ -134,8 +134,9 @@ impl EtcdStore {
         self.check_share(leader_ttl)
     }
 
-    /// Each of several members is asked for its share of the time: one that is frozen must not cost
-    /// a leader its term. One member alone has nobody to be left for.
+    /// Each of several members is asked for its share of the time, and a candidate's term counts from
+    /// before it asks for it: one that is frozen must leave some of that. One member alone has nobody
+    /// to be left for.
     fn check_share(&self, leader_ttl: Duration) -> anyhow::Result<()> {
         let members = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
         let whole = self.request_timeout.0;

@@ -122,6 +122,7 @@ impl Candidate {
                 asks: self.asks.clone(),
                 recovered,
                 clock: wall_clock(),
+                draw: Arc::new(new_id),
             },
         );
         parts.spawn(spokesman.speak());
