@@ -81,7 +81,7 @@ impl OfStatus {
     fn of_certificate(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let Some(expires) = self.0.certificate_expires else { return Ok(()) };
         let help = "When the certificate in use ends, in seconds since 1970";
-        gauge(encoder, "certificate_expires_seconds", help, seconds(expires))?;
+        gauge(encoder, "certificate_expires_timestamp_seconds", help, seconds(expires))?;
         let help =
             "1 while the certificate should have been renewed long ago; status says why it was not";
         let overdue = u8::from(self.0.certificate_problem.is_some());
@@ -248,7 +248,7 @@ mod tests {
     fn a_certificate_says_when_it_ends_and_whether_that_is_overdue() {
         let expires = Some(Timestamp::from_second(1_800_000_000).unwrap());
         let status = Status { certificate_expires: expires, ..Status::default() };
-        let until = "tombolo_certificate_expires_seconds 1800000000.0";
+        let until = "tombolo_certificate_expires_timestamp_seconds 1800000000.0";
         check(status.clone(), &[until, "tombolo_certificate_overdue 0.0"], &[]);
         let status = Status { certificate_problem: Some("not renewed".to_owned()), ..status };
         check(status, &[until, "tombolo_certificate_overdue 1.0"], &[]);
