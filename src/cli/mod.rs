@@ -3,6 +3,7 @@
 pub(crate) mod ca;
 pub(crate) mod http;
 pub(crate) mod operate;
+mod status;
 pub(crate) mod table;
 pub(crate) mod verbs;
 
@@ -50,13 +51,7 @@ The demo writes working files: see config/ in its --state-dir.")]
 The demo writes working files: see config/ in its --state-dir.")]
     Agent(RoleArgs),
     /// Show how a process and its sources are.
-    #[command(
-        after_help = "Exit code: 0 when ready and nothing is stale, 1 otherwise, 2 when it cannot be asked.
-
-Examples:
-  tombolo status
-  tombolo status --admin 127.0.0.1:7112 -o json"
-    )]
+    #[command(after_help = status::HELP)]
     Status(AskArgs),
     /// Show merged services with their endpoints by cluster.
     #[command(after_help = "Examples:

@@ -34,7 +34,7 @@ use tracing::{error, info};
 use super::admin::{self, Visible};
 use super::cache::{self, Restored};
 use super::catalog::{Gate, build};
-use super::common::{OwnIdentity, Serving, Sockets};
+use super::common::{OwnIdentity, Serving, Sockets, certificate_problem};
 use super::grpc::{self, Way};
 use super::mesh::{DecisionStatus, MeshStatus};
 use super::operator::{self, Answer, Approve, CallError, Leave, Operated};
@@ -106,18 +106,7 @@ impl Agent {
         let belongs_to = format!("agent of {}/{owner}", config.mesh);
         let (image, restored, kept) = cache::open(&state, belongs_to).await?.into_parts();
         let mut tasks = Tasks::new(stop.clone());
-        let mut options = Options::new(config.region.clone(), config.cluster_id()?);
-        options.pod_cidrs.clone_from(&config.source.pod_cidrs);
-        options.export_all = config.source.export_all;
-        let (options, options_rx) = watch::channel(options);
-        let (source, desired) = Source::open(config.source.directory.clone(), options_rx).await?;
-        let source_stop = stop.clone();
-        tasks.start("source", async move {
-            // The options do not change, but the source follows them for as long as it runs.
-            let _options = options;
-            Ok(source.run(source_stop).await?)
-        });
-
+        let desired = follow_source(&config, &mut tasks, stop.clone()).await?;
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
         let whole = watch::Sender::new(image.is_some());
@@ -206,6 +195,25 @@ impl Agent {
         drop(lock);
         ended
     }
+}
+
+/// Reads the cluster's directory for as long as the tasks run.
+async fn follow_source(
+    config: &AgentConfig,
+    tasks: &mut Tasks,
+    stop: CancellationToken,
+) -> anyhow::Result<watch::Receiver<Arc<Desired>>> {
+    let mut options = Options::new(config.region.clone(), config.cluster_id()?);
+    options.pod_cidrs.clone_from(&config.source.pod_cidrs);
+    options.export_all = config.source.export_all;
+    let (options, options_rx) = watch::channel(options);
+    let (source, desired) = Source::open(config.source.directory.clone(), options_rx).await?;
+    tasks.start("source", async move {
+        // The options do not change, but the source follows them for as long as it runs.
+        let _options = options;
+        Ok(source.run(stop).await?)
+    });
+    Ok(desired)
 }
 
 /// What the cluster says of itself. Its zones are those that its endpoints name.
@@ -438,6 +446,7 @@ impl Visible for View {
             ready,
             pending,
             leader: None,
+            led_by: None,
             catalog,
             store: None,
             sources: sources.status(),
@@ -448,6 +457,7 @@ impl Visible for View {
             problems: desired.problems.iter().map(ToString::to_string).collect(),
             source: serde_json::to_value(&desired.counts).ok(),
             certificate_expires: Some(self.held.current().credential().expires()),
+            certificate_problem: certificate_problem(&self.held, true),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
             settings: mesh.settings,

@@ -6,13 +6,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
-use tombolo_federation::store::{Alarm, Member, Store};
+use tombolo_federation::store::{Alarm, Member, MemberState, Store};
+use tombolo_federation::sync::compactor::Compaction;
 use tombolo_federation::sync::follower::Following;
 use tracing::{info, warn};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(30);
-/// From here on somebody has to do something (DESIGN section 4).
+/// From here on somebody has to do something.
 const ALARM_PERCENT: u64 = 60;
 
 /// The store as a control plane sees it.
@@ -34,6 +35,10 @@ pub(crate) struct StoreStatus {
     /// Its servers; none for the embedded store.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) members: Vec<MemberStatus>,
+    /// Since history was let go the last time; absent where another replica leads, which does it, and
+    /// before the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) compacted_age_seconds: Option<f64>,
     /// What an operator has to do something about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) alarms: Vec<String>,
@@ -56,7 +61,12 @@ pub(crate) struct MemberStatus {
 }
 
 impl StoreStatus {
-    pub(crate) fn of(position: u64, following: &Following, members: &[Member]) -> Self {
+    pub(crate) fn of(
+        position: u64,
+        following: &Following,
+        members: &[Member],
+        compaction: &Compaction,
+    ) -> Self {
         let lost = following.lost.owners.values().map(|lost| lost.keys.len()).sum();
         Self {
             position,
@@ -65,9 +75,18 @@ impl StoreStatus {
             other_history: following.other_history.clone(),
             lost,
             members: members.iter().map(MemberStatus::of).collect(),
-            alarms: members.iter().flat_map(alarms).collect(),
+            compacted_age_seconds: compaction.last.map(|last| last.elapsed().as_secs_f64().floor()),
+            alarms: members.iter().flat_map(alarms).chain(growing(compaction)).collect(),
         }
     }
+}
+
+/// What is to be done where history does not go.
+fn growing(compaction: &Compaction) -> Option<String> {
+    let why = compaction.problem.as_ref()?;
+    Some(format!(
+        "history cannot be compacted and grows: {why}; where etcd asks for a role, compacting needs root"
+    ))
 }
 
 impl MemberStatus {
@@ -77,7 +96,7 @@ impl MemberStatus {
             endpoint: member.endpoint.clone(),
             version: state.map(|state| state.version.clone()),
             leader: state.is_some_and(|state| state.leader),
-            full_percent: state.map(tombolo_federation::store::MemberState::full_percent),
+            full_percent: state.map(MemberState::full_percent),
             problem: member.state.as_ref().err().map(ToString::to_string),
         }
     }
@@ -91,17 +110,28 @@ fn alarms(member: &Member) -> Vec<String> {
     };
     let told = state.alarms.iter().map(|alarm| match alarm {
         Alarm::NoSpace => format!(
-            "{endpoint} takes no more writes, its quota is used up: compact and defragment it, or raise its quota, \
-             then disarm the alarm"
+            "{endpoint} takes no more writes, its quota is used up: {}, then disarm the alarm",
+            remedy(state)
         ),
-        Alarm::Corrupt => format!("{endpoint} holds other data than its peers: replace that member"),
+        Alarm::Corrupt => {
+            format!("{endpoint} holds other data than its peers: replace that member")
+        }
         Alarm::Other(words) => format!("{endpoint}: {words}"),
     });
     let percent = state.full_percent();
-    let filling = (percent >= ALARM_PERCENT).then(|| {
-        format!("{endpoint} has used {percent} % of its quota: defragment it, or raise its quota")
-    });
+    let filling = (percent >= ALARM_PERCENT)
+        .then(|| format!("{endpoint} has used {percent} % of its quota: {}", remedy(state)));
     told.chain(filling).collect()
+}
+
+/// Defragmenting makes the file as small as what is in use.
+fn remedy(state: &MemberState) -> String {
+    let in_use = state.in_use_percent();
+    if in_use < ALARM_PERCENT {
+        format!("defragment it, {in_use} % are in use")
+    } else {
+        format!("raise it, {in_use} % are in use, and defragmenting does not change that")
+    }
 }
 
 /// Asks for as long as it is run, and says what is new.
@@ -126,16 +156,16 @@ pub(crate) async fn watch(store: Arc<dyn Store>, members: watch::Sender<Vec<Memb
 
 #[cfg(test)]
 mod tests {
-    use tombolo_federation::store::{MemberState, StoreError};
+    use tombolo_federation::store::StoreError;
 
     use super::*;
 
-    fn check(size: u64, told: Vec<Alarm>, words: &[&str]) {
+    fn check((size, in_use): (u64, u64), told: Vec<Alarm>, words: &[&str]) {
         let state = MemberState {
             version: "3.6.16".to_owned(),
             leader: true,
             db_size: size,
-            db_in_use: 0,
+            db_in_use: in_use,
             quota: 100,
             alarms: told,
         };
@@ -149,12 +179,30 @@ mod tests {
 
     #[test]
     fn what_needs_attention_names_the_member_and_what_to_do() {
-        check(59, vec![], &[]);
-        check(60, vec![], &["60 % of its quota: defragment"]);
-        check(100, vec![Alarm::NoSpace], &["takes no more writes", "100 %"]);
-        check(1, vec![Alarm::Corrupt, Alarm::Other("x".into())], &["replace that member", "x"]);
+        check((59, 59), vec![], &[]);
+        check((60, 59), vec![], &["60 % of its quota: defragment it, 59 % are in use"]);
+        check((90, 60), vec![], &["90 % of its quota: raise it, 60 % are in use"]);
+        let full = "its quota is used up: defragment it, 9 % are in use, then disarm";
+        check((100, 9), vec![Alarm::NoSpace], &[full, "100 %"]);
+        let full = "raise it, 99 % are in use, and defragmenting does not change that, then disarm";
+        check((100, 99), vec![Alarm::NoSpace], &[full, "100 %"]);
+        check(
+            (1, 1),
+            vec![Alarm::Corrupt, Alarm::Other("x".into())],
+            &["replace that member", "x"],
+        );
         let gone = Err(StoreError::Unavailable("no answer".to_owned()));
         let member = Member { endpoint: "https://e:2379".to_owned(), state: gone };
         assert!(alarms(&member)[0].contains("does not answer"));
+    }
+
+    #[test]
+    fn history_that_cannot_be_let_go_is_an_alarm() {
+        let of = |compaction| StoreStatus::of(7, &Following::default(), &[], &compaction);
+        let well = of(Compaction { last: Some(tokio::time::Instant::now()), problem: None });
+        assert_eq!((well.alarms.len(), well.compacted_age_seconds), (0, Some(0.0)));
+        let refused = of(Compaction { last: None, problem: Some("permission denied".to_owned()) });
+        assert!(refused.alarms[0].contains("grows: permission denied"), "{:?}", refused.alarms);
+        assert_eq!(refused.compacted_age_seconds, None);
     }
 }

@@ -53,9 +53,22 @@ pub async fn campaign(
     id: &str,
     ttl: Duration,
 ) -> Result<Leadership, StoreError> {
+    campaign_saying(store, key, || id.to_owned(), ttl).await
+}
+
+/// The same for a candidate whose `id` says since when it leads: it is asked at each attempt.
+///
+/// # Errors
+/// Those of [`campaign`].
+pub async fn campaign_saying(
+    store: Arc<dyn Store>,
+    key: &str,
+    id: impl Fn() -> String + Send + Sync,
+    ttl: Duration,
+) -> Result<Leadership, StoreError> {
     let ttl = ttl.min(LONGEST);
     loop {
-        match attempt(&store, key, id, ttl).await {
+        match attempt(&store, key, &id(), ttl).await {
             Ok(Some(won)) => return Ok(Leadership::start(store, key, ttl, won)),
             Ok(None) => match vacancy(&*store, key).await {
                 Ok(()) => {}

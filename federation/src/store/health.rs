@@ -38,6 +38,15 @@ impl MemberState {
             quota => self.db_size.saturating_mul(100) / quota,
         }
     }
+
+    /// How much of the quota would be used up after defragmenting.
+    #[must_use]
+    pub fn in_use_percent(&self) -> u64 {
+        match self.quota {
+            0 => 0,
+            quota => self.db_in_use.saturating_mul(100) / quota,
+        }
+    }
 }
 
 /// A complaint of a server.

@@ -1,5 +1,5 @@
 //! What a replica does while it leads: writes back what the store lost, asks the peers of a new one,
-//! begins a term, speaks for the region, forgets who left, compacts, and mirrors the peers.
+//! begins a term, speaks for the region, forgets who left, and mirrors the peers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +20,11 @@ use tombolo_federation::sync::founding::{self, Term};
 use tombolo_federation::sync::leader::{Leader, LeaderError};
 use tombolo_federation::sync::local::Facts;
 use tombolo_federation::sync::spokesman::{Sources, Spokesman};
-use tombolo_federation::sync::{client, compactor, facts, mirror, recover, reseed};
+use tombolo_federation::sync::{client, facts, mirror, recover, reseed};
 use tracing::{info, warn};
 
 use crate::role::grpc::Way;
+use crate::role::leader::LeaderStatus;
 use crate::role::wall_clock;
 use crate::state_dir::new_id;
 
@@ -35,8 +36,6 @@ const PEERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Speaks for the region and mirrors its peers, whenever this process leads.
 pub(super) struct Candidate {
-    /// Says to people who leads.
-    pub(super) id: String,
     pub(super) store: Arc<dyn Store>,
     pub(super) replicas: Replicas,
     pub(super) following: watch::Receiver<Following>,
@@ -49,19 +48,21 @@ impl Candidate {
     pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             let (key, ttl) = (facts::election_key(), self.view.config.leader_ttl.0);
-            let campaign = election::campaign(Arc::clone(&self.store), &key, &self.id, ttl);
+            let admin = self.view.config.listen.admin;
+            let says = move || LeaderStatus::ourselves(admin).to_string();
+            let campaign = election::campaign_saying(Arc::clone(&self.store), &key, says, ttl);
             let leadership = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 leadership = campaign => leadership?,
             };
             info!(region = %self.view.config.region, "leading");
-            self.view.leading.send_replace(true);
+            self.view.leads(true);
             let ended = tokio::select! {
                 () = stop.cancelled() => None,
                 () = leadership.lost() => Some(Ok(LeaderError::NotLeader)),
                 ended = self.lead(leadership.fence()) => Some(ended),
             };
-            self.view.leading.send_replace(false);
+            self.view.leads(false);
             leadership.resign().await;
             match ended {
                 None => return Ok(()),
@@ -136,11 +137,6 @@ impl Candidate {
             sessions: self.view.asking.sessions.clone(),
             left: self.view.asking.left.clone(),
         }));
-        let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
-        parts.spawn(async move {
-            compacting.await;
-            LeaderError::Stopping
-        });
         for peer in &config.peers {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
             let way = Way::new(&peer.address, expected, &self.held)?;

@@ -10,17 +10,23 @@ use tombolo_ca::material::Held;
 use tombolo_ca::root::RootCertificate;
 use tombolo_federation::names::RegionName;
 use tombolo_federation::record::{READS_LEVEL, Region};
+use tombolo_federation::replica::Replica;
 use tombolo_federation::store::Member;
 use tombolo_federation::sync::ask::{AskError, Asking, Word};
 use tombolo_federation::sync::chain;
 use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::compactor::Compaction;
 use tombolo_federation::sync::decisions::{self, Leaver};
 use tombolo_federation::sync::follower::Following;
+use tombolo_federation::sync::local::Facts;
+use tombolo_federation::sync::peers::{self, Disagreement};
+use tombolo_federation::sync::settings;
 
 use crate::config::{ControlPlaneConfig, Peer};
 use crate::role::admin::Visible;
 use crate::role::cache::Restored;
-use crate::role::common::Serving;
+use crate::role::common::{Serving, certificate_problem};
+use crate::role::leader::LeaderStatus;
 use crate::role::mesh::{DecisionStatus, MeshStatus};
 use crate::role::operator::{Answer, Approve, CallError, Leave, Leaving, Operated};
 use crate::role::status::{CacheStatus, LinkStatus, Sources, Status, strays};
@@ -39,6 +45,11 @@ pub(super) struct View {
     restored: Restored,
     pub(super) following: watch::Sender<Following>,
     pub(super) members: watch::Sender<Vec<Member>>,
+    pub(super) compaction: watch::Sender<Compaction>,
+    /// What the store says under the key of the election.
+    election: watch::Receiver<Facts>,
+    /// The certificate is, by this region's CA here or at another replica.
+    renewed: bool,
 }
 
 impl View {
@@ -47,6 +58,8 @@ impl View {
         asking: Asking,
         held: Held,
         (serving, restored): (Serving, Restored),
+        election: watch::Receiver<Facts>,
+        renewed: bool,
     ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
@@ -60,6 +73,9 @@ impl View {
             restored,
             following: watch::Sender::default(),
             members: watch::Sender::default(),
+            compaction: watch::Sender::default(),
+            election,
+            renewed,
         }
     }
 
@@ -104,6 +120,28 @@ impl View {
             rollout_order: self.config.rollout_order.clone(),
             ..Region::default()
         }
+    }
+
+    /// Where this replica's file differs from what its region says.
+    fn drift(&self, replica: &Replica) -> Vec<Disagreement> {
+        let region = &self.config.region;
+        let published = settings::held(replica, region);
+        published.map_or_else(Vec::new, |published| peers::drift(region, &self.region(), published))
+    }
+
+    /// The leader alone follows the peers; what it last knew is not the next one's.
+    fn links(&self, leads: bool) -> Vec<LinkStatus> {
+        let of = if leads { LinkStatus::of } else { LinkStatus::left_to_leader };
+        self.links.iter().map(|(peer, link)| of(format!("peer {peer}"), &link.borrow())).collect()
+    }
+
+    /// Leads from now on, or no more. What was known of the peers in an earlier term is none of this
+    /// one.
+    pub(super) fn leads(&self, leads: bool) {
+        for link in self.links.values() {
+            link.send_modify(|link| *link = link.given_up());
+        }
+        self.leading.send_replace(leads);
     }
 
     fn word(by: String, note: String) -> Word {
@@ -192,6 +230,7 @@ impl Visible for View {
             Some(catalog) if !catalog.complete => vec!["this region's agents".to_owned()],
             Some(_) => Vec::new(),
         };
+        let leads = *self.leading.borrow();
         let replica = self.asking.replicas.peek();
         let sources = Sources {
             replica: &replica,
@@ -203,13 +242,12 @@ impl Visible for View {
         // One look at a time: a second one within the first waits for a writer that waits for it.
         let (store, problems) = {
             let following = self.following.borrow();
-            let members = self.members.borrow();
-            (StoreStatus::of(replica.position, &following, &members), strays(&following))
+            let (members, compaction) = (self.members.borrow(), self.compaction.borrow());
+            let store = StoreStatus::of(replica.position, &following, &members, &compaction);
+            (store, strays(&following))
         };
-        let links = self.links.iter();
-        let links =
-            links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
         let mesh = MeshStatus::of(&replica, &self.config.region, &self.dialled());
+        let drift = self.drift(&replica);
         Status {
             role: "control-plane".to_owned(),
             mesh: self.config.mesh.to_string(),
@@ -218,19 +256,21 @@ impl Visible for View {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: pending.is_empty(),
             pending,
-            leader: Some(*self.leading.borrow()),
+            leader: Some(leads),
+            led_by: LeaderStatus::of(&self.election.borrow()),
             catalog,
             store: Some(store),
             sources: sources.status(),
-            links: links.collect(),
+            links: self.links(leads),
             problems,
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
+            certificate_problem: certificate_problem(&self.held, self.renewed),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
             settings: mesh.settings,
             peers: mesh.peers,
-            disagreements: mesh.disagreements,
+            disagreements: mesh.disagreements.into_iter().chain(drift).collect(),
             decisions: self.decisions(),
         }
     }

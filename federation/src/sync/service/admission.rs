@@ -100,7 +100,8 @@ pub(super) struct Turn(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Admission {
     pub(super) fn new(limits: Limits, metrics: Metrics) -> Self {
-        let transfers = Arc::new(Semaphore::new(limits.full_transfers.max(1)));
+        let turns = limits.full_transfers.clamp(1, Semaphore::MAX_PERMITS);
+        let transfers = Arc::new(Semaphore::new(turns));
         Self { limits, metrics, callers: Mutex::default(), transfers }
     }
 

@@ -1,7 +1,7 @@
 //! How much of the federation API one caller, and all together, may use.
 //!
-//! All of it is there so that a caller that is broken, or was broken into, costs others nothing
-//! (RELIABILITY promises 25 and 26). What is beyond a limit waits where waiting helps (a publisher
+//! All of it is there so that a caller that is broken, or was broken into, costs others nothing.
+//! What is beyond a limit waits where waiting helps (a publisher
 //! that is too fast, a transfer when many are under way) and is refused with words where it does
 //! not; callers back off with jitter and come again.
 
