@@ -271,7 +271,19 @@ fn a_dead_region_leaves(mut mesh: Running<'_>) -> anyhow::Result<()> {
         mesh.processes.insert(name.to_owned(), process);
     }
     wait_for("it is back", REJOINED, || mesh.all_see(3))?;
-    // The cluster that left is still refused, or would be back by now: nobody runs it.
+    // The cluster that left is still refused, and whoever runs it is told.
+    let process = mesh.apart.start(EU_BETA)?;
+    mesh.processes.insert(EU_BETA.to_owned(), process);
+    wait_for("the cluster that left is refused", REJOINED, || {
+        let links = ask::status(mesh.admin(EU_BETA))?["links"].to_string();
+        ensure!(links.contains("left the mesh for good"), "{links}");
+        let metrics = http::get(mesh.admin(EU), "/metrics")?.text();
+        let counted = "tombolo_federation_refused_streams_total{call=\"publish\",reason=\"left\"}";
+        ensure!(metrics.contains(counted), "{metrics}");
+        Ok(())
+    })?;
+    assert!(mesh.log(EU)?.contains("a cluster that left the mesh was refused"));
+    assert_eq!(ask::exporters(mesh.admin(EU), "cart")?.len(), 3);
     mesh.end()
 }
 

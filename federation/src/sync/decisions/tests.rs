@@ -45,14 +45,14 @@ fn an_approval_is_applied_only_if_its_cluster_says_so() {
         why: String::new(),
         services: Vec::new(),
     };
-    let held = Cluster { holds: vec![hold], ..Cluster::default() };
+    let holding = Cluster { holds: vec![hold], ..Cluster::default() };
     let let_go = Cluster { approved: vec!["g".into(), "h".into()], ..Cluster::default() };
     let other = Cluster { approved: vec!["g".into()], ..Cluster::default() };
     let check = |says: Option<&Cluster>, expected: &str| {
         let state = approval_state(says, &"us-a".parse().unwrap(), &"h".to_owned());
         assert!(format!("{state:?}").contains(expected), "{state:?}");
     };
-    check(Some(&held), "Waiting(\"us-a still holds it back");
+    check(Some(&holding), "Waiting(\"us-a still holds it back");
     check(Some(&let_go), "Applied");
     check(Some(&other), "Over(\"us-a holds it back no more");
     check(None, "Over(\"nothing is known of us-a");
