@@ -1,6 +1,5 @@
 //! Verbs that change something: they go over the process's own Unix socket.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use serde::Serialize;
 use tombolo_federation::names::{ClusterId, RegionName};
 
 use super::verbs::{decisions_table, show};
-use super::{Output, http};
-use crate::config::{operator_socket_of, socket_from_environment};
+use super::{Output, SocketArgs, http};
+use crate::config::socket_from_environment;
 use crate::role::operator::{APPROVE, Answer, Approve, LEAVE, Leave, Leaving};
 
 /// What a process may take: 10 s for the decision and what it says about a missing one.
@@ -47,12 +46,8 @@ Examples:
 /// Which process, and how to show its answer.
 #[derive(Debug, Args)]
 pub(crate) struct ProcessArgs {
-    /// The process's operator socket; `$TOMBOLO_SOCKET` by default.
-    #[arg(long, value_name = "PATH", conflicts_with = "config")]
-    socket: Option<PathBuf>,
-    /// The process's configuration file, which says where its socket is.
-    #[arg(long, short, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    socket: SocketArgs,
     /// Why, for those who read the decision later.
     #[arg(long, default_value = "")]
     note: String,
@@ -115,12 +110,7 @@ async fn call(
     path: &str,
     call: &impl Serialize,
 ) -> anyhow::Result<ExitCode> {
-    let socket = match (&process.socket, &process.config) {
-        (Some(socket), _) => Some(socket.clone()),
-        (None, Some(config)) => Some(operator_socket_of(config)?),
-        (None, None) => socket_from_environment(),
-    };
-    let socket = socket.context(
+    let socket = process.socket.named()?.or_else(socket_from_environment).context(
         "which process? name its socket with --socket PATH, or its configuration file with --config FILE",
     )?;
     let (status, text) = http::post(&socket, path, serde_json::to_string(call)?, DEADLINE).await?;

@@ -136,7 +136,7 @@ impl Agent {
             restored,
             approvals: watch::Sender::default(),
         });
-        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
+        operator::start(&mut tasks, operator, &view, calls, &stop);
         let routes = Routes::new(view.serving.ads.into_service());
         tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
         view.serving.start(&mut tasks, sockets.dns, &stop);

@@ -127,7 +127,7 @@ impl ControlPlane {
         .with_limits(config.limits.into());
         api.register(serving.registry.sub_registry_with_prefix("tombolo"));
         let view = Arc::new(View::new(config, asking, held.clone(), (serving, restored)));
-        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
+        operator::start(&mut tasks, operator, &view, calls, &stop);
         let (settled, settled_rx) = watch::channel(false);
         let settling = settle(view.config.region.clone(), replicas.clone(), settled);
         tasks.start_endless("settling", settling);
