@@ -137,6 +137,11 @@ fn clusters_and_regions_leave_by_an_operators_word_alone() -> anyhow::Result<()>
         &["ask a control plane of europe-west4"],
     );
     mesh.all_answer("NOERROR")?;
+    let dry = ["leave", EU_BETA, "--live", "--dry-run"];
+    let would = mesh.operate(EU, &dry)?;
+    assert!(would.code == 0 && would.stdout.contains("would leave"), "{would:?}");
+    assert!(would.stdout.contains("europe-west4/europe-west4-beta: "), "{would:?}");
+    assert_eq!(decisions(mesh.admin(EU))?.len(), 0);
     let done = wait_for("its silence is known", SILENT, || {
         let ended = mesh.operate(EU, &["leave", EU_BETA, "--note", "burnt down"])?;
         ensure!(ended.code == 0, "{ended:?}");
@@ -213,6 +218,8 @@ fn who_may_ask_and_what_is_refused(mesh: &Running<'_>) -> anyhow::Result<()> {
     run(&nowhere)?
         .assert_refused(&["cannot reach the process behind /no/such.sock", "--config FILE"]);
     run(&["leave", "us-west1-alpha"])?.assert_refused(&["which process?", "--socket PATH"]);
+    let relative = ["leave", "us-west1-alpha", "--socket", "state/operator.sock"];
+    run(&relative)?.assert_refused(&["state/operator.sock", "a relative stateDir"]);
     let dead = scratch_file(&mesh.apart.path("no-socket"))?;
     run(&["leave", "us-west1-alpha", "--socket", &dead])?.assert_refused(&[&dead, "cannot reach"]);
     Ok(())

@@ -84,11 +84,18 @@ pub(crate) async fn post(
 }
 
 fn no_socket(socket: &Path) -> String {
+    let shown = socket.display();
+    if socket.is_relative() {
+        return format!(
+            "cannot reach the process behind {shown}, which is looked for from here: a relative \
+             stateDir is one of the directory that the process was started in; ask from there, or \
+             name the whole path with --socket PATH"
+        );
+    }
     format!(
-        "cannot reach the process behind {}: it has to run on this machine, and only its own user \
-         and root may open its socket; name another one with --socket PATH, or the process's file \
-         with --config FILE",
-        socket.display()
+        "cannot reach the process behind {shown}: it has to run on this machine, and only its own \
+         user and root may open its socket; name another one with --socket PATH, or the process's \
+         file with --config FILE"
     )
 }
 

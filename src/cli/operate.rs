@@ -39,6 +39,7 @@ after --withdraw. One that is alive is refused: stop it and wait for 30 s of sil
 Exit code: 0 when done, 1 when refused, 2 when it could not be asked.
 
 Examples:
+  tombolo leave us-west1-alpha --config control-plane.yaml --dry-run
   tombolo leave us-west1-alpha --config control-plane.yaml --note 'decommissioned'
   tombolo leave --region europe-west4 --config control-plane.yaml
   tombolo leave us-west1-alpha --withdraw --config control-plane.yaml";
@@ -61,7 +62,7 @@ pub(crate) struct ProcessArgs {
 pub(crate) struct ApproveArgs {
     /// The cluster's id.
     cluster: ClusterId,
-    /// The hold's id.
+    /// The hold's id, or at least 4 characters with which it alone begins.
     hold: String,
     #[command(flatten)]
     process: ProcessArgs,
@@ -82,6 +83,9 @@ pub(crate) struct LeaveArgs {
     /// Take the decision back.
     #[arg(long)]
     withdraw: bool,
+    /// Say what would be removed, or withdrawn, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     process: ProcessArgs,
 }
@@ -100,8 +104,8 @@ pub(crate) async fn leave(args: &LeaveArgs) -> anyhow::Result<ExitCode> {
         (None, Some(region)) => Leaving::Region(region.clone()),
         (None, None) => bail!("name a CLUSTER, or a region with --region"),
     };
-    let LeaveArgs { live, withdraw, process, .. } = args;
-    let call_of = Leave { who, live: *live, withdraw: *withdraw, note: process.note.clone() };
+    let &LeaveArgs { live, withdraw, dry_run, ref process, .. } = args;
+    let call_of = Leave { who, live, withdraw, dry_run, note: process.note.clone() };
     call(process, LEAVE, &call_of).await
 }
 

@@ -64,6 +64,9 @@ pub(crate) struct Leave {
     /// Take it back instead.
     #[serde(default)]
     pub(crate) withdraw: bool,
+    /// Only say what it would do. A process that does not know this takes no call that says it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) dry_run: bool,
     #[serde(default)]
     pub(crate) note: String,
 }
@@ -192,7 +195,8 @@ async fn leave(
         Leaving::Region(region) => format!("region {region}"),
     };
     let live = if call.live { ", alive" } else { "" };
-    let what = format!("{what}{live}");
+    let dry = if call.dry_run { ", dry run" } else { "" };
+    let what = format!("{what}{live}{dry}");
     let verb = if call.withdraw { "withdraw leave" } else { "leave" };
     let audit = Audit { verb, what, by: by.clone(), note: call.note.clone() };
     respond(desk.take(audit, |operated| operated.leave(call, by)).await)
