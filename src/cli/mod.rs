@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::operator_socket_of;
 use crate::demo::{EXAMPLES, PortChoice};
 
 /// Keeps services of Kubernetes clusters in several regions in step, answers their names, and
@@ -131,13 +132,37 @@ pub(crate) struct RoleArgs {
 /// Of a verb that asks a running process.
 #[derive(Debug, Args)]
 pub(crate) struct AskArgs {
-    /// Admin address of a control plane or an agent, HOST:PORT; `$TOMBOLO_ADMIN`, or the demo's first
-    /// region (127.0.0.1:7102) by default.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Admin address of a control plane or an agent, HOST:PORT; `$TOMBOLO_ADMIN`, then
+    /// `$TOMBOLO_SOCKET`, or the demo's first region (127.0.0.1:7102) by default.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["socket", "config"])]
     pub(crate) admin: Option<String>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
     /// How to show it.
     #[arg(long, short, value_enum, default_value = "table")]
     pub(crate) output: Output,
+}
+
+/// Which process, by its operator socket.
+#[derive(Debug, Args)]
+pub(crate) struct SocketArgs {
+    /// The process's operator socket; `$TOMBOLO_SOCKET` by default.
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    socket: Option<PathBuf>,
+    /// The process's configuration file, which says where its socket is.
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl SocketArgs {
+    /// The socket, if one was named.
+    fn named(&self) -> anyhow::Result<Option<PathBuf>> {
+        match (&self.socket, &self.config) {
+            (Some(socket), _) => Ok(Some(socket.clone())),
+            (None, Some(config)) => Ok(Some(operator_socket_of(config)?)),
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 /// Of `services`.

@@ -16,7 +16,8 @@ pub(super) const HELP: &str =
 
 Examples:
   tombolo status
-  tombolo status --admin 127.0.0.1:7112 -o json";
+  tombolo status --admin 127.0.0.1:7112 -o json
+  tombolo status --config control-plane.yaml";
 
 /// Whether nobody has to look.
 pub(super) fn is_well(status: &Status) -> bool {

@@ -10,7 +10,7 @@ use tombolo_federation::sync::peers::Disagreement;
 
 use super::table::table;
 use super::{AskArgs, DnsArgs, Output, ServicesArgs, http, status};
-use crate::config::{CLUSTERSET_ZONE, admin_from_environment};
+use crate::config::{CLUSTERSET_ZONE, admin_from_environment, socket_from_environment};
 use crate::role::mesh::DecisionStatus;
 use crate::role::status::{CacheStatus, LinkStatus, ServiceStatus, Services, SourceStatus, Status};
 
@@ -106,8 +106,16 @@ pub(crate) async fn dns(args: &DnsArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn ask(args: &AskArgs, path: &str) -> anyhow::Result<String> {
-    let admin = args.admin.clone().or_else(admin_from_environment);
-    http::get(admin.as_deref().unwrap_or(DEFAULT_ADMIN), path).await
+    if let Some(socket) = args.socket.named()? {
+        return http::get_over(&socket, path).await;
+    }
+    if let Some(admin) = args.admin.clone().or_else(admin_from_environment) {
+        return http::get(&admin, path).await;
+    }
+    match socket_from_environment() {
+        Some(socket) => http::get_over(&socket, path).await,
+        None => http::get(DEFAULT_ADMIN, path).await,
+    }
 }
 
 fn parse<T: for<'a> Deserialize<'a>>(text: &str) -> anyhow::Result<T> {

@@ -24,7 +24,7 @@ use tombolo_federation::names::Owner;
 use tombolo_federation::record::{Body, Cluster, Suspect};
 use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
-use tombolo_federation::sync::decisions::{self, Refusal};
+use tombolo_federation::sync::decisions;
 use tombolo_federation::sync::departures;
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_proxy::ClientLocality;
@@ -125,7 +125,7 @@ impl Agent {
             restored,
             approvals: watch::Sender::default(),
         });
-        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
+        operator::start(&mut tasks, operator, &view, calls, &stop);
         let routes = Routes::new(view.serving.ads.into_service());
         tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
         view.serving.start(&mut tasks, sockets.dns, &stop);
@@ -383,10 +383,10 @@ impl View {
         }
         let replica = self.replicas.peek();
         let present = decisions::holds(&replica, &self.owner);
-        if !present.contains(hold) {
-            let (cluster, hold) = (cluster.clone(), hold.clone());
-            return refused(Refusal::UnknownHold { cluster, hold, present }.to_string());
-        }
+        let hold = match decisions::hold_named(cluster, present.clone(), hold) {
+            Ok(hold) => hold,
+            Err(why) => return refused(why.to_string()),
+        };
         self.approvals.send_modify(|approvals| {
             approvals.insert(hold.clone());
             // What is over need not be remembered: as many as there are holds at a time.

@@ -139,7 +139,7 @@ impl ControlPlane {
             election,
             issuer.is_some(),
         ));
-        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
+        operator::start(&mut tasks, operator, &view, calls, &stop);
         let (settled, settled_rx) = watch::channel(false);
         let settling = settle(view.config.region.clone(), replicas.clone(), settled);
         tasks.start_endless("settling", settling);

@@ -1,4 +1,5 @@
-//! Operators' calls, over the process's own Unix socket and nowhere else.
+//! Operators' calls, over the process's own Unix socket and nowhere else. What the admin server shows
+//! is shown here too, for a process whose admin address is not on loopback.
 //!
 //! Whoever may open the socket may decide: it belongs to the process's user and has mode 0600.
 //! Promises: who called is what the kernel says of the other end; each call is audited with target
@@ -31,6 +32,7 @@ use tracing::info;
 pub(crate) use self::desk::Calls;
 use self::desk::{Audit, Desk, Jobs};
 pub(crate) use self::socket::{Bound, reachable};
+use super::admin::{self, Visible};
 use super::mesh::DecisionStatus;
 use super::tasks::Tasks;
 
@@ -62,6 +64,9 @@ pub(crate) struct Leave {
     /// Take it back instead.
     #[serde(default)]
     pub(crate) withdraw: bool,
+    /// Only say what it would do. A process that does not know this takes no call that says it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) dry_run: bool,
     #[serde(default)]
     pub(crate) note: String,
 }
@@ -134,22 +139,24 @@ pub(crate) fn bind(path: &Path) -> anyhow::Result<Bound> {
 }
 
 /// Starts the server as a task of its role.
-pub(crate) fn start(
+pub(crate) fn start<V: Operated + Visible>(
     tasks: &mut Tasks,
     bound: Bound,
-    operated: Arc<dyn Operated>,
+    view: &Arc<V>,
     calls: Calls,
     stop: &CancellationToken,
 ) {
     info!(socket = %bound.path().display(), "taking operators' calls");
-    let (desk, jobs) = Desk::new(operated, calls);
-    tasks.start("operator", serve(bound, desk, jobs, stop.clone()));
+    let (desk, jobs) = Desk::new(Arc::<V>::clone(view), calls);
+    let reads = admin::reads(Arc::<V>::clone(view));
+    tasks.start("operator", serve(bound, desk, jobs, reads, stop.clone()));
 }
 
 async fn serve(
     mut bound: Bound,
     desk: Desk,
     jobs: Jobs,
+    reads: Router,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let router = Router::new()
@@ -157,6 +164,7 @@ async fn serve(
         .route(LEAVE, post(leave))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(desk)
+        .merge(reads)
         .into_make_service_with_connect_info::<Peer>();
     let server = axum::serve(bound.listener()?, router);
     let server = server.with_graceful_shutdown(stop.cancelled_owned());
@@ -187,7 +195,8 @@ async fn leave(
         Leaving::Region(region) => format!("region {region}"),
     };
     let live = if call.live { ", alive" } else { "" };
-    let what = format!("{what}{live}");
+    let dry = if call.dry_run { ", dry run" } else { "" };
+    let what = format!("{what}{live}{dry}");
     let verb = if call.withdraw { "withdraw leave" } else { "leave" };
     let audit = Audit { verb, what, by: by.clone(), note: call.note.clone() };
     respond(desk.take(audit, |operated| operated.leave(call, by)).await)

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::pending::{Fate, Pending};
-use super::decisions::{self, Leaver, Refusal};
+use super::decisions::{self, Leaver, Preview, Refusal};
 use super::departures::View;
 use super::facts::{self, Ask};
 use super::local::Facts;
@@ -159,16 +159,35 @@ impl Asking {
         self.ask(what, word).await
     }
 
+    /// What [`Asking::leave`] would do, which this does not.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub fn preview(&self, leaver: &Leaver, live: bool) -> Result<Preview, AskError> {
+        self.decide(|view| decisions::preview(view, leaver, live))
+    }
+
+    /// What [`Asking::withdraw`] would take back, which this does not.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub fn withdrawable(&self, leaver: &Leaver) -> Result<Vec<Answer>, AskError> {
+        let said = self.decide(|view| decisions::withdraw(view, leaver))?;
+        let answer = |decision: Decision| {
+            let key = decisions::key(&self.region, &decision.what);
+            Answer { key, decision, already: false }
+        };
+        Ok(said.into_iter().map(answer).collect())
+    }
+
     /// Takes a leave back.
     ///
     /// # Errors
     /// See [`AskError`].
     pub async fn withdraw(&self, leaver: &Leaver, word: Word) -> Result<Vec<Answer>, AskError> {
-        let said = self.decide(|view| decisions::withdraw(view, leaver))?;
+        let answers = self.withdrawable(leaver)?;
         let mut asks = Vec::new();
-        let mut answers = Vec::new();
-        for (index, decision) in said.into_iter().enumerate() {
-            let key = decisions::key(&self.region, &decision.what);
+        for (index, Answer { key, decision, .. }) in answers.iter().enumerate() {
             let Word { by, at, note, .. } = word.clone();
             // Whoever takes it back says so in their own name, and its age counts from now on.
             let ask = Ask {
@@ -176,7 +195,6 @@ impl Asking {
                 withdraw: true,
             };
             asks.push(Pending::new(format!("{}-{index}", word.id), ask, key.clone()));
-            answers.push(Answer { key, decision, already: false });
         }
         self.settle(asks).await?;
         Ok(answers)

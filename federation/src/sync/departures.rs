@@ -78,7 +78,7 @@ impl fmt::Display for Heard {
             Some(silence) => write!(f, "heard {} s ago", silence.as_secs())?,
             None => write!(f, "not heard")?,
         }
-        if self.silence.is_some_and(|silence| silence <= STALE_AFTER) {
+        if !self.may_be_live() || self.silence.is_some_and(|silence| silence <= STALE_AFTER) {
             return Ok(());
         }
         let by = self.by.iter().map(RegionName::as_str).collect::<Vec<_>>().join(" and ");

@@ -148,9 +148,10 @@ impl Bench {
 
     /// The replica, once it is as wanted and the facts beside it are known.
     async fn sees(&self, what: &str, wanted: impl Fn(&Replica) -> bool) -> Arc<Replica> {
-        for mut facts in [self.asking.sessions.clone(), self.asking.left.clone()] {
-            let known = tokio::time::timeout(LONG, facts.wait_for(Option::is_some)).await;
-            known.expect("in time").map(drop).unwrap();
+        for facts in [&self.asking.sessions, &self.asking.left] {
+            let mut facts = facts.clone();
+            let read = tokio::time::timeout(LONG, facts.wait_for(Option::is_some)).await;
+            assert!(read.is_ok_and(|read| read.is_ok()), "{what}");
         }
         let mut replicas = self.replicas.clone();
         let seen = tokio::time::timeout(LONG, replicas.wait_for(wanted)).await;
@@ -503,6 +504,12 @@ async fn a_dead_region_that_leaves_is_gone_with_its_clusters_and_its_resume_poin
         refused.to_string().contains("no region asia is known here: known are eu"),
         "{refused}"
     );
+
+    let preview = bench.asking.preview(&Leaver::Region(eu.clone()), false).unwrap().to_string();
+    let first = "eu/_ (not heard) would leave as incarnation \"i1\". These would go:\n";
+    let rest = "  eu/_: 2 records, 0 exported services\n  eu/eu-a: 3 records, 0 exported services";
+    assert_eq!(preview, format!("{first}{rest}"));
+    assert!(!bench.stored("/v1/eu/").await.is_empty() && bench.states().is_empty());
 
     bench.leaves(Leaver::Region(eu.clone())).await.unwrap();
     for what in ["/v1/eu/", "/resume/eu", "/complete/eu", "/said/eu"] {

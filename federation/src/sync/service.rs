@@ -211,16 +211,8 @@ impl FederationApi {
         let owner = format!("{}/{}", self.region, hello.cluster).parse::<Owner>().ok();
         let silent_for = owner.as_ref().map_or(Duration::ZERO, |owner| self.silent_for(owner));
         let (store, now) = (Arc::clone(&self.store), (self.clock)());
-        if let Some(decision) = owner.as_ref().and_then(|owner| {
-            let replica = self.replicas.peek();
-            decisions::has_left(&replica, owner, &hello.uid).cloned()
-        }) {
-            let Decision { by, at, .. } = decision;
-            return Err(Status::failed_precondition(format!(
-                "cluster {} left the mesh for good at {at}, by the word of {by}: withdraw that with \
-                 `tombolo leave {} --withdraw`, or let it join as another cluster",
-                hello.cluster, hello.cluster
-            )));
+        if let Some(owner) = &owner {
+            self.refuse_departed(slot, owner, &hello.uid)?;
         }
         let session = Session::open(store, &self.region, caller, hello, silent_for, now).await;
         let session = session.map(|session| session.continuing(&self.removals));
@@ -229,6 +221,25 @@ impl FederationApi {
             slot.refused(Refused::Session);
             status(&error)
         })
+    }
+
+    /// A cluster of which an operator said that it left is not taken back by its own word.
+    fn refuse_departed(&self, slot: &Slot, owner: &Owner, uid: &str) -> Result<(), Status> {
+        let Caller::Agent { region, cluster } = &slot.caller else { return Ok(()) };
+        // Who claims to be another one is refused for that, and learns nothing of it.
+        if *owner != Owner::cluster(region.clone(), cluster.clone()) {
+            return Ok(());
+        }
+        let replica = self.replicas.peek();
+        let Some(Decision { by, at, .. }) = decisions::has_left(&replica, owner, uid) else {
+            return Ok(());
+        };
+        warn!(caller = %slot.caller, %owner, uid, by, %at, "a cluster that left the mesh was refused");
+        slot.refused(Refused::Left);
+        Err(Status::failed_precondition(format!(
+            "cluster {cluster} left the mesh for good at {at}, by the word of {by}: withdraw that with \
+             `tombolo leave {cluster} --withdraw`, or let it join as another cluster"
+        )))
     }
 
     /// Who calls, and room for one more stream of theirs.

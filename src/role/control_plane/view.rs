@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tombolo_ca::material::Held;
 use tombolo_ca::root::RootCertificate;
 use tombolo_federation::names::RegionName;
-use tombolo_federation::record::{READS_LEVEL, Region};
+use tombolo_federation::record::{Decided, READS_LEVEL, Region};
 use tombolo_federation::replica::Replica;
 use tombolo_federation::store::Member;
 use tombolo_federation::sync::ask::{AskError, Asking, Word};
@@ -155,6 +155,9 @@ impl View {
             }
             Leaving::Region(region) => (Leaver::Region(region.clone()), format!("region {region}")),
         };
+        if call.dry_run {
+            return self.would_leave(&leaver, &who, call.live, call.withdraw).map_err(call_error);
+        }
         let word = Self::word(by, call.note);
         let (answers, message) = if call.withdraw {
             let answers = self.asking.withdraw(&leaver, word).await.map_err(call_error)?;
@@ -169,6 +172,22 @@ impl View {
             (vec![answer], message)
         };
         Ok(Answer { message, decisions: self.shown(&answers) })
+    }
+
+    fn would_leave(
+        &self,
+        leaver: &Leaver,
+        who: &str,
+        live: bool,
+        withdraw: bool,
+    ) -> Result<Answer, AskError> {
+        if withdraw {
+            let answers = self.asking.withdrawable(leaver)?;
+            let message = format!("{who} could come back: this would be withdrawn");
+            return Ok(Answer { message, decisions: self.shown(&answers) });
+        }
+        let message = self.asking.preview(leaver, live)?.to_string();
+        Ok(Answer { message, decisions: Vec::new() })
     }
 
     /// As they stand now.
@@ -204,6 +223,10 @@ impl Operated for View {
             let Approve { cluster, hold, note } = call;
             let word = Self::word(by, note);
             let answer = self.asking.approve(&cluster, &hold, word).await.map_err(call_error)?;
+            let hold = match &answer.decision.what {
+                Decided::Approve { hold, .. } => hold,
+                Decided::Leave { .. } => &hold,
+            };
             let message = if answer.already {
                 format!("{hold} of {cluster} is approved already")
             } else {

@@ -136,7 +136,7 @@ impl Bench {
             stop: stop.clone(),
         };
         let (desk, jobs) = Desk::new(Arc::new(Leaderless { asking }), calls.clone());
-        let serving = serve(bind(&path).unwrap(), desk, jobs, stop.clone());
+        let serving = serve(bind(&path).unwrap(), desk, jobs, axum::Router::new(), stop.clone());
         tasks.spawn(async move { serving.await.unwrap() });
         Self { path, store, calls, stop, tasks, _dir: dir }
     }
