@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use self::behind::Behind;
 use super::decisions;
+use super::quota::{self, Quota, Usage};
 use super::transactions::MAX_RECORD_BYTES;
 use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
@@ -83,6 +84,10 @@ pub struct Intake {
     uses: Vec<String>,
     collecting: Option<Collecting>,
     pending: Batch,
+    /// What is collected or pending, beyond what is held.
+    coming: Usage,
+    /// How much is taken of a region by its mirrors. An agent takes what its own region holds.
+    pub(super) quota: Option<Quota>,
     synced: bool,
     synced_at: u64,
     /// Owners that the other side spoke of.
@@ -110,8 +115,11 @@ impl Intake {
     /// For the messages of one stream.
     #[must_use]
     pub fn new(accept: Accept) -> Self {
+        let quota = matches!(accept, Accept::Region(_)).then_some(quota::REGION);
         Self {
             accept,
+            quota,
+            coming: Usage::default(),
             uses: Vec::new(),
             collecting: None,
             pending: Batch::default(),
@@ -240,6 +248,10 @@ impl Intake {
             self.behind.begin(owner.clone(), newest.clone());
         }
         self.started.insert(owner.clone());
+        if self.quota.is_some() && self.started.len() > quota::OWNERS {
+            let many = format!("more than {} owners", quota::OWNERS);
+            return Err(IntakeError::Unexpected(many));
+        }
         self.collecting = Some(Collecting {
             owner,
             current,
@@ -253,12 +265,23 @@ impl Intake {
     }
 
     fn batch(&mut self, batch: wire::Batch, held: &Replica) -> Result<Step, IntakeError> {
+        let before = self.held_beside(held);
+        let mut usage = before + self.coming;
         for item in batch.items {
             match self.item(item, held) {
-                Ok(Some((key, value, removed))) => self.take(key, value, removed),
+                Ok(Some((key, value, removed))) => self.take(key, value, removed, held, &mut usage),
                 Ok(None) => {}
                 Err(key) => self.refuse("record", &key),
             }
+        }
+        self.coming = usage - before;
+        // Removals, too, and what comes twice.
+        let waiting =
+            self.collecting.as_ref().map_or(self.pending.items.len(), |of| of.items.len());
+        if let Some(Quota { records, .. }) = self.quota.filter(|quota| waiting > 2 * quota.records)
+        {
+            let many = format!("a change of more than {} records", 2 * records);
+            return Err(IntakeError::Unexpected(many));
         }
         if self.collecting.is_some() || batch.more {
             return Ok(Step::default());
@@ -266,10 +289,40 @@ impl Intake {
         let newest = |owner: &Owner| held.holding(owner)?.newest();
         self.behind.settle(newest).map_err(|owner| IntakeError::CaughtUp { owner })?;
         let position = Some(batch.position);
+        self.coming = Usage::default();
         Ok(Step { batch: std::mem::take(&mut self.pending), position, synced: false })
     }
 
-    fn take(&mut self, key: Key, value: Option<Bytes>, removed: Option<Removed>) {
+    /// What is held of the other side, but for what is collected to take its place.
+    fn held_beside(&self, held: &Replica) -> Usage {
+        if self.quota.is_none() {
+            return Usage::default();
+        }
+        let replaced = self.collecting.as_ref().filter(|of| of.whole).map(|of| &of.owner);
+        let owners = held.owners().filter(|(owner, _)| self.accepts(owner));
+        owners.filter(|(owner, _)| Some(*owner) != replaced).map(|(_, of)| Usage::of(of)).sum()
+    }
+
+    fn take(
+        &mut self,
+        key: Key,
+        value: Option<Bytes>,
+        removed: Option<Removed>,
+        held: &Replica,
+        usage: &mut Usage,
+    ) {
+        let replaces = self.collecting.as_ref().is_some_and(|of| of.whole);
+        let before = held.get(&key).filter(|_| !replaces).map(|entry| entry.value.len());
+        if let (Some(quota), Some(value)) = (&self.quota, &value)
+            && let Err(error) = usage.put(quota, before, value.len())
+        {
+            self.refuse("record", &format!("{key}: {error}"));
+            // What is left out is not absent.
+            if let Some(collecting) = &mut self.collecting {
+                collecting.whole = false;
+            }
+            return;
+        }
         if let Some(collecting) = &mut self.collecting {
             collecting.removed.extend(removed.map(|removed| (key.clone(), removed)));
             collecting.items.insert(key, value);
@@ -370,6 +423,7 @@ impl Intake {
     /// Compares what was collected of an owner with what is held of it.
     fn finish(&mut self, held: &Replica) -> Batch {
         let Some(collected) = self.collecting.take() else { return Batch::default() };
+        self.coming = Usage::default();
         if !collected.current {
             return Batch::default();
         }

@@ -14,10 +14,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 
-use self::refusal::Refusal;
 pub use self::refusal::{Reason, Tally};
+use self::refusal::{Refusal, acks};
 pub use self::removals::RemovalWindows;
 use self::removals::Removals;
+use super::quota::{self, Quota, Usage};
 use super::transactions::{Changes, transactions};
 use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, chain, facts};
 use crate::key::{Key, Kind};
@@ -40,8 +41,8 @@ mod removals;
 const WANT_KEYS: usize = 1000;
 /// What is refused is named with at most so many bytes: the longest key is shorter.
 const MAX_NAMED: usize = 1024;
-/// More keys than this are not taken from one cluster, whatever it declares.
-const MAX_KEYS: usize = 1_000_000;
+/// What is refused is named in the answer: publishers of this project send a quarter of this.
+const MAX_CHANGES: usize = 16_384;
 
 /// Why a stream ends. Where it is the agent's fault, the words are for it to read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,9 +78,13 @@ pub struct Session {
     said: Revision,
     /// What the owner holds, by its own word; built up by declaration and changes.
     present: BTreeSet<Key>,
-    declared: BTreeMap<Key, Bytes>,
+    declared: BTreeMap<Key, [u8; 32]>,
+    declaration: Usage,
     /// What the store holds of it.
     held: BTreeMap<Key, Held>,
+    /// How much that is, and may be.
+    usage: Usage,
+    pub(super) quota: Quota,
     /// What it was told of and had not declared.
     told: BTreeSet<Key>,
     /// Its newest change in this epoch.
@@ -97,13 +102,16 @@ struct Held {
     newest: Option<Newest>,
     /// How many endpoints it has.
     endpoints: usize,
+    /// What it counts for in its owner's quota.
+    bytes: usize,
 }
 
 impl Held {
     fn of(key: &Key, value: &Bytes) -> Self {
         let newest = Origin::of_value(value).map(|origin| origin.newest());
         let record = (key.kind == Kind::Endpoints).then(|| Record::open(key, value).ok()).flatten();
-        Self { newest, endpoints: record.map_or(0, |record| record.body.endpoints()) }
+        let endpoints = record.map_or(0, |record| record.body.endpoints());
+        Self { newest, endpoints, bytes: key.to_string().len() + value.len() }
     }
 }
 
@@ -161,7 +169,10 @@ impl Session {
                 joined,
                 present: BTreeSet::new(),
                 declared: BTreeMap::new(),
+                declaration: Usage::default(),
                 held: BTreeMap::new(),
+                usage: Usage::default(),
+                quota: quota::CLUSTER,
                 told: BTreeSet::new(),
                 sequence: 0,
                 removals: Arc::default(),
@@ -215,7 +226,7 @@ impl Session {
         match (request.message, self.phase) {
             (Some(Request::State(state)), Phase::Declaring) => self.declare(state).await,
             (Some(Request::Changes(changes)), Phase::Supplying | Phase::Flowing) => {
-                Ok(vec![self.change(changes, now).await?])
+                self.change(changes, now).await
             }
             (Some(Request::Complete(complete)), Phase::Supplying | Phase::Flowing) => {
                 self.complete(complete).await
@@ -233,14 +244,19 @@ impl Session {
         &mut self,
         state: wire::State,
     ) -> Result<Vec<wire::PublishResponse>, SessionError> {
+        // Twice what is taken, so that a cluster beyond its quota is told which records those are.
+        let Quota { records, bytes, .. } = self.quota;
+        let most = Quota { of: "declaration", records: 2 * records, bytes: bytes / 4 };
         for entry in state.entries {
             let Ok(key) = entry.key.parse::<Key>() else { continue };
-            if key.owner == self.owner {
-                self.declared.insert(key, entry.body_sha256);
+            if key.owner != self.owner {
+                continue;
             }
-            // Leaving one out would make it look gone.
-            if self.declared.len() > MAX_KEYS {
-                return Err(SessionError::Refused(format!("more than {MAX_KEYS} records")));
+            // What is no digest is that of nothing. Copied: it would keep its whole message.
+            let hash = <[u8; 32]>::try_from(&entry.body_sha256[..]).unwrap_or_default();
+            if self.declared.insert(key, hash).is_none() {
+                let room = self.declaration.put(&most, None, entry.key.len());
+                room.map_err(|error| SessionError::Refused(format!("key {} {error}", entry.key)))?;
             }
         }
         if !state.last {
@@ -251,15 +267,17 @@ impl Session {
         self.said = said.map_or(0, |entry| entry.mod_revision);
         let stored = self.list().await?;
         let hash = |value: &Bytes| body_hash_of_value(value);
-        let lacks = |(key, declared): &(&Key, &Bytes)| {
+        let lacks = |(key, declared): &(&Key, &[u8; 32])| {
             let held = stored.get(key).and_then(hash);
-            held.is_none_or(|held| held[..] != declared[..])
+            held.is_none_or(|held| held != **declared)
         };
         let wanted: Vec<String> =
             self.declared.iter().filter(lacks).map(|(key, _)| key.to_string()).collect();
         self.present = std::mem::take(&mut self.declared).into_keys().collect();
         let held = |(key, value): (&Key, &Bytes)| (key.clone(), Held::of(key, value));
         self.held = stored.iter().map(held).collect();
+        let bytes = self.held.values().map(|held| held.bytes).sum();
+        self.usage = Usage { records: self.held.len(), bytes };
         let mut answers = self.surplus(&stored, &CLUSTER_KINDS);
         answers.extend(want(&wanted));
         self.phase = Phase::Supplying;
@@ -305,12 +323,16 @@ impl Session {
         &mut self,
         changes: wire::Changes,
         now: Timestamp,
-    ) -> Result<wire::PublishResponse, SessionError> {
+    ) -> Result<Vec<wire::PublishResponse>, SessionError> {
+        if changes.puts.len() + changes.tombstones.len() > MAX_CHANGES {
+            return Err(SessionError::Protocol("more than 16384 changes in one message"));
+        }
         let mut taken: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
         let mut removed = BTreeMap::new();
         let mut refused = Vec::new();
         for put in changes.puts {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
+            let outcome = outcome.and_then(|key| self.admit_more(key, &put));
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
                 Err(why) => refused.push(self.refuse(put.key, why)),
@@ -322,7 +344,9 @@ impl Session {
             match outcome {
                 Ok((removal, key)) => {
                     // At once: the next one is judged by what is left.
-                    self.held.remove(&key);
+                    if let Some(held) = self.held.remove(&key) {
+                        self.usage.removed(held.bytes);
+                    }
                     let sequence = tombstone.sequence;
                     self.tally.removed(removal);
                     removed.insert(key.clone(), Removed { removal, sequence });
@@ -339,7 +363,7 @@ impl Session {
                 Changes { items, removed, newest, more: changes.more, ..Changes::default() };
             self.commit(changes).await?;
         }
-        Ok(response(Response::Ack(wire::Ack { batch: changes.batch, refused })))
+        Ok(acks(changes.batch, refused))
     }
 
     fn refuse(&mut self, key: String, why: Refusal) -> wire::RefusedRecord {
@@ -401,7 +425,7 @@ impl Session {
         self.phase = Phase::Flowing;
         // The next time it may know more.
         self.told.clear();
-        Ok(vec![response(Response::Ack(wire::Ack { batch: complete.batch, refused }))])
+        Ok(acks(complete.batch, refused))
     }
 
     async fn commit(&mut self, changes: Changes) -> Result<(), SessionError> {

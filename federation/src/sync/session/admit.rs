@@ -45,6 +45,15 @@ impl Session {
         Ok(key)
     }
 
+    /// The key, if there is room for the record: that is taken then.
+    pub(super) fn admit_more(&mut self, key: Key, put: &wire::Put) -> Result<Key, Refusal> {
+        let before = self.held.get(&key).map(|held| held.bytes);
+        let size = put.key.len() + put.value.len();
+        let taken = self.usage.put(&self.quota, before, size);
+        taken.map_err(|error| Refusal::new(Reason::Quota, error.to_string()))?;
+        Ok(key)
+    }
+
     /// Why the record under `key` goes, if it may.
     pub(super) fn admit_removal(
         &mut self,

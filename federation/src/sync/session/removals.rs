@@ -105,7 +105,7 @@ mod tests {
 
     fn held(services: usize, slices: usize, endpoints: usize) -> BTreeMap<Key, Held> {
         let keys = (0..services).flat_map(|s| (0..slices).map(move |p| slice(s, p)));
-        keys.map(|key| (key, Held { newest: None, endpoints })).collect()
+        keys.map(|key| (key, Held { endpoints, ..Held::default() })).collect()
     }
 
     /// Removes as many as may go; says how many, and why no more.

@@ -4,6 +4,7 @@
 mod behind;
 mod levels;
 mod publishing;
+mod quotas;
 mod rubbish;
 mod subscribing;
 
