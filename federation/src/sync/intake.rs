@@ -8,6 +8,7 @@
 //! through an owner has changed nothing of it.
 
 mod behind;
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use self::behind::Behind;
+use self::kept::Kept;
 use super::decisions;
 use super::quota::{self, Quota, Usage};
 use super::transactions::MAX_RECORD_BYTES;
@@ -94,6 +96,7 @@ pub struct Intake {
     started: BTreeSet<Owner>,
     /// Those of them on which it is behind.
     behind: Behind,
+    kept: Kept,
     refused: u64,
     last_refused: Option<String>,
 }
@@ -127,6 +130,7 @@ impl Intake {
             synced_at: 0,
             started: BTreeSet::new(),
             behind: Behind::default(),
+            kept: Kept::default(),
             refused: 0,
             last_refused: None,
         }
@@ -191,7 +195,7 @@ impl Intake {
                 Ok(Step { batch, ..Step::default() })
             }
             Some(Message::Batch(batch)) => self.batch(batch, held),
-            Some(Message::End(end)) => self.end(end),
+            Some(Message::End(end)) => self.end(end, held),
             Some(Message::Synced(synced)) => {
                 self.synced = true;
                 self.synced_at = synced.position;
@@ -327,6 +331,7 @@ impl Intake {
             collecting.removed.extend(removed.map(|removed| (key.clone(), removed)));
             collecting.items.insert(key, value);
         } else {
+            self.kept.told_of(&key);
             self.pending.removed.extend(removed.map(|removed| (key.clone(), removed)));
             self.pending.items.push((key, value));
         }
@@ -391,7 +396,7 @@ impl Intake {
         gone.map(|(owner, _)| owner.clone()).collect()
     }
 
-    fn end(&mut self, end: wire::End) -> Result<Step, IntakeError> {
+    fn end(&mut self, end: wire::End, held: &Replica) -> Result<Step, IntakeError> {
         let owner: Owner = parse(&end.owner)?;
         let Ok(kind) = end.kind.parse::<Kind>() else {
             // Of a newer version. It vouches for records that this one cannot hold anyway.
@@ -412,9 +417,13 @@ impl Intake {
                 Err(IntakeError::Unexpected(format!("an end marker of {owner} out of turn")))
             }
             None => {
-                let complete = (!self.behind.contains(&owner)).then_some((owner, kind, epoch));
-                let complete = complete.into_iter().collect();
-                let batch = Batch { complete, ..Batch::default() };
+                if self.behind.contains(&owner) || is_older(held, &owner, kind, &epoch) {
+                    return Ok(Step::default());
+                }
+                let absent = self.kept.absent(&owner, kind).into_iter().map(|key| (key, None));
+                let items = absent.collect();
+                let complete = vec![(owner, kind, epoch)];
+                let batch = Batch { items, complete, ..Batch::default() };
                 Ok(Step { batch, ..Step::default() })
             }
         }
@@ -428,16 +437,15 @@ impl Intake {
             return Batch::default();
         }
         let holding = held.holding(&collected.owner);
-        let older = |kind: &Kind, epoch: &Epoch| {
-            let held = holding.and_then(|holding| holding.complete().get(kind));
-            held.is_some_and(|held| epoch.is_older_than(held))
-        };
+        let older = |kind: &Kind, epoch: &Epoch| is_older(held, &collected.owner, *kind, epoch);
         let current = collected.ends.iter().filter(|(kind, epoch)| !older(kind, epoch));
         let vouched: BTreeSet<Kind> = current.clone().map(|(kind, _)| *kind).collect();
-        let gone = holding.into_iter().flat_map(Holding::records).filter(|(key, _)| {
-            collected.whole && vouched.contains(&key.kind) && !collected.items.contains_key(key)
-        });
-        let gone = gone.map(|(key, _)| (key.clone(), None));
+        let absent = holding.into_iter().flat_map(Holding::records).map(|(key, _)| key);
+        let absent = absent.filter(|key| collected.whole && !collected.items.contains_key(*key));
+        let (gone, kept): (Vec<&Key>, Vec<&Key>) =
+            absent.partition(|key| vouched.contains(&key.kind));
+        self.kept.insert(&collected.owner, kept.into_iter().cloned().collect());
+        let gone = gone.into_iter().map(|key| (key.clone(), None));
         let complete = current.map(|(kind, epoch)| (collected.owner.clone(), *kind, epoch.clone()));
         let complete = complete.collect();
         let newest = collected.newest.clone();
@@ -456,8 +464,9 @@ impl Intake {
         let level = digests.level.max(1);
         for theirs in &digests.owners {
             let owner: Owner = parse(&theirs.owner)?;
-            let ours = held.holding(&owner).map(|holding| holding.digest_at(level).to_bytes());
-            let ours = ours.unwrap_or_else(|| crate::digest::Digest::default().to_bytes());
+            let ours = held.holding(&owner);
+            let ours = ours.map(|holding| self.kept.digest_beside(holding, &owner, level));
+            let ours = ours.unwrap_or_default().to_bytes();
             let same = ours[..] == theirs.digest[..];
             // Right after the start it is known to be behind; a minute later it should not be.
             let excused = self.behind.contains(&owner) && self.synced_at == digests.position;
@@ -472,6 +481,12 @@ impl Intake {
         let batch = Batch { forgotten: self.forgettable(held), ..Batch::default() };
         Ok(Step { batch, position: Some(digests.position), ..Step::default() })
     }
+}
+
+/// Whether the owner's word on a kind is older than the one that is held.
+fn is_older(held: &Replica, owner: &Owner, kind: Kind, epoch: &Epoch) -> bool {
+    let held = held.holding(owner).and_then(|holding| holding.complete().get(&kind));
+    held.is_some_and(|held| epoch.is_older_than(held))
 }
 
 /// Whether it is an older version of what is held (RELIABILITY promise 14), for a mirror's store as
