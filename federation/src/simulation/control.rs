@@ -2,6 +2,7 @@
 //! and when it leads writes back, recovers, mirrors and speaks for its region.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -25,7 +26,7 @@ use crate::sync::founding::{self, Term};
 use crate::sync::leader::{Leader, LeaderError};
 use crate::sync::local::{self, Facts};
 use crate::sync::service::{FederationApi, WallClock};
-use crate::sync::spokesman::{Sources, Spokesman};
+use crate::sync::spokesman::{Draw, Sources, Spokesman};
 use crate::sync::{Caller, facts, mirror, recover, reseed};
 
 /// As the binary has them.
@@ -182,8 +183,14 @@ impl Candidate {
     }
 
     async fn lead(&self, fence: Guard) -> LeaderError {
-        let mut leader =
-            Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
+        let mut leader = Leader::new(Arc::clone(&self.store), fence, self.replicas.clone());
+        let term = match self.begin(&leader).await {
+            Ok(term) => term,
+            Err(error) => return error,
+        };
+        if let Err(error) = reseed::follows(&self.following, &term).await {
+            return error;
+        }
         match reseed::reseed(&mut leader, &self.following).await {
             Ok(0) => {}
             Ok(records) => {
@@ -195,10 +202,6 @@ impl Candidate {
             }
             Err(error) => return error,
         }
-        let term = match self.begin(&leader).await {
-            Ok(term) => term,
-            Err(error) => return error,
-        };
         let region = Region {
             addresses: vec![self.region.to_string()],
             reads_level: READS_LEVEL,
@@ -211,6 +214,7 @@ impl Candidate {
             asks: self.asks.clone(),
             recovered: watch::channel(true).1,
             clock: Arc::clone(&self.clock),
+            draw: self.draw(),
         };
         let mut parts = JoinSet::new();
         let spokesman = Spokesman::new(leader.clone(), self.region.clone(), &term, sources);
@@ -244,6 +248,15 @@ impl Candidate {
                 begun => return begun,
             }
         }
+    }
+
+    /// Like nothing else in a run, and the same in each run of a seed.
+    fn draw(&self) -> Draw {
+        let (clock, name, drawn) = (Arc::clone(&self.clock), self.name.clone(), AtomicU64::new(0));
+        Arc::new(move || {
+            let nth = drawn.fetch_add(1, Ordering::Relaxed);
+            format!("drawn-by-{name}-at-{}-{nth}", clock())
+        })
     }
 
     fn wire(&self, peer: &RegionName) -> Wire {

@@ -20,8 +20,9 @@ use tracing::{debug, info, warn};
 use self::state::State;
 pub(super) use self::state::read;
 pub use self::state::{Lost, LostOwner};
-use super::client;
-use super::history::{self, ResumePoint, Resumed};
+use super::history::{self, Going, LONGEST, ResumePoint, Resumed, Trail};
+use super::{client, facts};
+use crate::proto::local::Founding;
 use crate::replica::{Batch, ReplicaWriter};
 use crate::store::{self, Revision, Store, StoreError, Watch, WatchEvent};
 
@@ -45,6 +46,9 @@ pub struct Following {
     pub other_history: Option<String>,
     /// What the store has lost and this process holds.
     pub lost: Arc<Lost>,
+    /// What the store says of itself, as it was followed up to here: a leader that finds its own
+    /// term in it knows that this is the store it writes to, with all that it has lost.
+    pub founding: Option<Founding>,
     /// Keys in the store that are no record keys, or have more under them than a record can be,
     /// and why: left alone, whoever wrote them. Up to 20.
     pub strays: BTreeMap<String, String>,
@@ -86,46 +90,60 @@ struct Follower {
 
 impl Follower {
     async fn once(&mut self, backoff: &mut client::Backoff) -> Result<(), StoreError> {
-        let watch = match self.resumed().await? {
-            Some(watch) => watch,
-            None => self.list().await?,
+        let (watch, next) = match self.resumed().await? {
+            Some((watch, next)) => (watch, next),
+            None => (self.list().await?, None),
         };
         *backoff = client::backoff();
         self.following.send_modify(|following| following.problem = None);
-        self.follow(watch).await
+        self.follow(watch, next).await
     }
 
-    /// The watch that goes on where the last one ended, if that is possible.
-    async fn resumed(&mut self) -> Result<Option<Watch>, StoreError> {
+    /// The watch that goes on where the last one ended, if that is possible, and what it has said
+    /// already.
+    async fn resumed(&mut self) -> Result<Option<(Watch, Option<WatchEvent>)>, StoreError> {
         let Some(point) = self.state.resume() else { return Ok(None) };
         match history::resume(&*self.store, ALL, &point).await? {
-            Resumed::Same(watch, newest) => {
-                debug!(revision = point.revision, newest, "the store is the same, going on");
+            Resumed::Same(Going { watch, next, trail, current }) => {
+                self.state.goes_on_after(trail);
+                debug!(revision = point.revision, current, "the store is the same, going on");
                 // What is held comes from a disk, and has not said yet of when it is.
                 if self.writer.current().position == 0 {
-                    self.from_disk = Some(newest);
+                    self.from_disk = Some(current);
                     self.apply(Batch::default());
                 }
-                Ok(Some(watch))
+                Ok(Some((watch, next)))
             }
             Resumed::Other(why) => {
-                warn!(
-                    why,
-                    "the store has another history than the one that was followed: all of it is compared"
-                );
-                self.following.send_modify(|following| {
-                    following.other_histories += 1;
-                    following.other_history = Some(why);
-                });
+                self.another(why);
+                // Told once: the listing that comes may fail.
+                self.state.forget_point();
                 Ok(None)
             }
         }
     }
 
-    /// Reads everything. The watch begins at the revision that was read, not after it: its commit
-    /// is what shows the next time that the store is still the same.
+    fn another(&self, why: String) {
+        warn!(
+            why,
+            "the store has another history than the one that was followed: all of it is compared"
+        );
+        self.following.send_modify(|following| {
+            following.other_histories += 1;
+            following.other_history = Some(why);
+        });
+    }
+
+    /// Reads everything. The watch begins at the store's last mark and goes over what was listed
+    /// since: that is what shows the next time that the store is still the same.
     async fn list(&mut self) -> Result<Watch, StoreError> {
         let (entries, revision) = store::list(&*self.store, ALL).await?;
+        if revision < self.state.revision() {
+            let before = self.state.revision();
+            self.another(format!("it is at revision {revision}, and was at {before} before"));
+        }
+        let marked = entries.iter().find(|entry| facts::is_mark(&entry.key, &entry.value));
+        let marked = marked.map(|mark| mark.mod_revision).filter(|at| at + LONGEST >= revision);
         let batch = self.state.listed(&self.writer.current(), entries, revision);
         info!(revision, changes = batch.items.len(), "read the store");
         for (owner, lost) in &self.state.lost().owners {
@@ -136,13 +154,18 @@ impl Follower {
         self.apply(batch);
         self.following.send_modify(|following| following.listings += 1);
         self.show();
-        self.store.watch(ALL, revision.max(1)).await
+        self.store.watch(ALL, marked.unwrap_or(revision + 1)).await
     }
 
-    async fn follow(&mut self, mut watch: Watch) -> Result<(), StoreError> {
+    async fn follow(
+        &mut self,
+        mut watch: Watch,
+        mut next: Option<WatchEvent>,
+    ) -> Result<(), StoreError> {
         let mut unfinished = None;
         loop {
             let event = match unfinished {
+                _ if next.is_some() => next.take(),
                 None => watch.events.recv().await,
                 Some(since) => {
                     let event = timeout_at(since + UNFINISHED, watch.events.recv()).await;
@@ -164,6 +187,7 @@ impl Follower {
                 Some(WatchEvent::Compacted { oldest }) if oldest <= self.state.revision() + 1 => {
                     // All that is gone was listed: there is nothing to compare.
                     debug!(oldest, "compacted up to where the store was read");
+                    self.state.goes_on_after(Trail::default());
                     watch = self.store.watch(ALL, self.state.revision() + 1).await?;
                     continue;
                 }
@@ -198,6 +222,7 @@ impl Follower {
 
     /// Quietly: positions change with every commit, and only who asks wants them.
     fn show(&self) {
+        let founding = self.state.founding().and_then(facts::founding);
         self.following.send_if_modified(|following| {
             // What is held back is not in the replica yet: going on after it would lose it.
             if !self.state.has_unfinished() {
@@ -207,7 +232,9 @@ impl Follower {
             if strays_changed {
                 following.strays.clone_from(self.state.strays());
             }
-            strays_changed
+            let founded = following.founding != founding;
+            following.founding = founding;
+            strays_changed || founded
         });
     }
 

@@ -7,6 +7,7 @@
 //! be written or removed is refused by itself, with the reason; the rest of its batch goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ pub struct Session {
     said: Revision,
     /// What the owner holds, by its own word; built up by declaration and changes.
     present: BTreeSet<Key>,
-    declared: BTreeMap<Key, [u8; 32]>,
+    declared: BTreeMap<Key, Declared>,
     declaration: Usage,
     /// What the store holds of it.
     held: BTreeMap<Key, Held>,
@@ -96,12 +97,31 @@ pub struct Session {
     entitlement: Entitlement,
 }
 
+/// What a record is by its owner's declaration.
+#[derive(Debug)]
+struct Declared {
+    hash: [u8; 32],
+    sequence: u64,
+}
+
+impl Declared {
+    /// Whether it is another than the stored one, or the same said again since: the store went back
+    /// to before its owner removed it, and others may have seen that it did.
+    fn is_news(&self, stored: &Bytes, epoch: &Epoch) -> bool {
+        let older = || {
+            Origin::of_value(stored)
+                .is_some_and(|held| held.epoch == *epoch && held.sequence < self.sequence)
+        };
+        body_hash_of_value(stored).is_none_or(|held| held != self.hash) || older()
+    }
+}
+
 /// What a session remembers of a stored record.
 #[derive(Debug, Clone, Default)]
 struct Held {
     newest: Option<Newest>,
-    /// How many endpoints it has.
-    endpoints: usize,
+    /// The addresses of its endpoints.
+    addresses: BTreeSet<IpAddr>,
     /// What it counts for in its owner's quota.
     bytes: usize,
 }
@@ -110,8 +130,11 @@ impl Held {
     fn of(key: &Key, value: &Bytes) -> Self {
         let newest = Origin::of_value(value).map(|origin| origin.newest());
         let record = (key.kind == Kind::Endpoints).then(|| Record::open(key, value).ok()).flatten();
-        let endpoints = record.map_or(0, |record| record.body.endpoints());
-        Self { newest, endpoints, bytes: key.to_string().len() + value.len() }
+        let addresses = match record.map(|record| record.body) {
+            Some(Body::Endpoints(slice)) => slice.endpoints.iter().map(|e| e.address).collect(),
+            _ => BTreeSet::new(),
+        };
+        Self { newest, addresses, bytes: key.to_string().len() + value.len() }
     }
 }
 
@@ -254,7 +277,8 @@ impl Session {
             }
             // What is no digest is that of nothing. Copied: it would keep its whole message.
             let hash = <[u8; 32]>::try_from(&entry.body_sha256[..]).unwrap_or_default();
-            if self.declared.insert(key, hash).is_none() {
+            let declared = Declared { hash, sequence: entry.sequence };
+            if self.declared.insert(key, declared).is_none() {
                 let room = self.declaration.put(&most, None, entry.key.len());
                 room.map_err(|error| SessionError::Refused(format!("key {} {error}", entry.key)))?;
             }
@@ -266,13 +290,11 @@ impl Session {
         let said = store::read(&*self.store, &facts::said_key(&self.owner)).await?;
         self.said = said.map_or(0, |entry| entry.mod_revision);
         let stored = self.list().await?;
-        let hash = |value: &Bytes| body_hash_of_value(value);
-        let lacks = |(key, declared): &(&Key, &[u8; 32])| {
-            let held = stored.get(key).and_then(hash);
-            held.is_none_or(|held| held != **declared)
-        };
-        let wanted: Vec<String> =
-            self.declared.iter().filter(lacks).map(|(key, _)| key.to_string()).collect();
+        let wanted = self.declared.iter().filter(|(key, declared)| {
+            let value = stored.get(*key);
+            value.is_none_or(|value| declared.is_news(value, &self.epoch)) || !self.may_say(key)
+        });
+        let wanted: Vec<String> = wanted.map(|(key, _)| key.to_string()).collect();
         self.present = std::mem::take(&mut self.declared).into_keys().collect();
         let held = |(key, value): (&Key, &Bytes)| (key.clone(), Held::of(key, value));
         self.held = stored.iter().map(held).collect();
@@ -330,23 +352,31 @@ impl Session {
         let mut taken: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
         let mut removed = BTreeMap::new();
         let mut refused = Vec::new();
+        let base = self.removal_base(&changes.tombstones);
         for put in changes.puts {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
             let outcome = outcome.and_then(|key| self.admit_more(key, &put));
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
-                Err(why) => refused.push(self.refuse(put.key, why)),
+                Err(why) => {
+                    if let Some((key, gone)) = self.revoked(&put, &why) {
+                        removed.insert(key.clone(), gone);
+                        taken.insert(key, None);
+                    }
+                    refused.push(self.refuse(put.key, why));
+                }
             }
         }
+        // What comes counts before what goes: in slices of other names it is not lost.
+        self.note_puts(&taken);
         for tombstone in changes.tombstones {
             let key = self.own_key(&tombstone.key).and_then(|key| once(&taken, key));
-            let outcome = key.and_then(|key| Ok((self.admit_removal(&key, &tombstone)?, key)));
+            let outcome =
+                key.and_then(|key| Ok((self.admit_removal(&key, &tombstone, base)?, key)));
             match outcome {
                 Ok((removal, key)) => {
                     // At once: the next one is judged by what is left.
-                    if let Some(held) = self.held.remove(&key) {
-                        self.usage.removed(held.bytes);
-                    }
+                    self.let_go(&key);
                     let sequence = tombstone.sequence;
                     self.tally.removed(removal);
                     removed.insert(key.clone(), Removed { removal, sequence });
@@ -355,7 +385,7 @@ impl Session {
                 Err(why) => refused.push(self.refuse(tombstone.key, why)),
             }
         }
-        self.note(&taken, &removed);
+        self.note_removals(&removed);
         if !taken.is_empty() {
             let items = taken.into_iter().collect();
             let newest = Some(self.newest());
@@ -364,6 +394,11 @@ impl Session {
             self.commit(changes).await?;
         }
         Ok(acks(changes.batch, refused))
+    }
+
+    /// Forgets a record that is held no more, and gives back its room.
+    fn let_go(&mut self, key: &Key) -> Option<Held> {
+        self.held.remove(key).inspect(|held| self.usage.removed(held.bytes))
     }
 
     fn refuse(&mut self, key: String, why: Refusal) -> wire::RefusedRecord {
@@ -375,19 +410,20 @@ impl Session {
     }
 
     /// Before the commit: if that fails, the stream ends.
-    fn note(&mut self, taken: &BTreeMap<Key, Option<Bytes>>, removed: &BTreeMap<Key, Removed>) {
-        for (key, value) in taken {
-            if let Some(value) = value {
-                let held = Held::of(key, value);
-                let sequence = held.newest.as_ref().map_or(0, |newest| newest.sequence);
-                self.sequence = self.sequence.max(sequence);
-                self.present.insert(key.clone());
-                self.held.insert(key.clone(), held);
-            } else {
-                self.present.remove(key);
-            }
+    fn note_puts(&mut self, taken: &BTreeMap<Key, Option<Bytes>>) {
+        let puts = taken.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        for (key, value) in puts {
+            let held = Held::of(key, value);
+            let sequence = held.newest.as_ref().map_or(0, |newest| newest.sequence);
+            self.sequence = self.sequence.max(sequence);
+            self.present.insert(key.clone());
+            self.held.insert(key.clone(), held);
         }
-        for removed in removed.values() {
+    }
+
+    fn note_removals(&mut self, removed: &BTreeMap<Key, Removed>) {
+        for (key, removed) in removed {
+            self.present.remove(key);
             self.sequence = self.sequence.max(removed.sequence);
         }
     }

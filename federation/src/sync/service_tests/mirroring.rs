@@ -75,11 +75,8 @@ async fn a_peer_that_is_down_is_dialled_and_the_store_is_not_read_for_it() {
     let key = facts::election_key();
     let led = ours.commit(Txn { guards: Vec::new(), ops: vec![Op::put(&key, "me")] }).await;
     let Commit::Done(led) = led.unwrap() else { panic!("no guard") };
-    let leader = Leader {
-        store: Arc::<Counted>::clone(&ours),
-        fence: Guard::CreateRevision(key, led),
-        replicas: replica::channel().1,
-    };
+    let (fence, nobody) = (Guard::CreateRevision(key, led), replica::channel().1);
+    let leader = Leader::new(Arc::<Counted>::clone(&ours), fence, nobody);
     let (to, to_rx) = watch::channel(nowhere);
     let (dials, mut dialled) = watch::channel(0);
     let (link, mut linked) = watch::channel(Link::default());

@@ -78,7 +78,7 @@ async fn a_declaration_and_a_message_are_bounded() {
     session.quota = few("cluster", 3);
     let entry = |n: usize| wire::KeyHash {
         key: namespace(&format!("n{n}")).0.to_string(),
-        body_sha256: Bytes::new(),
+        ..wire::KeyHash::default()
     };
     let state = |entries: Vec<_>| {
         let state = wire::State { entries, last: false };
