@@ -125,6 +125,18 @@ impl Holding {
         })
     }
 
+    /// [`Self::digest_at`] of what is left without these keys.
+    pub fn digest_without<'a>(&self, level: u32, keys: impl Iterator<Item = &'a Key>) -> Digest {
+        let known = keys.filter(|key| key.kind.since_level() <= level);
+        known.filter_map(|key| self.records.get(key)).fold(
+            self.digest_at(level),
+            |mut sum, entry| {
+                sum -= entry.digest;
+                sum
+            },
+        )
+    }
+
     /// The owner's newest change that was seen: of a record that is held, a removal, or a beacon.
     #[must_use]
     pub fn newest(&self) -> Option<&Newest> {

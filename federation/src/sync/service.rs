@@ -12,7 +12,7 @@ mod watched;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::Stream;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use self::admission::{Admission, Busy, Slot, Turn};
+use self::admission::{Admission, Busy, SharedBucket, Slot, Turn};
 use self::limits::Bucket;
 pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
@@ -323,6 +323,7 @@ impl Federation for FederationApi {
             metrics: self.admission.metrics.clone(),
             messages: Bucket::full(limits.publish_messages, now),
             bytes: Bucket::full(limits.publish_bytes, now),
+            changes: Arc::clone(&slot.changes),
         };
         let answers = futures::stream::unfold(Some(publishing), |state| async {
             let mut state = state?;
@@ -435,6 +436,7 @@ struct Publishing {
     metrics: Metrics,
     messages: Bucket,
     bytes: Bucket,
+    changes: SharedBucket,
 }
 
 impl Publishing {
@@ -446,10 +448,7 @@ impl Publishing {
             let request = tokio::select! {
                biased;
                 () = self.stop.cancelled() => return Err(stopping()),
-                () = self.ended.cancelled() => {
-                    let error = SessionError::Superseded(self.session.owner().clone());
-                    return Err(status(&error));
-                }
+                () = self.ended.cancelled() => return Err(self.superseded()),
                 replica = self.replicas.next() => {
                     let replica = replica.ok_or_else(stopping)?;
                     self.follow(&replica)?;
@@ -458,7 +457,7 @@ impl Publishing {
                 request = self.requests.message() => request?,
             };
             let Some(request) = request else { return Ok(None) };
-            self.pace(&request).await;
+            self.pace(&request).await?;
             let answers = self.session.receive(request, (self.clock)()).await;
             self.metrics.records(&self.session.take_tally());
             let answers = answers.map_err(|error| {
@@ -489,13 +488,26 @@ impl Publishing {
     }
 
     /// A publisher that is too fast is read more slowly, and feels it by the transport.
-    async fn pace(&mut self, request: &wire::PublishRequest) {
-        let now = Instant::now();
-        let wait = self.messages.charge(1, now).max(self.bytes.charge(request.encoded_len(), now));
-        if !wait.is_zero() {
-            debug!(owner = %self.session.owner(), ?wait, "a publisher is too fast");
-            tokio::time::sleep(wait).await;
+    async fn pace(&mut self, request: &wire::PublishRequest) -> Result<(), Status> {
+        let (now, size) = (Instant::now(), request.encoded_len());
+        let changed =
+            if matches!(request.message, Some(PublishMessage::Changes(_))) { size } else { 0 };
+        let owed = self.changes.lock().unwrap_or_else(PoisonError::into_inner).charge(changed, now);
+        let wait = self.messages.charge(1, now).max(self.bytes.charge(size, now)).max(owed);
+        if wait.is_zero() {
+            return Ok(());
         }
+        debug!(owner = %self.session.owner(), ?wait, "a publisher is too fast");
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(stopping()),
+            () = self.ended.cancelled() => Err(self.superseded()),
+            () = tokio::time::sleep(wait) => Ok(()),
+        }
+    }
+
+    fn superseded(&self) -> Status {
+        status(&SessionError::Superseded(self.session.owner().clone()))
     }
 
     /// The first of a batch stands for the others: the owner logs each.
