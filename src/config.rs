@@ -509,6 +509,7 @@ store: {etcd: {endpoints: ['https://e:2379'], ca: a, cert: b, key: c, user: u, p
         etcd("endpoints: ['https://a:1'], cert: x", "https needs ca, cert and key");
         etcd("endpoints: ['http://a:1'], user: x", "user and passwordFile go together");
         etcd("endpoints: ['http://a:1'], requestTimeout: 1ms", "store.etcd.requestTimeout");
+        etcd("endpoints: ['http://a:1'], quota: 0", "store.etcd.quota");
         etcd("endpoint: x", "unknown field `endpoint`");
     }
 

@@ -217,6 +217,11 @@ fn store_lines(store: Option<&StoreStatus>) -> String {
     for alarm in &store.alarms {
         let _ = writeln!(text, "store: {alarm}");
     }
+    for member in &store.members {
+        if let Some(unknown) = member.unknown() {
+            let _ = writeln!(text, "store: {unknown}");
+        }
+    }
     text
 }
 

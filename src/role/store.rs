@@ -35,6 +35,7 @@ pub(crate) async fn open(config: &ControlPlaneConfig, state: &StateDir) -> anyho
 fn etcd_config(etcd: &EtcdStore) -> anyhow::Result<EtcdConfig> {
     let mut config = EtcdConfig::new(&etcd.endpoints);
     config.request_timeout = etcd.request_timeout.0;
+    config.quota = etcd.quota;
     let files = etcd.clone();
     let reread = move || secrets(&files).map_err(|error| format!("{error:#}"));
     config.reload = Some(Reload::new(reread));
