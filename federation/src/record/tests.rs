@@ -205,7 +205,11 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         (
             "publish-state",
             publish(publish_request::Message::State(api::State {
-                entries: vec![api::KeyHash { key: "k".into(), body_sha256: vec![1; 2].into() }],
+                entries: vec![api::KeyHash {
+                    key: "k".into(),
+                    body_sha256: vec![1; 2].into(),
+                    sequence: 3,
+                }],
                 last: true,
             })),
         ),

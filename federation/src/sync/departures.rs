@@ -29,7 +29,7 @@ use super::{BEACON_INTERVAL, STALE_AFTER, chain, client, facts, settings};
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::proto::local as wire;
-use crate::record::{Body, Decided};
+use crate::record::Decided;
 use crate::replica::Replica;
 use crate::store::{self, Commit, Guard, MAX_OPS, Op, Revision, StoreError, Txn};
 
@@ -130,13 +130,7 @@ impl View<'_> {
             Some(facts::member(&key, facts.get(&key)?)?.1.uid)
         });
         let holding = self.replica.holding(owner);
-        let said = || {
-            let key = Key::of_owner(owner.clone(), Kind::Cluster);
-            match &self.replica.get(&key)?.record.as_ref()?.body {
-                Body::Cluster(cluster) => Some(cluster.uid.clone()),
-                _ => None,
-            }
-        };
+        let said = || settings::incarnation(self.replica, owner).map(str::to_owned);
         There {
             held: session.is_some() || holding.is_some_and(|holding| !holding.is_empty()),
             incarnation: session.or_else(said),
@@ -148,10 +142,10 @@ impl View<'_> {
     fn other_region(&self, owner: &Owner) -> There {
         let of_it = || self.replica.owners().filter(|(of, _)| of.region == owner.region);
         let heard = of_it().filter_map(|(_, holding)| holding.beacon_changed()).max();
-        let said = settings::held(self.replica, &owner.region);
+        let said = settings::incarnation(self.replica, owner);
         There {
             held: of_it().any(|(_, holding)| !holding.is_empty()),
-            incarnation: said.map(|region| region.incarnation.clone()),
+            incarnation: said.map(str::to_owned),
             heard: self.heard(heard),
             forgotten: forgotten(self.left, &owner.region),
         }

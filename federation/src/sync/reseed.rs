@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::follower::{Following, LostOwner};
+use super::founding::Term;
 use super::leader::{Leader, LeaderError};
 use super::transactions::{Changes, transactions};
 use super::{chain, client, facts};
@@ -37,7 +38,21 @@ pub struct Seed {
     pub said_revision: Revision,
 }
 
-/// Writes back what the follower found lost. Returns how many records it was.
+/// Waits until the follower has read the leader's own `term` in the store: what it knew before may
+/// be of another history, whose positions say nothing of this one. What is lost is known then.
+///
+/// # Errors
+/// [`LeaderError::Stopping`].
+pub async fn follows(
+    following: &watch::Receiver<Following>,
+    term: &Term,
+) -> Result<(), LeaderError> {
+    let ours = |following: &Following| following.founding.as_ref() == Some(&term.founding);
+    let seen = following.clone().wait_for(ours).await.map(drop);
+    seen.map_err(|_| LeaderError::Stopping)
+}
+
+/// Writes back what the follower found lost, once it [`follows`]. Returns how many records it was.
 ///
 /// # Errors
 /// See [`LeaderError`].
@@ -112,27 +127,36 @@ pub async fn keep_seeded(
 /// See [`LeaderError`].
 pub async fn seed_owner(leader: &Leader, owner: &Owner, seed: Seed) -> Result<usize, LeaderError> {
     let count = seed.records.len();
-    let said = Guard::ModRevision(facts::said_key(owner), seed.said_revision);
-    let items = seed.records;
-    let changes = Changes { items, complete: seed.complete, ..Changes::default() };
-    let newest = seed.newest.map(|newest| {
-        facts::said_op(owner, &facts::Said { newest, removed: Vec::new(), more: false })
-    });
-    for mut txn in transactions(BTreeMap::from([(owner.clone(), changes)]), newest)? {
-        txn.guards.push(said.clone());
-        if !commit(leader, txn).await? {
-            info!(%owner, "the owner spoke for itself while its records were written back");
-            return Ok(0);
+    let mut said = seed.said_revision;
+    // Each part says that it is one: who reads the store in between would take what it lacks for
+    // gone by what the others say.
+    let changes = Changes {
+        items: seed.records,
+        newest: seed.newest,
+        complete: seed.complete,
+        ..Changes::default()
+    };
+    for mut txn in transactions(BTreeMap::from([(owner.clone(), changes)]), None)? {
+        txn.guards.push(Guard::ModRevision(facts::said_key(owner), said));
+        let says = txn.ops.iter().any(|op| facts::owner_of_said(op.key()).is_some());
+        match commit(leader, txn).await? {
+            Some(revision) if says => said = revision,
+            Some(_) => {}
+            None => {
+                info!(%owner, "the owner spoke for itself while its records were written back");
+                return Ok(0);
+            }
         }
     }
     warn!(%owner, records = count, "records that the store had lost were written back");
     Ok(count)
 }
 
-/// Whether it was committed. Of the guards only the leader's is not about the owner.
-async fn commit(leader: &Leader, txn: Txn) -> Result<bool, LeaderError> {
-    if leader.commit_guarded(txn).await? != Commit::GuardFailed {
-        return Ok(true);
+/// At which revision, `None` if it was not: of the guards only the leader's is not about the owner.
+async fn commit(leader: &Leader, txn: Txn) -> Result<Option<Revision>, LeaderError> {
+    match leader.commit_guarded(txn).await? {
+        Commit::Done(revision) => Ok(Some(revision)),
+        Commit::GuardFailed if leader.leads().await? => Ok(None),
+        Commit::GuardFailed => Err(LeaderError::NotLeader),
     }
-    if leader.leads().await? { Ok(false) } else { Err(LeaderError::NotLeader) }
 }

@@ -74,7 +74,7 @@ pub struct Session {
     said: Revision,
     /// What the owner holds, by its own word; built up by declaration and changes.
     present: BTreeSet<Key>,
-    declared: BTreeMap<Key, Bytes>,
+    declared: BTreeMap<Key, Declared>,
     /// What the store holds of it.
     held: BTreeMap<Key, Held>,
     /// What it was told of and had not declared.
@@ -86,6 +86,25 @@ pub struct Session {
     phase: Phase,
     cluster: Option<Cluster>,
     entitlement: Entitlement,
+}
+
+/// What a record is by its owner's declaration.
+#[derive(Debug)]
+struct Declared {
+    hash: Bytes,
+    sequence: u64,
+}
+
+impl Declared {
+    /// Whether it is another than the stored one, or the same said again since: the store went back
+    /// to before its owner removed it, and others may have seen that it did.
+    fn is_news(&self, stored: &Bytes, epoch: &Epoch) -> bool {
+        let older = || {
+            Origin::of_value(stored)
+                .is_some_and(|held| held.epoch == *epoch && held.sequence < self.sequence)
+        };
+        body_hash_of_value(stored).is_none_or(|held| held[..] != self.hash[..]) || older()
+    }
 }
 
 /// What a session remembers of a stored record.
@@ -232,7 +251,8 @@ impl Session {
         for entry in state.entries {
             let Ok(key) = entry.key.parse::<Key>() else { continue };
             if key.owner == self.owner {
-                self.declared.insert(key, entry.body_sha256);
+                let wire::KeyHash { body_sha256: hash, sequence, .. } = entry;
+                self.declared.insert(key, Declared { hash, sequence });
             }
             // Leaving one out would make it look gone.
             if self.declared.len() > MAX_KEYS {
@@ -246,13 +266,11 @@ impl Session {
         let said = store::read(&*self.store, &facts::said_key(&self.owner)).await?;
         self.said = said.map_or(0, |entry| entry.mod_revision);
         let stored = self.list().await?;
-        let hash = |value: &Bytes| body_hash_of_value(value);
-        let lacks = |(key, declared): &(&Key, &Bytes)| {
-            let held = stored.get(key).and_then(hash);
-            held.is_none_or(|held| held[..] != declared[..])
-        };
-        let wanted: Vec<String> =
-            self.declared.iter().filter(lacks).map(|(key, _)| key.to_string()).collect();
+        let wanted = self.declared.iter().filter(|(key, declared)| {
+            let value = stored.get(*key);
+            value.is_none_or(|value| declared.is_news(value, &self.epoch)) || !self.may_say(key)
+        });
+        let wanted: Vec<String> = wanted.map(|(key, _)| key.to_string()).collect();
         self.present = std::mem::take(&mut self.declared).into_keys().collect();
         let held = |(key, value): (&Key, &Bytes)| (key.clone(), Held::of(key, value));
         self.held = stored.iter().map(held).collect();
@@ -309,7 +327,13 @@ impl Session {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
-                Err(why) => refused.push(self.refuse(put.key, why)),
+                Err(why) => {
+                    if let Some((key, gone)) = self.revoked(&put, &why) {
+                        removed.insert(key.clone(), gone);
+                        taken.insert(key, None);
+                    }
+                    refused.push(self.refuse(put.key, why));
+                }
             }
         }
         for tombstone in changes.tombstones {

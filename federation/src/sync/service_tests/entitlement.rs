@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::names::ClusterId;
-use crate::record::Entitlement;
+use crate::record::{Entitlement, Removal};
 
 /// The region's word on what r-b is entitled to.
 async fn entitle(store: &Arc<dyn Store>, own: &mut OwnRecords, namespaces: Option<&[&str]>) {
@@ -62,9 +62,21 @@ async fn an_agent_sees_and_says_what_it_is_entitled_to_and_follows_when_that_cha
     agent.sees(&key("three"), false).await;
     agent.sees(&key("two"), true).await;
     agent.says(&["one", "three", "four"]);
-    let fourth = "/tombolo/v1/r/r-b/namespace/_/four";
-    let refused = agent.published.wait_for(|link| link.refused.contains_key(fourth));
+    // What was taken when it was entitled to it does not stand for ever as it was then.
+    let names = ["four", "one", "three"];
+    let keys = names.map(|name| format!("/tombolo/v1/r/r-b/namespace/_/{name}"));
+    let all = |link: &Link| keys.iter().all(|key| link.refused.contains_key(key));
+    let refused = agent.published.wait_for(|link| link.synced && all(link));
     drop(timeout(LONG, refused).await.expect("in time").unwrap());
+    for key in &keys {
+        assert!(store::read(&*store, key).await.unwrap().is_none(), "{key}");
+    }
+    let said = facts::said_key(&"r/r-b".parse().unwrap());
+    let said = store::read(&*store, &said).await.unwrap().unwrap();
+    let Some(facts::Fact::Said(_, said)) = facts::read(&said.key, &said.value) else {
+        panic!("{said:?}")
+    };
+    assert!(said.removed.iter().all(|(_, why)| *why == Some(Removal::Explained)), "{said:?}");
     let link = agent.subscribed.wait_for(|link| link.synced);
     let mismatches = timeout(LONG, link).await.unwrap().unwrap().mismatches;
     assert_eq!(mismatches, 0, "a change of entitlement is no fault");

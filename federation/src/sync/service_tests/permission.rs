@@ -77,7 +77,11 @@ async fn an_agent_writes_under_its_own_prefix_and_nowhere_else() {
     let before = store::list(&*store, "/tombolo/v1/").await.unwrap().0;
     let odd = ["/tombolo/v1/r/r-a/../r-b/namespace/_/shop", "/tombolo/local/v1/session/r/r-b"];
     let keys: Vec<String> = OTHERS.iter().chain(&odd).map(ToString::to_string).collect();
-    let entry = |key: &String| wire::KeyHash { key: key.clone(), body_sha256: vec![1; 32].into() };
+    let entry = |key: &String| wire::KeyHash {
+        key: key.clone(),
+        body_sha256: vec![1; 32].into(),
+        sequence: 9,
+    };
     let state = wire::State { entries: keys.iter().map(entry).collect(), last: true };
     let put = |key: &String| wire::Put { key: key.clone(), value: vec![1; 9].into() };
     let puts =

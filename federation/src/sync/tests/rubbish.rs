@@ -73,7 +73,11 @@ fn any_request() -> impl Strategy<Value = wire::PublishRequest> {
     });
     let state = prop::collection::vec((any_key(), any_value()), 0..6).prop_map(|entries| {
         let entries = entries.into_iter();
-        let entries = entries.map(|(key, body_sha256)| wire::KeyHash { key, body_sha256 });
+        let entries = entries.map(|(key, body_sha256)| wire::KeyHash {
+            key,
+            body_sha256,
+            ..Default::default()
+        });
         Request::State(wire::State { entries: entries.collect(), last: true })
     });
     let kinds = prop::collection::vec("cluster|namespace|export|endpoints|region|gadget", 0..4);
@@ -400,6 +404,7 @@ async fn a_declaration_cannot_speak_for_another_and_a_want_does_not_ask_for_it()
     let entries = KEYS.iter().map(|key| wire::KeyHash {
         key: (*key).to_owned(),
         body_sha256: Bytes::from_static(b"hash"),
+        sequence: 0,
     });
     let state = wire::State { entries: entries.collect(), last: true };
     let request = wire::PublishRequest { message: Some(Request::State(state)) };
