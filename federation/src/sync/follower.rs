@@ -24,7 +24,7 @@ use super::history::{self, Going, LONGEST, ResumePoint, Resumed, Trail};
 use super::{client, facts};
 use crate::proto::local::Founding;
 use crate::replica::{Batch, ReplicaWriter};
-use crate::store::{self, Store, StoreError, Watch, WatchEvent};
+use crate::store::{self, Revision, Store, StoreError, Watch, WatchEvent};
 
 /// Follows all that Tombolo keeps.
 pub const ALL: &str = "/tombolo/";
@@ -65,7 +65,8 @@ pub async fn follow(
     resume: Option<ResumePoint>,
     following: watch::Sender<Following>,
 ) -> Result<(), StoreError> {
-    let mut follower = Follower { store, writer, state: State::new(resume), following };
+    let state = State::new(resume);
+    let mut follower = Follower { store, writer, state, following, from_disk: None };
     let mut backoff = client::backoff();
     loop {
         match follower.once(&mut backoff).await {
@@ -82,6 +83,9 @@ struct Follower {
     writer: Arc<ReplicaWriter>,
     state: State,
     following: watch::Sender<Following>,
+    /// Up to where the store had come when it was asked, as long as what is held is behind that and
+    /// has said of no time yet.
+    from_disk: Option<Revision>,
 }
 
 impl Follower {
@@ -100,12 +104,14 @@ impl Follower {
     async fn resumed(&mut self) -> Result<Option<(Watch, Option<WatchEvent>)>, StoreError> {
         let Some(point) = self.state.resume() else { return Ok(None) };
         match history::resume(&*self.store, ALL, &point).await? {
-            Resumed::Same(Going { watch, next, trail }) => {
+            Resumed::Same(Going { watch, next, trail, current }) => {
                 self.state.goes_on_after(trail);
-                debug!(revision = point.revision, "the store is the same, going on");
-                // What is held may come from a disk, and has not said yet of when it is.
-                let batch = Batch { position: Some(point.revision), ..Batch::default() };
-                self.writer.apply(batch, Instant::now());
+                debug!(revision = point.revision, current, "the store is the same, going on");
+                // What is held comes from a disk, and has not said yet of when it is.
+                if self.writer.current().position == 0 {
+                    self.from_disk = Some(current);
+                    self.apply(Batch::default());
+                }
                 Ok(Some((watch, next)))
             }
             Resumed::Other(why) => {
@@ -144,7 +150,8 @@ impl Follower {
             warn!(%owner, records = lost.keys.len(), "the store has lost what is held of this owner");
         }
         self.show_lost();
-        self.writer.apply(batch, Instant::now());
+        self.from_disk = None;
+        self.apply(batch);
         self.following.send_modify(|following| following.listings += 1);
         self.show();
         self.store.watch(ALL, marked.unwrap_or(revision + 1)).await
@@ -164,7 +171,8 @@ impl Follower {
                     let event = timeout_at(since + UNFINISHED, watch.events.recv()).await;
                     let Ok(event) = event else {
                         debug!("the rest of a change does not come, what is there is shown");
-                        self.writer.apply(self.state.flush(), Instant::now());
+                        let flushed = self.state.flush();
+                        self.apply(flushed);
                         unfinished = None;
                         continue;
                     };
@@ -196,9 +204,20 @@ impl Follower {
                 (false, _) => None,
             };
             self.show_lost();
-            self.writer.apply(batch, Instant::now());
+            self.apply(batch);
             self.show();
         }
+    }
+
+    /// What was restored from a disk is not said to be of any time before it has caught up with the
+    /// store as this process found it: whoever asks for all would be told of what was long ago.
+    fn apply(&mut self, mut batch: Batch) {
+        if let Some(newest) = self.from_disk {
+            let caught_up = self.state.revision() >= newest;
+            batch.position = caught_up.then_some(self.state.revision());
+            self.from_disk = self.from_disk.filter(|_| !caught_up);
+        }
+        self.writer.apply(batch, Instant::now());
     }
 
     /// Quietly: positions change with every commit, and only who asks wants them.

@@ -140,6 +140,8 @@ pub struct Going {
     pub next: Option<WatchEvent>,
     /// What it did from the mark up to the point.
     pub trail: Trail,
+    /// The revision that the store had come to when it was asked.
+    pub current: Revision,
 }
 
 /// Watches `prefix` from where it was left, if the store is still the same.
@@ -161,12 +163,16 @@ pub async fn resume(
         )));
     }
     let watch = store.watch(prefix, point.witness.since).await?;
-    replay(watch, point).await
+    replay(watch, point, current).await
 }
 
 /// Until the watch has said all up to the point. What it is asked for has happened, so it comes;
 /// with a member that lags, once that is there.
-async fn replay(mut watch: Watch, point: &ResumePoint) -> Result<Resumed, StoreError> {
+async fn replay(
+    mut watch: Watch,
+    point: &ResumePoint,
+    current: Revision,
+) -> Result<Resumed, StoreError> {
     let since = point.witness.since;
     let (mut trail, mut newest) = (Trail::default(), 0);
     let silent = || StoreError::Unavailable("a watch has not caught up within 10 s".to_owned());
@@ -194,7 +200,7 @@ async fn replay(mut watch: Watch, point: &ResumePoint) -> Result<Resumed, StoreE
         }
     }
     if trail.0.as_ref() == Some(&point.witness) {
-        return Ok(Resumed::Same(Going { watch, next, trail }));
+        return Ok(Resumed::Same(Going { watch, next, trail, current }));
     }
     Ok(Resumed::Other(format!(
         "what it did from revision {since} to {} is not what it did before",

@@ -85,6 +85,7 @@ impl Process {
             writer: Arc::clone(&self.writer),
             state,
             following,
+            from_disk: None,
         };
         let all = store::list(&**store, "/").await.unwrap().1;
         let marked = store::read(&**store, &facts::mark_key()).await.unwrap().is_some();
@@ -143,6 +144,41 @@ async fn a_watch_that_ended_goes_on_without_listing() {
     assert_eq!((process.seen().listings, process.seen().other_histories), (1, 0));
     let removed = process.writer.current().removed(&key("a")).unwrap();
     assert_eq!(removed, Removed { removal: Removal::Explained, sequence: 3 });
+}
+
+/// Who asks it for everything would be told of what was when it was saved.
+#[tokio::test(start_paused = true)]
+async fn what_comes_from_a_disk_says_of_no_time_before_it_has_caught_up() {
+    let store = store().await;
+    commit(&*store, changes(vec![put("a", 1)], 1)).await;
+    let mut before = Process::new();
+    before.catch_up(&store).await;
+    let resume = before.seen().resume;
+    for n in 2..9 {
+        commit(&*store, changes(vec![put("b", n)], n)).await;
+    }
+    let (writer, mut replicas) = replica::channel();
+    writer.apply(Batch { items: vec![put("a", 1)], ..Batch::default() }, Instant::now());
+    let mut follower = Follower {
+        store: Arc::<Embedded>::clone(&store),
+        writer: Arc::new(writer),
+        state: State::new(resume),
+        following: watch::Sender::default(),
+        from_disk: None,
+    };
+    let (watch, next) = follower.resumed().await.unwrap().expect("the store is the same");
+    assert_eq!(replicas.peek().position, 0);
+    let said = async {
+        let said = replicas.wait_for(|replica| replica.position > 0).await.unwrap();
+        let newest = said.get(&key("b")).and_then(|entry| entry.origin()).cloned();
+        assert_eq!(newest.map(|newest| newest.sequence), Some(8));
+        said.position
+    };
+    let position = tokio::select! {
+        ended = follower.follow(watch, next) => panic!("{ended:?}"),
+        position = said => position,
+    };
+    assert_eq!(position, store::list(&*store, "/").await.unwrap().1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -429,7 +465,9 @@ async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
         assert!(store.commit(txn).await.unwrap().is_done());
         commit(&**store, changes(vec![put("a", 1)], 1)).await;
     }
-    let fence = store::Guard::CreateRevision(facts::election_key(), 1);
+    let leading = store::read(&*before, &facts::election_key()).await.unwrap().unwrap();
+    let fence = store::Guard::CreateRevision(facts::election_key(), leading.create_revision);
+    let there = store::list(&*restored, "/").await.unwrap();
     let (_, replicas) = replica::channel();
     let mut leader = Leader::new(Arc::<Embedded>::clone(&before), fence, replicas);
     leader.commit_changes(at(2), None).await.unwrap();
@@ -438,8 +476,7 @@ async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
     leader.store = Arc::<Embedded>::clone(&restored);
     let refused = leader.commit_changes(at(4), None).await;
     assert!(matches!(refused, Err(LeaderError::NotLeader)), "{refused:?}");
-    let said = store::read(&*restored, &facts::said_key(&owner())).await.unwrap().unwrap();
-    assert_eq!(said.mod_revision, 2, "nothing was written");
+    assert_eq!(store::list(&*restored, "/").await.unwrap(), there, "nothing was written");
 }
 
 /// A seed of several transactions, read after the first and after the last.

@@ -46,11 +46,12 @@ impl Session {
         Ok(key)
     }
 
-    /// Why the record under `key` goes, if it may.
+    /// Why the record under `key` goes, if it may; `base` is the [`Session::removal_base`] of its batch.
     pub(super) fn admit_removal(
         &mut self,
         key: &Key,
         tombstone: &wire::Tombstone,
+        base: usize,
     ) -> Result<Removal, Refusal> {
         let removal = Removal::from_wire(tombstone.removal).ok_or_else(|| {
             Refusal::new(Reason::Removal, "a tombstone says why: this one does not")
@@ -71,7 +72,7 @@ impl Session {
         }
         if removal == Removal::Unexplained {
             let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
-            let allowed = removals.allow(key, &self.held, Instant::now());
+            let allowed = removals.allow(key, &self.held, base, Instant::now());
             allowed.map_err(because(Reason::Held))?;
         }
         Ok(removal)

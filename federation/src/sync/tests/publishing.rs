@@ -128,6 +128,22 @@ async fn who_may_not_publish_is_told_why() {
     }
 }
 
+#[tokio::test]
+async fn nobody_publishes_before_it_is_known_what_it_is_entitled_to() {
+    let store = store().await;
+    let check = async |op: store::Op| {
+        store.commit(store::Txn { guards: Vec::new(), ops: vec![op] }).await.unwrap();
+        let opened = open(&store, "uid", epoch("e", 1), Duration::ZERO).await;
+        let session = store::read(&*store, "/tombolo/local/v1/session/r/r-a").await.unwrap();
+        assert_eq!(session, None);
+        opened.unwrap_err()
+    };
+    let key = region_word().0.to_string();
+    assert_eq!(check(store::Op::delete(&key)).await, SessionError::Unsettled(owner()));
+    let unreadable = check(store::Op::put(&key, "rubbish")).await;
+    assert!(matches!(unreadable, SessionError::Store(_)), "{unreadable}");
+}
+
 /// Sends puts and tombstones as they are, past the publisher. Returns (key, reason) of each refusal.
 async fn send_raw(
     session: &mut Session,
