@@ -101,6 +101,9 @@ pub(super) fn store_lines(store: Option<&StoreStatus>) -> String {
     for alarm in &store.alarms {
         let _ = writeln!(text, "store: {alarm}");
     }
+    for unknown in store.members.iter().filter_map(MemberStatus::unknown) {
+        let _ = writeln!(text, "store: {unknown}");
+    }
     text
 }
 
@@ -155,6 +158,7 @@ mod tests {
             endpoint: endpoint.to_owned(),
             version: problem.is_none().then(|| "3.6.16".to_owned()),
             leader,
+            quota: Some(1 << 31),
             full_percent: problem.is_none().then_some(7),
             problem: problem.map(str::to_owned),
         };

@@ -42,6 +42,9 @@ pub(crate) struct EtcdStore {
     /// What a request may take, all attempts together.
     #[serde(default = "request_timeout")]
     pub(crate) request_timeout: Span,
+    /// Bytes that each member's database may have, for an etcd that does not say: before 3.6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) quota: Option<u64>,
 }
 
 /// `https://HOST:PORT` or `http://HOST:PORT` of a member. It holds no password, since configuration
@@ -131,6 +134,7 @@ impl EtcdStore {
             self.request_timeout.0 >= Duration::from_millis(100),
             "store.etcd.requestTimeout: less than 100 ms"
         );
+        anyhow::ensure!(self.quota != Some(0), "store.etcd.quota: nothing fits into 0 bytes");
         self.check_share(leader_ttl)
     }
 

@@ -124,6 +124,7 @@ fn what_is_wrong_with_a_regions_settings_is_named() {
     etcd("endpoints: ['https://a:1'], cert: x", "https needs ca, cert and key");
     etcd("endpoints: ['http://a:1'], user: x", "user and passwordFile go together");
     etcd("endpoints: ['http://a:1'], requestTimeout: 1ms", "store.etcd.requestTimeout");
+    etcd("endpoints: ['http://a:1'], quota: 0", "store.etcd.quota");
     etcd("endpoint: x", "unknown field `endpoint`");
 }
 

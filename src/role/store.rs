@@ -38,6 +38,7 @@ fn etcd_config(etcd: &EtcdStore) -> anyhow::Result<EtcdConfig> {
     let endpoints: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
     let mut config = EtcdConfig::new(&endpoints);
     config.request_timeout = etcd.request_timeout.0;
+    config.quota = etcd.quota;
     let files = etcd.clone();
     let reread = move || secrets(&files).map_err(|error| format!("{error:#}"));
     config.reload = Some(Reload::new(reread));
