@@ -18,11 +18,11 @@ use crate::key::Kind;
 use crate::names::{Owner, RegionName};
 use crate::record::{READS_LEVEL, Region};
 use crate::replica::{self, Holding, Replica, Replicas};
-use crate::store::{Guard, Store, StoreError, election};
+use crate::store::{Guard, Store, election};
 use crate::sync::client::Link;
 use crate::sync::follower::{self, Following};
 use crate::sync::founding::{self, Term};
-use crate::sync::leader::{Leader, LeaderError};
+use crate::sync::leader::{Leader, LeaderError, persist};
 use crate::sync::local::{self, Facts};
 use crate::sync::service::{FederationApi, WallClock};
 use crate::sync::spokesman::{Sources, Spokesman};
@@ -171,13 +171,16 @@ impl Candidate {
                 election::campaign(Arc::clone(&self.store), &key, &self.name, LEADER_TTL);
             let Ok(leadership) = campaign.await else { return };
             self.shared.journal.note(&format!("{} leads", self.name));
-            tokio::select! {
+            let ended = tokio::select! {
                 biased;
-                () = leadership.lost() => {}
-                _ = self.lead(leadership.fence()) => {}
-            }
+                () = leadership.lost() => LeaderError::NotLeader,
+                ended = self.lead(leadership.fence()) => ended,
+            };
             self.shared.journal.note(&format!("{} leads no more", self.name));
             leadership.resign().await;
+            if ended.may_pass() {
+                sleep(LEADER_TTL).await;
+            }
         }
     }
 
@@ -188,10 +191,6 @@ impl Candidate {
             Ok(0) => {}
             Ok(records) => {
                 self.shared.journal.note(&format!("{} wrote {records} back", self.name));
-            }
-            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                sleep(LEADER_TTL).await;
-                return LeaderError::NotLeader;
             }
             Err(error) => return error,
         }
@@ -235,15 +234,9 @@ impl Candidate {
     }
 
     async fn begin(&self, leader: &Leader) -> Result<Term, LeaderError> {
-        let new_id = format!("founding-by-{}-at-{}", self.name, (self.clock)());
-        loop {
-            match founding::begin(leader, &new_id, (self.clock)()).await {
-                Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                    sleep(LEADER_TTL / 3).await;
-                }
-                begun => return begun,
-            }
-        }
+        let new_id = &format!("founding-by-{}-at-{}", self.name, (self.clock)());
+        let begin = || async move { founding::begin(leader, new_id, (self.clock)()).await };
+        persist("beginning a term", begin).await
     }
 
     fn wire(&self, peer: &RegionName) -> Wire {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::intake::{Accept, Intake, IntakeError};
-use super::leader::{Leader, LeaderError};
+use super::leader::{Leader, LeaderError, persist};
 use super::reseed::{Seed, seed_owner};
 use super::transactions::{Changes, by_owner};
 use super::transport::{Dial, Transport};
@@ -51,7 +51,8 @@ impl From<tonic::Status> for RecoverError {
 /// that was.
 ///
 /// # Errors
-/// Those of writing as the leader; a peer that cannot be reached is asked again.
+/// Those of writing as the leader that do not pass: a peer that cannot be reached is asked again,
+/// and a store that cannot be written is tried again with what the peer has said.
 pub async fn recover(
     leader: &Leader,
     region: &RegionName,
@@ -62,7 +63,7 @@ pub async fn recover(
     loop {
         let asked = timeout(ANSWERS_WITHIN, ask(region, way.dial())).await;
         match asked.unwrap_or(Err(RecoverError::Silent)) {
-            Ok(batch) => return seed(leader, peer, batch).await,
+            Ok(batch) => return write(leader, peer, batch).await,
             Err(error) => {
                 debug!(%peer, error = chain(&error), "a peer could not be asked what this region had said");
             }
@@ -90,6 +91,13 @@ async fn ask(region: &RegionName, channel: impl Transport) -> Result<Batch, Reco
         }
     }
     Err(RecoverError::Cut)
+}
+
+/// An owner whose records were all written before the store failed has spoken then, and is left
+/// alone; of one that was cut short all is written again.
+async fn write(leader: &Leader, peer: &RegionName, batch: Batch) -> Result<usize, LeaderError> {
+    let doing = "writing what a peer gave back";
+    persist(doing, || seed(leader, peer, batch.clone())).await
 }
 
 /// Owners that have said nothing to this store get what the peer has of them.
@@ -142,3 +150,6 @@ async fn has_spoken(leader: &Leader, owner: &Owner) -> Result<bool, LeaderError>
     }
     Ok(false)
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,15 +12,15 @@ use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_federation::names::RegionName;
 use tombolo_federation::replica::Replicas;
-use tombolo_federation::store::{Guard, Store, StoreError, election};
+use tombolo_federation::store::{Guard, Store, election};
 use tombolo_federation::sync::client::Link;
 use tombolo_federation::sync::departures::{Departures, forget_those_who_left, forgotten};
 use tombolo_federation::sync::follower::Following;
 use tombolo_federation::sync::founding::{self, Term};
-use tombolo_federation::sync::leader::{Leader, LeaderError};
+use tombolo_federation::sync::leader::{Leader, LeaderError, persist};
 use tombolo_federation::sync::local::Facts;
 use tombolo_federation::sync::spokesman::{Sources, Spokesman};
-use tombolo_federation::sync::{client, compactor, facts, mirror, recover, reseed};
+use tombolo_federation::sync::{chain, compactor, facts, mirror, recover, reseed};
 use tracing::{info, warn};
 
 use crate::role::grpc::Way;
@@ -66,6 +66,14 @@ impl Candidate {
             match ended {
                 None => return Ok(()),
                 Some(Ok(LeaderError::NotLeader)) => warn!("leadership lost, campaigning anew"),
+                // Nothing that a store may get over ends a process that serves others meanwhile.
+                Some(Ok(error)) if error.may_pass() => {
+                    warn!(error = chain(&error), "cannot lead on this store, campaigning anew");
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(ttl) => {}
+                    }
+                }
                 Some(Ok(error)) => return Err(error.into()),
                 Some(Err(error)) => return Err(error),
             }
@@ -77,15 +85,9 @@ impl Candidate {
         let mut leader =
             Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
         // Before anybody is compared with the store: what it has lost would look like their word.
-        let written = reseed::reseed(&mut leader, &self.following).await;
-        match written {
+        match reseed::reseed(&mut leader, &self.following).await {
             Ok(0) => {}
             Ok(records) => warn!(records, "what the store had lost was written back"),
-            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                warn!(%error, "what the store has lost cannot be written back yet");
-                tokio::time::sleep(self.view.config.leader_ttl.0).await;
-                return Ok(LeaderError::NotLeader);
-            }
             Err(error) => return Ok(error),
         }
         let config = &self.view.config;
@@ -100,13 +102,8 @@ impl Candidate {
         let mut parts = JoinSet::new();
         let recovered = self.recover(&mut parts, &leader, &term).await?;
         // What the peers gave back of the region's own words, too.
-        match leader.catch_up().await {
-            Ok(()) => {}
-            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                warn!(%error, "the store went away while the term began");
-                return Ok(LeaderError::NotLeader);
-            }
-            Err(error) => return Ok(error),
+        if let Err(error) = leader.catch_up().await {
+            return Ok(error);
         }
         let view = Arc::clone(&self.view);
         let spokesman = Spokesman::new(
@@ -179,12 +176,15 @@ impl Candidate {
                 match asked {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => return error,
-                    Err(_) => return LeaderError::Stopping,
+                    Err(ended) => match ended.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        Err(_) => return LeaderError::Stopping,
+                    },
                 }
             }
-            let recorded = founding::recovered(&leader).await;
             done.send_replace(true);
-            match recorded {
+            let doing = "recording that all peers were asked";
+            match persist(doing, || founding::recovered(&leader)).await {
                 Ok(()) => std::future::pending().await,
                 Err(error) => error,
             }
@@ -224,14 +224,6 @@ pub(super) async fn follow_peer(
 
 /// The first thing that a leader writes, tried until it is known to be there.
 pub(super) async fn begin_term(leader: &Leader) -> Result<Term, LeaderError> {
-    let mut backoff = client::backoff();
-    loop {
-        match founding::begin(leader, &new_id(), wall_clock()()).await {
-            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                warn!(%error, "the term cannot begin yet");
-                tokio::time::sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
-            }
-            begun => return begun,
-        }
-    }
+    let begin = || async move { founding::begin(leader, &new_id(), wall_clock()()).await };
+    persist("beginning a term", begin).await
 }
