@@ -5,9 +5,9 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use common::US;
 use common::manifests::service;
 use common::regions::{self, Regions, Setup, replicas};
-use common::{EU, US};
 use serde_json::json;
 use tombolo_testbed::proxy::Proxy;
 use tombolo_testbed::wait_for;

@@ -185,8 +185,14 @@ impl Candidate {
     }
 
     async fn lead(&self, fence: Guard) -> LeaderError {
-        let mut leader =
-            Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
+        let mut leader = Leader::new(Arc::clone(&self.store), fence, self.replicas.clone());
+        let term = match self.begin(&leader).await {
+            Ok(term) => term,
+            Err(error) => return error,
+        };
+        if let Err(error) = reseed::follows(&self.following, &term).await {
+            return error;
+        }
         match reseed::reseed(&mut leader, &self.following).await {
             Ok(0) => {}
             Ok(records) => {
@@ -194,10 +200,6 @@ impl Candidate {
             }
             Err(error) => return error,
         }
-        let term = match self.begin(&leader).await {
-            Ok(term) => term,
-            Err(error) => return error,
-        };
         let region = Region {
             addresses: vec![self.region.to_string()],
             reads_level: READS_LEVEL,

@@ -130,13 +130,7 @@ impl View<'_> {
             Some(facts::member(&key, facts.get(&key)?)?.1.uid)
         });
         let holding = self.replica.holding(owner);
-        let said = || {
-            let key = Key::of_owner(owner.clone(), Kind::Cluster);
-            match &self.replica.get(&key)?.record.as_ref()?.body {
-                Body::Cluster(cluster) => Some(cluster.uid.clone()),
-                _ => None,
-            }
-        };
+        let said = || settings::incarnation(self.replica, owner).map(str::to_owned);
         There {
             held: session.is_some() || holding.is_some_and(|holding| !holding.is_empty()),
             incarnation: session.or_else(said),
@@ -148,10 +142,10 @@ impl View<'_> {
     fn other_region(&self, owner: &Owner) -> There {
         let of_it = || self.replica.owners().filter(|(of, _)| of.region == owner.region);
         let heard = of_it().filter_map(|(_, holding)| holding.beacon_changed()).max();
-        let said = settings::held(self.replica, &owner.region);
+        let said = settings::incarnation(self.replica, owner);
         There {
             held: of_it().any(|(_, holding)| !holding.is_empty()),
-            incarnation: said.map(|region| region.incarnation.clone()),
+            incarnation: said.map(str::to_owned),
             heard: self.heard(heard),
             forgotten: forgotten(self.left, &owner.region),
         }

@@ -21,7 +21,9 @@ use self::state::State;
 pub(super) use self::state::read;
 pub use self::state::{Lost, LostOwner};
 use super::client;
+use super::facts;
 use super::history::{self, ResumePoint, Resumed};
+use crate::proto::local::Founding;
 use crate::replica::{Batch, ReplicaWriter};
 use crate::store::{self, Store, StoreError, Watch, WatchEvent};
 
@@ -45,6 +47,9 @@ pub struct Following {
     pub other_history: Option<String>,
     /// What the store has lost and this process holds.
     pub lost: Arc<Lost>,
+    /// What the store says of itself, as it was followed up to here: a leader that finds its own
+    /// term in it knows that this is the store it writes to, with all that it has lost.
+    pub founding: Option<Founding>,
     /// Keys in the store that are no record keys, or have more under them than a record can be,
     /// and why: left alone, whoever wrote them. Up to 20.
     pub strays: BTreeMap<String, String>,
@@ -179,6 +184,7 @@ impl Follower {
 
     /// Quietly: positions change with every commit, and only who asks wants them.
     fn show(&self) {
+        let founding = self.state.founding().and_then(facts::founding);
         self.following.send_if_modified(|following| {
             // What is held back is not in the replica yet: going on after it would lose it.
             if !self.state.has_unfinished() {
@@ -188,7 +194,9 @@ impl Follower {
             if strays_changed {
                 following.strays.clone_from(self.state.strays());
             }
-            strays_changed
+            let founded = following.founding != founding;
+            following.founding = founding;
+            strays_changed || founded
         });
     }
 

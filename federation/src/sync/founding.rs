@@ -130,7 +130,7 @@ mod tests {
         let key = facts::election_key();
         let won = campaign(Arc::clone(store), &key, name, Duration::from_secs(5)).await.unwrap();
         let (_, replicas) = replica::channel();
-        let leader = Leader { store: Arc::clone(store), fence: won.fence(), replicas };
+        let leader = Leader::new(Arc::clone(store), won.fence(), replicas);
         (won, leader)
     }
 

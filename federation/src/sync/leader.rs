@@ -1,10 +1,14 @@
 //! Writing as the region's leader.
 //!
 //! Every transaction compares the election key's create revision: a leader that was paused and
-//! succeeded commits nothing (RELIABILITY promise 19).
+//! succeeded commits nothing (RELIABILITY promise 19). What it says of an owner follows on what was
+//! last said of it here: each of those transactions compares that too. A store that was restored
+//! from a backup has an older last word, or none, and takes no newer one on top of what it has lost:
+//! its readers would take the gap for the owner's own doing. The leader then begins anew, by making
+//! good the loss.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
 
@@ -68,9 +72,17 @@ pub struct Leader {
     pub fence: Guard,
     /// Follows the store.
     pub replicas: Replicas,
+    /// When each owner's last word was written, of those that this leader has spoken for.
+    said: Arc<Mutex<BTreeMap<Owner, Revision>>>,
 }
 
 impl Leader {
+    /// One that has written nothing yet. Clones are the same leader.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, fence: Guard, replicas: Replicas) -> Self {
+        Self { store, fence, replicas, said: Arc::default() }
+    }
+
     /// Commits what a batch says, in as many parts as it takes, and `last` with the last of them.
     /// Returns the revision that has it all, `None` if there was nothing to commit.
     ///
@@ -89,14 +101,18 @@ impl Leader {
     /// The same for changes that are sorted already.
     ///
     /// # Errors
-    /// See [`LeaderError`].
+    /// See [`LeaderError`]; [`LeaderError::NotLeader`] also where the store is not what it was.
     pub async fn commit_changes(
         &self,
         changes: BTreeMap<Owner, Changes>,
         last: Option<Op>,
     ) -> Result<Option<Revision>, LeaderError> {
         let mut revision = None;
-        for txn in transactions(changes, last)? {
+        for mut txn in transactions(changes, last)? {
+            for (owner, _) in words(&txn) {
+                let written = self.last_said(&owner).await?;
+                txn.guards.push(Guard::ModRevision(facts::said_key(&owner), written));
+            }
             match self.commit_guarded(txn).await? {
                 Commit::Done(done) => revision = Some(done),
                 Commit::GuardFailed => return Err(LeaderError::NotLeader),
@@ -111,7 +127,27 @@ impl Leader {
     /// [`LeaderError::Store`]. A guard that fails is not an error: whose it was is not known here.
     pub async fn commit_guarded(&self, mut txn: Txn) -> Result<Commit, LeaderError> {
         txn.guards.push(self.fence.clone());
-        Ok(self.store.commit(txn).await?)
+        let words = words(&txn);
+        let committed = self.store.commit(txn).await?;
+        if let Commit::Done(revision) = committed {
+            let written = |(owner, put)| (owner, if put { revision } else { 0 });
+            self.said().extend(words.into_iter().map(written));
+        }
+        Ok(committed)
+    }
+
+    /// When the owner's last word was written: as this leader did, or as it finds it the first time.
+    async fn last_said(&self, owner: &Owner) -> Result<Revision, StoreError> {
+        if let Some(revision) = self.said().get(owner) {
+            return Ok(*revision);
+        }
+        let held = store::read(&*self.store, &facts::said_key(owner)).await?;
+        let revision = held.map_or(0, |held| held.mod_revision);
+        Ok(*self.said().entry(owner.clone()).or_insert(revision))
+    }
+
+    fn said(&self) -> MutexGuard<'_, BTreeMap<Owner, Revision>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Deletes all that the store has of an owner that is not this region's, the fact by which
@@ -160,4 +196,10 @@ impl Leader {
         let caught_up = self.replicas.wait_for(|replica| replica.position >= revision).await;
         caught_up.map(drop).ok_or(LeaderError::Stopping)
     }
+}
+
+/// Of whom the transaction says something, and whether that is more than that all is forgotten.
+fn words(txn: &Txn) -> Vec<(Owner, bool)> {
+    let word = |op: &Op| Some((facts::owner_of_said(op.key())?, matches!(op, Op::Put { .. })));
+    txn.ops.iter().filter_map(word).collect()
 }

@@ -108,11 +108,7 @@ impl Bench {
         let key = facts::election_key();
         let won = campaign(Arc::clone(&self.store), &key, "test", Duration::from_secs(5));
         let won = won.await.unwrap();
-        let mut leader = Leader {
-            store: Arc::clone(&self.store),
-            fence: won.fence(),
-            replicas: self.replicas.clone(),
-        };
+        let mut leader = Leader::new(Arc::clone(&self.store), won.fence(), self.replicas.clone());
         let term = founding::begin(&leader, "id", now).await.unwrap();
         leader.caught_up(term.began).await.unwrap();
         let (clock, region) = (self.clock.subscribe(), self.settings.subscribe());

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::follower::{Following, LostOwner};
+use super::founding::Term;
 use super::leader::{Leader, LeaderError};
 use super::transactions::{Changes, transactions};
 use super::{chain, client, facts};
@@ -37,7 +38,21 @@ pub struct Seed {
     pub said_revision: Revision,
 }
 
-/// Writes back what the follower found lost. Returns how many records it was.
+/// Waits until the follower has read the leader's own `term` in the store: what it knew before may
+/// be of another history, whose positions say nothing of this one. What is lost is known then.
+///
+/// # Errors
+/// [`LeaderError::Stopping`].
+pub async fn follows(
+    following: &watch::Receiver<Following>,
+    term: &Term,
+) -> Result<(), LeaderError> {
+    let ours = |following: &Following| following.founding.as_ref() == Some(&term.founding);
+    let seen = following.clone().wait_for(ours).await.map(drop);
+    seen.map_err(|_| LeaderError::Stopping)
+}
+
+/// Writes back what the follower found lost, once it [`follows`]. Returns how many records it was.
 ///
 /// # Errors
 /// See [`LeaderError`].

@@ -387,11 +387,8 @@ async fn a_leader_mirrors_what_its_peer_owns_and_stops_when_it_leads_no_more() {
     let follow =
         follower::follow(Arc::clone(&ours), Arc::new(writer), None, watch::Sender::default());
     tasks.spawn(async move { follow.await.unwrap() });
-    let leader = Leader {
-        store: Arc::clone(&ours),
-        fence: Guard::CreateRevision(key.clone(), led),
-        replicas: replicas.clone(),
-    };
+    let leader =
+        Leader::new(Arc::clone(&ours), Guard::CreateRevision(key.clone(), led), replicas.clone());
     let (link, mut linked) = watch::channel(Link::default());
     let mut mirroring = JoinSet::new();
     mirroring.spawn(mirror(leader, "r".parse().unwrap(), peer.channel(), link, None));
@@ -477,7 +474,7 @@ async fn a_mirror_stores_what_a_newer_version_wrote_byte_for_byte_and_stays_in_s
         follower::follow(Arc::clone(&ours), Arc::new(writer), None, watch::Sender::default());
     tasks.spawn(async move { follow.await.unwrap() });
     let fence = Guard::CreateRevision(key, led);
-    let leader = Leader { store: Arc::clone(&ours), fence, replicas: replicas.clone() };
+    let leader = Leader::new(Arc::clone(&ours), fence, replicas.clone());
     let (link, mut linked) = watch::channel(Link::default());
     tasks.spawn(async move {
         mirror(leader, "r".parse().unwrap(), peer.channel(), link, None).await;

@@ -22,6 +22,20 @@ pub fn held<'a>(replica: &'a Replica, region: &RegionName) -> Option<&'a Region>
     }
 }
 
+/// Which one of all that ever had its name `owner` is, as it says itself: a cluster's UID, a
+/// region's incarnation.
+#[must_use]
+pub fn incarnation<'a>(replica: &'a Replica, owner: &Owner) -> Option<&'a str> {
+    if owner.cluster.is_none() {
+        return held(replica, &owner.region).map(|region| region.incarnation.as_str());
+    }
+    let key = Key::of_owner(owner.clone(), Kind::Cluster);
+    match &replica.get(&key)?.record.as_ref()?.body {
+        Body::Cluster(cluster) => Some(&cluster.uid),
+        _ => None,
+    }
+}
+
 /// The records of all regions.
 pub fn regions(replica: &Replica) -> impl Iterator<Item = (&RegionName, &Region)> {
     let owners = replica.owners().map(|(owner, _)| owner).filter(|owner| owner.cluster.is_none());

@@ -82,8 +82,14 @@ impl Candidate {
 
     /// Ends with the first part that ends.
     async fn lead(&self, fence: Guard) -> anyhow::Result<LeaderError> {
-        let mut leader =
-            Leader { store: Arc::clone(&self.store), fence, replicas: self.replicas.clone() };
+        let mut leader = Leader::new(Arc::clone(&self.store), fence, self.replicas.clone());
+        let term = match begin_term(&leader).await {
+            Ok(term) => term,
+            Err(error) => return Ok(error),
+        };
+        if let Err(error) = reseed::follows(&self.following, &term).await {
+            return Ok(error);
+        }
         // Before anybody is compared with the store: what it has lost would look like their word.
         match reseed::reseed(&mut leader, &self.following).await {
             Ok(0) => {}
@@ -91,10 +97,6 @@ impl Candidate {
             Err(error) => return Ok(error),
         }
         let config = &self.view.config;
-        let term = match begin_term(&leader).await {
-            Ok(term) => term,
-            Err(error) => return Ok(error),
-        };
         // What was said in earlier terms is here before anything is decided by it.
         if let Err(error) = leader.caught_up(term.began).await {
             return Ok(error);

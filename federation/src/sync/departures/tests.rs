@@ -94,7 +94,7 @@ async fn a_session_that_has_become_anothers_is_left_alone_with_its_records() {
     let (_, replicas) = crate::replica::channel();
     // A leader whose election key was never made: it does not exist, so the fence holds.
     let fence = Guard::CreateRevision("/never".into(), 0);
-    let leader = Leader { store: Arc::clone(&store), fence, replicas };
+    let leader = Leader::new(Arc::clone(&store), fence, replicas);
     let says = async |uid: &str| {
         let value = wire::Session { uid: uid.into(), ..wire::Session::default() }.encode_to_vec();
         let ops = vec![Op::put(&session, value), Op::put(&record, "v")];

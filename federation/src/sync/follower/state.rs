@@ -12,6 +12,7 @@ use crate::replica::{Batch, Holding, Replica};
 use crate::store::{Event, KeyValue, Revision};
 use crate::sync::facts::{self, Fact};
 use crate::sync::history::{ResumePoint, Witness};
+use crate::sync::settings;
 use crate::sync::transactions::MAX_RECORD_BYTES;
 
 /// So many keys under which there is no record are named.
@@ -57,6 +58,7 @@ pub(super) struct State {
     unfinished: BTreeMap<Owner, Batch>,
     lost: Lost,
     strays: BTreeMap<String, String>,
+    founding: Option<Bytes>,
 }
 
 /// A listing, sorted.
@@ -68,7 +70,9 @@ struct Listing {
     said_revisions: BTreeMap<Owner, Revision>,
     /// Owners of whom only a part of a change is there: what it goes up to says nothing yet.
     partial: BTreeSet<Owner>,
-    left: BTreeSet<Owner>,
+    /// Who left, as which incarnation; a region with all its clusters.
+    left: Vec<(Owner, String)>,
+    founding: Option<Bytes>,
 }
 
 impl State {
@@ -91,6 +95,11 @@ impl State {
     /// All commits up to this one were seen.
     pub(super) fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// What the store says of itself, up to here.
+    pub(super) fn founding(&self) -> Option<&Bytes> {
+        self.founding.as_ref()
     }
 
     pub(super) fn lost(&self) -> &Lost {
@@ -158,14 +167,16 @@ impl State {
         }
         let mut listing = Listing::of(entries);
         for (owner, holding) in held.owners() {
-            self.compare(&mut listing, owner, holding);
+            let left = listing.says_left(owner, held);
+            self.compare(&mut listing, owner, holding, left);
         }
+        self.founding = listing.founding;
         let mut batch = listing.batch;
         batch.position = Some(revision);
         batch
     }
 
-    fn compare(&mut self, listing: &mut Listing, owner: &Owner, holding: &Holding) {
+    fn compare(&mut self, listing: &mut Listing, owner: &Owner, holding: &Holding, left: bool) {
         let known = listing.newest.get(owner);
         let older = match (known, holding.newest()) {
             (_, Some(_)) if listing.partial.contains(owner) => true,
@@ -174,7 +185,7 @@ impl State {
             (_, None) => false,
         };
         // A store that knows all that was heard of an owner has no more than it holds of it.
-        let trusted = !older || listing.left.contains(owner);
+        let trusted = !older || left;
         let mut lost = BTreeMap::new();
         for (key, entry) in holding.records() {
             let held = || entry.origin().map(Origin::newest);
@@ -191,7 +202,7 @@ impl State {
                 Some(_) => {}
             }
         }
-        if older && !listing.left.contains(owner) {
+        if older && !left {
             lost.extend(withhold(listing, owner, holding));
         }
         if !lost.is_empty() {
@@ -307,6 +318,7 @@ impl State {
                 more.insert(owner.clone(), said.more);
                 part.newest.push((owner, said.newest));
             }
+            None if entry.key == facts::founding_key() => self.founding = Some(entry.value.clone()),
             None => {}
         }
     }
@@ -391,8 +403,24 @@ impl Listing {
                 }
                 self.saw(&owner, said.newest);
             }
-            None => {}
+            None if entry.key == facts::founding_key() => self.founding = Some(entry.value),
+            None => {
+                let region = facts::left(&entry.key, &entry.value);
+                self.left.extend(
+                    region.map(|(region, incarnation)| (Owner::region(region), incarnation)),
+                );
+            }
         }
+    }
+
+    /// Whether `owner`, as `held` knows it, is one that left, so that nothing of it being there is
+    /// no loss.
+    fn says_left(&self, owner: &Owner, held: &Replica) -> bool {
+        self.left.iter().any(|(left, incarnation)| {
+            let with_region = left.cluster.is_none() && left.region == owner.region;
+            let same = || settings::incarnation(held, left).is_none_or(|held| held == incarnation);
+            (left == owner || with_region) && same()
+        })
     }
 
     fn saw(&mut self, owner: &Owner, newest: Newest) {
@@ -421,17 +449,20 @@ fn withhold(listing: &mut Listing, owner: &Owner, holding: &Holding) -> BTreeMap
     withheld
 }
 
-/// The owner that a listed record says has left.
-fn left(key: &Key, value: &Bytes) -> Option<Owner> {
+/// The cluster that a listed record says has left, and as which incarnation: its own region alone
+/// says so. That a region was forgotten here is a fact of its own, whoever said that it left.
+fn left(key: &Key, value: &Bytes) -> Option<(Owner, String)> {
     if key.kind != Kind::Decision {
         return None;
     }
-    match Record::open(key, value).ok()?.body {
-        Body::Decision(decision) => match decision.what {
-            Decided::Leave { owner, .. } => Some(owner),
-            Decided::Approve { .. } => None,
-        },
-        _ => None,
+    let Body::Decision(decision) = Record::open(key, value).ok()?.body else { return None };
+    match decision.what {
+        Decided::Leave { owner, incarnation } => {
+            let its_own =
+                owner.cluster.is_some() && key.owner == Owner::region(owner.region.clone());
+            its_own.then_some((owner, incarnation))
+        }
+        Decided::Approve { .. } => None,
     }
 }
 

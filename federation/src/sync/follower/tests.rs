@@ -4,12 +4,14 @@ use super::state::State;
 use super::*;
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Body, Epoch, Namespace, Newest, Origin, Record, Removal};
+use crate::record::{
+    Body, Cluster, Decided, Decision, Epoch, Namespace, Newest, Origin, Record, Region, Removal,
+};
 use crate::replica::{self, Batch, Removed};
 use crate::store::embedded::Embedded;
 use crate::store::{Op, Txn};
 use crate::sync::facts;
-use crate::sync::leader::Leader;
+use crate::sync::leader::{Leader, LeaderError};
 use crate::sync::reseed::reseed;
 use crate::sync::transactions::{Changes, transactions};
 
@@ -181,11 +183,11 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
         let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
         process.catch_up(&restored).await;
-        let mut leader = Leader {
-            store: Arc::<Embedded>::clone(&restored),
-            fence: store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
-            replicas: process.writer.subscribe(),
-        };
+        let mut leader = Leader::new(
+            Arc::<Embedded>::clone(&restored),
+            store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+            process.writer.subscribe(),
+        );
         let written = reseed(&mut leader, &process.following.subscribe()).await.unwrap();
         assert_eq!(written, 3, "b, a as it was last, and that old is gone");
         let mut other = Process::new();
@@ -216,11 +218,11 @@ async fn an_owner_that_spoke_to_the_restored_store_wins_over_what_was_lost() {
     let election = vec![Op::put(facts::election_key(), "me")];
     restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
     let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
-    let mut leader = Leader {
-        store: Arc::<Embedded>::clone(&restored),
-        fence: store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
-        replicas: process.writer.subscribe(),
-    };
+    let mut leader = Leader::new(
+        Arc::<Embedded>::clone(&restored),
+        store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+        process.writer.subscribe(),
+    );
     // Before this process has seen it, and after.
     let stale = Arc::clone(&process.seen().lost);
     let lost = &stale.owners[&owner()];
@@ -346,4 +348,96 @@ async fn what_a_restored_store_has_and_its_owner_confirms_is_not_withdrawn() {
     assert_eq!(process.names(), ["a"]);
     let held = process.writer.current();
     assert_eq!(held.get(&key("a")).unwrap().origin().unwrap().sequence, 1);
+}
+
+/// A leader that does not know of the restore would make the store look complete.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
+    let at = |sequence| [(owner(), changes(vec![put("a", sequence)], sequence))].into();
+    let (before, restored) = (store().await, store().await);
+    let election = vec![Op::put(facts::election_key(), "me")];
+    for store in [&before, &restored] {
+        let txn = Txn { guards: vec![], ops: election.clone() };
+        assert!(store.commit(txn).await.unwrap().is_done());
+        commit(&**store, changes(vec![put("a", 1)], 1)).await;
+    }
+    let fence = store::Guard::CreateRevision(facts::election_key(), 1);
+    let (_, replicas) = replica::channel();
+    let mut leader = Leader::new(Arc::<Embedded>::clone(&before), fence, replicas);
+    leader.commit_changes(at(2), None).await.unwrap();
+    leader.commit_changes(at(3), None).await.unwrap();
+    // Its lease and its key are in the backup.
+    leader.store = Arc::<Embedded>::clone(&restored);
+    let refused = leader.commit_changes(at(4), None).await;
+    assert!(matches!(refused, Err(LeaderError::NotLeader)), "{refused:?}");
+    let said = store::read(&*restored, &facts::said_key(&owner())).await.unwrap().unwrap();
+    assert_eq!(said.mod_revision, 2, "nothing was written");
+}
+
+/// Says, as `speaker`, that `incarnation` of the cluster left.
+async fn leave(store: &dyn Store, speaker: &str, incarnation: &str) {
+    let speaker = Owner::region(speaker.parse().unwrap());
+    let what = Decided::Leave { owner: owner(), incarnation: incarnation.into() };
+    let key = crate::sync::decisions::key(&speaker.region, &what);
+    let at = jiff::Timestamp::UNIX_EPOCH;
+    let body = Body::Decision(Decision { by: "op".into(), at, note: String::new(), what });
+    let origin = Origin { epoch: epoch(), sequence: 1, ..Origin::default() };
+    let value = Record { key: key.clone(), origin, body }.seal().value;
+    let newest = Some(Newest { epoch: epoch(), sequence: 1 });
+    let changes = Changes { items: vec![(key, Some(value))], newest, ..Changes::default() };
+    for txn in transactions([(speaker, changes)].into(), None).unwrap() {
+        assert!(store.commit(txn).await.unwrap().is_done());
+    }
+}
+
+/// That somebody of its name left once, or that a third says so, takes nothing away from it.
+#[tokio::test(start_paused = true)]
+async fn a_store_without_an_owner_has_lost_it_unless_its_region_says_that_this_one_left() {
+    let key = Key::of_owner(owner(), Kind::Cluster);
+    let origin = Origin { epoch: epoch(), sequence: 1, ..Origin::default() };
+    let body = Body::Cluster(Cluster { uid: "uid".into(), ..Cluster::default() });
+    let cluster = Record { key: key.clone(), origin, body }.seal().value;
+    for (speaker, incarnation, stays) in
+        [("r", "uid", false), ("r", "old", true), ("s", "uid", true)]
+    {
+        let before = store().await;
+        commit(&*before, changes(vec![(key.clone(), Some(cluster.clone())), put("a", 1)], 1)).await;
+        let mut process = Process::new();
+        process.catch_up(&before).await;
+        let now = store().await;
+        leave(&*now, speaker, incarnation).await;
+        process.catch_up(&now).await;
+        assert_eq!(process.seen().other_histories, 1);
+        let there = process.names().contains(&"a".to_owned());
+        assert_eq!(there, stays, "{speaker} says that {incarnation} left");
+        assert_eq!(process.seen().lost.owners.contains_key(&owner()), stays);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_was_forgotten_is_with_all_its_clusters_and_as_that_one_only() {
+    let region = Owner::region("r".parse().unwrap());
+    let key = Key::of_owner(region.clone(), Kind::Region);
+    let origin = Origin { epoch: epoch(), sequence: 1, ..Origin::default() };
+    let body = Body::Region(Region { incarnation: "i".into(), ..Region::default() });
+    let said = Record { key: key.clone(), origin, body }.seal().value;
+    for (incarnation, stays) in [("i", false), ("old", true)] {
+        let before = store().await;
+        commit(&*before, changes(vec![put("a", 1)], 1)).await;
+        let newest = Some(Newest { epoch: epoch(), sequence: 1 });
+        let items = vec![(key.clone(), Some(said.clone()))];
+        let changes = Changes { items, newest, ..Changes::default() };
+        for txn in transactions([(region.clone(), changes)].into(), None).unwrap() {
+            assert!(before.commit(txn).await.unwrap().is_done());
+        }
+        let mut process = Process::new();
+        process.catch_up(&before).await;
+        let now = store().await;
+        let ops = vec![facts::left_op(&region.region, incarnation)];
+        now.commit(Txn { guards: vec![], ops }).await.unwrap();
+        process.catch_up(&now).await;
+        assert_eq!(process.names() == ["a"], stays, "{incarnation}");
+        assert_eq!(process.writer.current().get(&key).is_some(), stays);
+        assert_eq!(process.seen().lost.owners.len(), if stays { 2 } else { 0 });
+    }
 }
