@@ -21,12 +21,13 @@ use crate::replica::{self, Holding, Replica, Replicas};
 use crate::store::{Guard, Store, election};
 use crate::sync::client::Link;
 use crate::sync::follower::{self, Following};
-use crate::sync::founding::{self, Term};
+use crate::sync::founding::{self, Past, Term};
 use crate::sync::leader::{Leader, LeaderError, persist};
 use crate::sync::local::{self, Facts};
+use crate::sync::recover::{Asked, Recovery};
 use crate::sync::service::{FederationApi, WallClock};
-use crate::sync::spokesman::{Sources, Spokesman};
-use crate::sync::{Caller, facts, mirror, recover, reseed};
+use crate::sync::spokesman::{self, Sources};
+use crate::sync::{Caller, facts, mirror, reseed};
 
 /// As the binary has them.
 const LEADER_TTL: Duration = Duration::from_secs(3);
@@ -193,6 +194,11 @@ impl Candidate {
         if let Err(error) = reseed::follows(&self.following, &term).await {
             return error;
         }
+        let past = || async { founding::past(&leader, &self.region, &self.following).await };
+        let past = match persist("looking at the past", past).await {
+            Ok(past) => past,
+            Err(error) => return error,
+        };
         match reseed::reseed(&mut leader, &self.following).await {
             Ok(0) => {}
             Ok(records) => {
@@ -200,6 +206,11 @@ impl Candidate {
             }
             Err(error) => return error,
         }
+        if let Err(error) = leader.caught_up(term.began).await {
+            return error;
+        }
+        let mut parts = JoinSet::new();
+        let asked = watch::Sender::<Asked>::default();
         let region = Region {
             addresses: vec![self.region.to_string()],
             reads_level: READS_LEVEL,
@@ -210,12 +221,11 @@ impl Candidate {
             settings: Arc::new(move || region.clone()),
             sessions: self.sessions.clone(),
             asks: self.asks.clone(),
-            recovered: watch::channel(true).1,
+            asked: asked.subscribe(),
             clock: Arc::clone(&self.clock),
         };
-        let mut parts = JoinSet::new();
-        let spokesman = Spokesman::new(leader.clone(), self.region.clone(), &term, sources);
-        parts.spawn(spokesman.speak());
+        parts.spawn(spokesman::speak(leader.clone(), self.region.clone(), term, sources));
+        parts.spawn(self.recovery(leader.clone(), past, asked).run());
         parts.spawn(reseed::keep_seeded(
             leader.clone(),
             self.region.clone(),
@@ -226,7 +236,6 @@ impl Candidate {
             let link = watch::Sender::new(Link::default());
             let name = format!("{}'s mirror of {peer}", self.name);
             parts.spawn(watched(Arc::clone(&self.shared), name, link.subscribe()));
-            parts.spawn(recovered(leader.clone(), self.region.clone(), peer.clone(), wire.clone()));
             parts.spawn(mirror::mirror(leader.clone(), peer.clone(), wire, link, None));
         }
         match parts.join_next().await {
@@ -241,6 +250,23 @@ impl Candidate {
         persist("beginning a term", begin).await
     }
 
+    fn recovery(
+        &self,
+        leader: Leader,
+        past: Option<Past>,
+        asked: watch::Sender<Asked>,
+    ) -> Recovery<Wire> {
+        let peers = self.peers.iter().map(|peer| (peer.clone(), self.wire(peer)));
+        Recovery {
+            leader,
+            region: self.region.clone(),
+            past,
+            peers: peers.collect(),
+            left: watch::channel(None).1,
+            asked,
+        }
+    }
+
     fn wire(&self, peer: &RegionName) -> Wire {
         Wire {
             shared: Arc::clone(&self.shared),
@@ -250,13 +276,6 @@ impl Candidate {
             tasks: self.tasks.clone(),
             reached: Arc::default(),
         }
-    }
-}
-
-async fn recovered(leader: Leader, own: RegionName, peer: RegionName, wire: Wire) -> LeaderError {
-    match recover::recover(&leader, &own, &peer, wire).await {
-        Ok(_) => std::future::pending().await,
-        Err(error) => error,
     }
 }
 

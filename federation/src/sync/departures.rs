@@ -29,7 +29,7 @@ use super::{BEACON_INTERVAL, STALE_AFTER, chain, client, facts, settings};
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::proto::local as wire;
-use crate::record::{Body, Decided};
+use crate::record::Decided;
 use crate::replica::Replica;
 use crate::store::{self, Commit, Guard, MAX_OPS, Op, Revision, StoreError, Txn};
 

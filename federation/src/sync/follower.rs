@@ -25,7 +25,7 @@ use super::facts;
 use super::history::{self, ResumePoint, Resumed};
 use crate::proto::local::Founding;
 use crate::replica::{Batch, ReplicaWriter};
-use crate::store::{self, Store, StoreError, Watch, WatchEvent};
+use crate::store::{self, Revision, Store, StoreError, Watch, WatchEvent};
 
 /// Follows all that Tombolo keeps.
 pub const ALL: &str = "/tombolo/";
@@ -50,6 +50,10 @@ pub struct Following {
     /// What the store says of itself, as it was followed up to here: a leader that finds its own
     /// term in it knows that this is the store it writes to, with all that it has lost.
     pub founding: Option<Founding>,
+    /// Where the store was when it was listed or gone on with the last time: all commits since were
+    /// seen as they happened. Up to there it may have been restored to an earlier state, unnoticed
+    /// by who had seen less.
+    pub without_gap_since: Revision,
     /// Keys in the store that are no record keys, or have more under them than a record can be,
     /// and why: left alone, whoever wrote them. Up to 20.
     pub strays: BTreeMap<String, String>,
@@ -100,11 +104,12 @@ impl Follower {
     async fn resumed(&mut self) -> Result<Option<Watch>, StoreError> {
         let Some(point) = self.state.resume() else { return Ok(None) };
         match history::resume(&*self.store, ALL, &point).await? {
-            Resumed::Same(watch) => {
+            Resumed::Same(watch, current) => {
                 debug!(revision = point.revision, "the store is the same, going on");
                 // What is held may come from a disk, and has not said yet of when it is.
                 let batch = Batch { position: Some(point.revision), ..Batch::default() };
                 self.writer.apply(batch, Instant::now());
+                self.following.send_modify(|following| following.without_gap_since = current);
                 Ok(Some(watch))
             }
             Resumed::Other(why) => {
@@ -132,7 +137,10 @@ impl Follower {
         }
         self.show_lost();
         self.writer.apply(batch, Instant::now());
-        self.following.send_modify(|following| following.listings += 1);
+        self.following.send_modify(|following| {
+            following.listings += 1;
+            following.without_gap_since = revision;
+        });
         self.show();
         self.store.watch(ALL, revision.max(1)).await
     }
@@ -155,7 +163,7 @@ impl Follower {
             };
             let batch = match event {
                 Some(WatchEvent::Commit { revision, events }) => {
-                    self.state.committed(revision, &events)
+                    self.state.committed(&self.writer.current(), revision, &events)
                 }
                 Some(WatchEvent::Progress { revision }) => self.state.progressed(revision),
                 Some(WatchEvent::Compacted { oldest }) if oldest <= self.state.revision() + 1 => {

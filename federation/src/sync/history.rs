@@ -83,8 +83,8 @@ impl Witness {
 /// What became of an attempt to go on from a resume point.
 #[derive(Debug)]
 pub enum Resumed {
-    /// The same history: the watch goes on after the witness.
-    Same(Watch),
+    /// The same history: the watch goes on after the witness. It was at this revision when asked.
+    Same(Watch, Revision),
     /// Another one, or one that cannot be told from another: everything has to be listed and
     /// compared. Why.
     Other(String),
@@ -117,7 +117,7 @@ pub async fn resume(
             Some(WatchEvent::Commit { revision: at, events }) => {
                 let seen = Witness::of(at, &events);
                 Ok(if at == *revision && seen.digest == *digest {
-                    Resumed::Same(watch)
+                    Resumed::Same(watch, current)
                 } else if at == *revision {
                     Resumed::Other(format!("its revision {revision} is another commit than it was"))
                 } else {
@@ -177,7 +177,7 @@ mod tests {
     async fn other(store: &dyn Store, point: &ResumePoint) -> String {
         match resume(store, "/t/", point).await.unwrap() {
             Resumed::Other(why) => why,
-            Resumed::Same(_) => panic!("taken for the same"),
+            Resumed::Same(..) => panic!("taken for the same"),
         }
     }
 
@@ -188,9 +188,11 @@ mod tests {
         assert_eq!(ResumePoint::from_bytes(&point.to_bytes()), Some(point.clone()));
         assert_eq!(ResumePoint::from_bytes(&point.to_bytes()[1..]), None);
         store.commit(Txn { guards: vec![], ops: vec![Op::put("/t/x", "c")] }).await.unwrap();
-        let Resumed::Same(mut watch) = resume(&*store, "/t/", &point).await.unwrap() else {
+        let Resumed::Same(mut watch, current) = resume(&*store, "/t/", &point).await.unwrap()
+        else {
             panic!("taken for another")
         };
+        assert_eq!(current, 4);
         let next = watch.events.recv().await.unwrap();
         assert!(matches!(next, WatchEvent::Commit { revision: 4, .. }), "{next:?}");
     }

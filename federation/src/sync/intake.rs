@@ -17,7 +17,7 @@ use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
-use crate::record::{Epoch, Newest, Removal};
+use crate::record::{Epoch, Newest, Origin, Removal};
 use crate::replica::{Batch, Holding, Removed, Replica};
 
 /// What the subscriber takes from the other side.
@@ -62,11 +62,14 @@ pub struct Intake {
     collecting: Option<Collecting>,
     pending: Batch,
     synced: bool,
-    synced_at: u64,
     /// Owners that the other side spoke of.
     started: BTreeSet<Owner>,
     /// Those of them on which it is behind.
     behind: BTreeSet<Owner>,
+    /// Regions whose leader does not say yet which decisions there are, of which more are held.
+    unsure: BTreeSet<Owner>,
+    /// Of both, what the other side had of them when that was compared the first time.
+    differing: BTreeMap<Owner, Bytes>,
     refused: u64,
     last_refused: Option<String>,
 }
@@ -94,9 +97,10 @@ impl Intake {
             collecting: None,
             pending: Batch::default(),
             synced: false,
-            synced_at: 0,
             started: BTreeSet::new(),
             behind: BTreeSet::new(),
+            unsure: BTreeSet::new(),
+            differing: BTreeMap::new(),
             refused: 0,
             last_refused: None,
         }
@@ -164,7 +168,6 @@ impl Intake {
             Some(Message::End(end)) => self.end(end),
             Some(Message::Synced(synced)) => {
                 self.synced = true;
-                self.synced_at = synced.position;
                 let mut batch = self.finish(held);
                 // Who left may be told in the very last part.
                 let decided = batch.items.iter().any(|(key, _)| key.kind == Kind::Decision);
@@ -270,8 +273,11 @@ impl Intake {
         if !self.accepts(&key.owner) || !in_turn || !fits {
             return Err(item.key);
         }
-        if item.value.is_some() {
-            return Ok(Some((key, item.value, None)));
+        if let Some(value) = &item.value {
+            // The other side had it from who knew less.
+            let change = Origin::of_value(value).map(|origin| origin.newest());
+            let gone = change.is_some_and(|change| held.was_removed_since(&key, &change));
+            return Ok((!gone).then_some((key, item.value, None)));
         }
         // One without a reason is still its owner's removal: it says so by sending it.
         let removal = Removal::from_wire(item.removal).unwrap_or(Removal::Unexplained);
@@ -321,6 +327,8 @@ impl Intake {
                 Err(IntakeError::Unexpected(format!("an end marker of {owner} out of turn")))
             }
             None => {
+                // The next comparison counts.
+                self.unsure.remove(&owner);
                 let complete = (!self.behind.contains(&owner)).then_some((owner, kind, epoch));
                 let complete = complete.into_iter().collect();
                 let batch = Batch { complete, ..Batch::default() };
@@ -341,11 +349,21 @@ impl Intake {
             held.is_some_and(|held| epoch.is_older_than(held))
         };
         let current = collected.ends.iter().filter(|(kind, epoch)| !older(kind, epoch));
-        let vouched: BTreeSet<Kind> = current.clone().map(|(kind, _)| *kind).collect();
-        let gone = holding.into_iter().flat_map(Holding::records).filter(|(key, _)| {
-            collected.whole && vouched.contains(&key.kind) && !collected.items.contains_key(key)
-        });
-        let gone = gone.map(|(key, _)| (key.clone(), None));
+        let counts = |epoch| counts_absence(&collected.owner, epoch, collected.newest.as_ref());
+        let vouched = current.clone().filter(|(_, epoch)| counts(epoch));
+        let vouched: BTreeSet<Kind> = vouched.map(|(kind, _)| *kind).collect();
+        let absent = holding
+            .into_iter()
+            .flat_map(Holding::records)
+            .filter(|(key, _)| collected.whole && !collected.items.contains_key(key));
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            absent.map(|(key, _)| key).partition(|key| vouched.contains(&key.kind));
+        // Digests do not cover beacons.
+        let kept = kept.iter().any(|key| key.kind != Kind::Beacon);
+        if kept && collected.owner.cluster.is_none() {
+            self.unsure.insert(collected.owner.clone());
+        }
+        let gone = gone.into_iter().map(|key| (key.clone(), None));
         let complete = current.map(|(kind, epoch)| (collected.owner.clone(), *kind, epoch.clone()));
         let complete = complete.collect();
         let newest = collected.newest.clone();
@@ -353,6 +371,13 @@ impl Intake {
         let items = collected.items.iter().map(|(key, value)| (key.clone(), value.clone()));
         let items = items.chain(gone).collect();
         Batch { items, removed: collected.removed, complete, newest, ..Batch::default() }
+    }
+
+    /// Whether it is known that the other side holds something else, and it still holds that: to
+    /// subscribe anew would find the same. Once something has changed there, it may know all.
+    fn is_excused(&mut self, owner: &Owner, digest: &Bytes) -> bool {
+        let known = self.behind.contains(owner) || self.unsure.contains(owner);
+        known && self.differing.entry(owner.clone()).or_insert_with(|| digest.clone()) == digest
     }
 
     fn compare(&mut self, digests: &wire::Digests, held: &Replica) -> Result<Step, IntakeError> {
@@ -363,11 +388,10 @@ impl Intake {
             let ours = held.holding(&owner).map(|holding| holding.digest_at(level).to_bytes());
             let ours = ours.unwrap_or_else(|| crate::digest::Digest::default().to_bytes());
             let same = ours[..] == theirs.digest[..];
-            // Right after the start it is known to be behind; a minute later it should not be.
-            let excused = self.behind.contains(&owner) && self.synced_at == digests.position;
             if same {
                 self.behind.remove(&owner);
-            } else if self.accepts(&owner) && !excused {
+                self.differing.remove(&owner);
+            } else if self.accepts(&owner) && !self.is_excused(&owner, &theirs.digest) {
                 return Err(IntakeError::DigestMismatch { owner });
             }
         }
@@ -376,6 +400,14 @@ impl Intake {
         let batch = Batch { forgotten: self.forgettable(held), ..Batch::default() };
         Ok(Step { batch, position: Some(digests.position), ..Step::default() })
     }
+}
+
+/// Whether what an owner completed in `epoch` says what is not there, now that it has said
+/// `newest`. A cluster's store goes only by the cluster's word. A region's leader begins its term by
+/// saying what it knows, and vouches for decisions only once no peer may know more of them: until
+/// then what an earlier leader vouched for may come from a backup.
+pub(super) fn counts_absence(owner: &Owner, epoch: &Epoch, newest: Option<&Newest>) -> bool {
+    owner.cluster.is_some() || newest.is_none_or(|newest| !epoch.is_older_than(&newest.epoch))
 }
 
 /// A record or its removal, as it was sent.

@@ -17,6 +17,7 @@ use super::founding::{self, Term};
 use super::leader::Leader;
 use super::local::{self, Facts};
 use super::own::OwnRecords;
+use super::recover::Asked;
 use super::settings;
 use super::spokesman::{Sources, Spokesman};
 use super::{follower, transactions};
@@ -120,7 +121,7 @@ impl Bench {
                 settings: Arc::new(move || region.borrow().clone()),
                 sessions: self.asking.sessions.clone(),
                 asks: self.asks.clone(),
-                recovered: watch::channel(true).1,
+                asked: watch::channel(Asked { all: true, ..Asked::default() }).1,
                 clock: Arc::new(move || *clock.borrow()),
             },
         );

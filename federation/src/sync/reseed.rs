@@ -5,7 +5,7 @@
 //! is written back by the leader, as it was received, so that every process and every peer goes on
 //! seeing it until its owner speaks again (RELIABILITY promise 16). Promises: an owner that has
 //! spoken to the new store wins: each transaction compares when the owner last said anything here;
-//! the fact up to which change an owner is known comes last, so that a part is never taken for all.
+//! each but the last says that more follows, so that a part is never taken for all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::record::{Epoch, Newest};
 use crate::replica::{Holding, Replica};
-use crate::store::{Commit, Guard, Revision, Txn};
+use crate::store::{Commit, Guard, Revision};
 
 /// One owner's records as somebody else still has them.
 #[derive(Debug, Clone, Default)]
@@ -126,28 +126,36 @@ pub async fn keep_seeded(
 /// # Errors
 /// See [`LeaderError`].
 pub async fn seed_owner(leader: &Leader, owner: &Owner, seed: Seed) -> Result<usize, LeaderError> {
-    let count = seed.records.len();
-    let said = Guard::ModRevision(facts::said_key(owner), seed.said_revision);
-    let items = seed.records;
-    let changes = Changes { items, complete: seed.complete, ..Changes::default() };
-    let newest = seed.newest.map(|newest| {
-        facts::said_op(owner, &facts::Said { newest, removed: Vec::new(), more: false })
-    });
-    for mut txn in transactions(BTreeMap::from([(owner.clone(), changes)]), newest)? {
-        txn.guards.push(said.clone());
-        if !commit(leader, txn).await? {
-            info!(%owner, "the owner spoke for itself while its records were written back");
-            return Ok(0);
-        }
+    let Seed { records: items, complete, newest, said_revision } = seed;
+    let count = items.len();
+    let changes = Changes { items, newest, complete, ..Changes::default() };
+    if !say_again(leader, owner, changes, said_revision).await? {
+        return Ok(0);
     }
     warn!(%owner, records = count, "records that the store had lost were written back");
     Ok(count)
 }
 
-/// Whether it was committed. Of the guards only the leader's is not about the owner.
-async fn commit(leader: &Leader, txn: Txn) -> Result<bool, LeaderError> {
-    if leader.commit_guarded(txn).await? != Commit::GuardFailed {
-        return Ok(true);
+/// Commits what an owner had said, in as many parts as it takes, unless it has said something since
+/// `said`, when its last word was written. Returns whether all was committed. Each part says that it
+/// is one: whoever lists the store in between would take a part with the newest record for all.
+pub(super) async fn say_again(
+    leader: &Leader,
+    owner: &Owner,
+    changes: Changes,
+    mut said: Revision,
+) -> Result<bool, LeaderError> {
+    for mut txn in transactions(BTreeMap::from([(owner.clone(), changes)]), None)? {
+        txn.guards.push(Guard::ModRevision(facts::said_key(owner), said));
+        match leader.commit_guarded(txn).await? {
+            Commit::Done(revision) => said = revision,
+            // Of the guards only the leader's is not about the owner.
+            Commit::GuardFailed if leader.leads().await? => {
+                info!(%owner, "the owner spoke for itself while its records were written back");
+                return Ok(false);
+            }
+            Commit::GuardFailed => return Err(LeaderError::NotLeader),
+        }
     }
-    if leader.leads().await? { Ok(false) } else { Err(LeaderError::NotLeader) }
+    Ok(true)
 }

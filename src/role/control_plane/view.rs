@@ -15,6 +15,7 @@ use tombolo_federation::sync::chain;
 use tombolo_federation::sync::client::Link;
 use tombolo_federation::sync::decisions::{self, Leaver};
 use tombolo_federation::sync::follower::Following;
+use tombolo_federation::sync::recover::Asked;
 
 use crate::config::{ControlPlaneConfig, Peer};
 use crate::role::admin::Visible;
@@ -33,6 +34,8 @@ pub(super) struct View {
     pub(super) asking: Asking,
     held: Held,
     pub(super) leading: watch::Sender<bool>,
+    /// While it leads.
+    pub(super) asked: watch::Sender<Asked>,
     pub(super) links: BTreeMap<RegionName, watch::Sender<Link>>,
     pub(super) serving: Serving,
     restored: Restored,
@@ -54,6 +57,7 @@ impl View {
             asking,
             held,
             leading: watch::Sender::new(false),
+            asked: watch::Sender::default(),
             links,
             serving,
             restored,
@@ -210,7 +214,7 @@ impl Visible for View {
             pending,
             leader: Some(*self.leading.borrow()),
             catalog,
-            store: Some(store),
+            store: Some(StoreStatus { asked: self.asked.borrow().waiting.clone(), ..store }),
             sources: sources.status(),
             links: links.collect(),
             problems,

@@ -215,7 +215,12 @@ impl State {
     }
 
     /// Takes a commit; what is only a part of a change waits for the rest.
-    pub(super) fn committed(&mut self, revision: Revision, events: &[Event]) -> Batch {
+    pub(super) fn committed(
+        &mut self,
+        held: &Replica,
+        revision: Revision,
+        events: &[Event],
+    ) -> Batch {
         self.witness = Some(Witness::of(revision, events));
         if revision <= self.revision {
             // Listed already: it is only seen to know what it was.
@@ -228,6 +233,7 @@ impl State {
         let speaking = self.speaking(revision, events);
         for event in events {
             match event {
+                Event::Put(entry) if self.withheld(held, entry) => {}
                 Event::Put(entry) => self.put(entry, &speaking, &mut parts, &mut more),
                 Event::Delete { key, .. } => self.delete(key, &mut parts, &mut whole),
             }
@@ -265,6 +271,22 @@ impl State {
             }
         }
         speaking
+    }
+
+    /// Whether it is a record that its owner is known to have removed since: the leader had it from a
+    /// peer that knew less. As [`withhold`] in a listing.
+    fn withheld(&mut self, held: &Replica, entry: &KeyValue) -> bool {
+        let Some(Ok(key)) = record_key(&entry.key) else { return false };
+        let origin = Origin::of_value(&entry.value).map(|origin| origin.newest());
+        if !origin.is_some_and(|change| held.was_removed_since(&key, &change)) {
+            return false;
+        }
+        let newest = held.holding(&key.owner).and_then(Holding::newest).cloned();
+        let lost = self.lost.owners.entry(key.owner.clone()).or_default();
+        lost.newest = newest;
+        lost.said_revision = lost.said_revision.max(entry.mod_revision);
+        lost.keys.insert(key, LostKey { held: None, there: Some(entry.value.clone()) });
+        true
     }
 
     fn put(
