@@ -66,6 +66,8 @@ pub struct Intake {
     started: BTreeSet<Owner>,
     /// Those of them on which it is behind.
     behind: BTreeSet<Owner>,
+    /// Those of these of which something newer came since than what was held: it may know all now.
+    caught_up: BTreeSet<Owner>,
     /// Regions whose leader does not say yet which decisions there are, of which more are held.
     unsure: BTreeSet<Owner>,
     /// Of both, what the other side had of them when that was compared the first time.
@@ -99,6 +101,7 @@ impl Intake {
             synced: false,
             started: BTreeSet::new(),
             behind: BTreeSet::new(),
+            caught_up: BTreeSet::new(),
             unsure: BTreeSet::new(),
             differing: BTreeMap::new(),
             refused: 0,
@@ -261,7 +264,7 @@ impl Intake {
     /// Nothing, if it is a removal from before what is held; the key alone for what the other side
     /// may not send. A kind that only a newer version knows is left out too: levels keep writers
     /// from using it before all can read it.
-    fn item(&self, item: wire::Item, held: &Replica) -> Result<Option<Item>, String> {
+    fn item(&mut self, item: wire::Item, held: &Replica) -> Result<Option<Item>, String> {
         let Ok(key) = item.key.parse::<Key>() else { return Err(item.key) };
         if key.kind.since_level() > held.reads_level() {
             return Err(item.key);
@@ -276,13 +279,21 @@ impl Intake {
         if let Some(value) = &item.value {
             // The other side had it from who knew less.
             let change = Origin::of_value(value).map(|origin| origin.newest());
-            let gone = change.is_some_and(|change| held.was_removed_since(&key, &change));
+            let gone = change.as_ref().is_some_and(|change| held.was_removed_since(&key, change));
+            let newest = held.holding(&key.owner).and_then(Holding::newest);
+            let newer = newest.zip(change).is_some_and(|(held, new)| held.is_older_than(&new));
+            if newer && self.behind.contains(&key.owner) {
+                self.caught_up.insert(key.owner.clone());
+            }
             return Ok((!gone).then_some((key, item.value, None)));
         }
         // One without a reason is still its owner's removal: it says so by sending it.
         let removal = Removal::from_wire(item.removal).unwrap_or(Removal::Unexplained);
         let removed = Removed { removal, sequence: item.sequence };
         let rewinds = self.rewinds(&item, &key.owner, held);
+        if !rewinds && self.behind.contains(&key.owner) {
+            self.caught_up.insert(key.owner.clone());
+        }
         Ok((!rewinds).then_some((key, None, Some(removed))))
     }
 
@@ -376,7 +387,8 @@ impl Intake {
     /// Whether it is known that the other side holds something else, and it still holds that: to
     /// subscribe anew would find the same. Once something has changed there, it may know all.
     fn is_excused(&mut self, owner: &Owner, digest: &Bytes) -> bool {
-        let known = self.behind.contains(owner) || self.unsure.contains(owner);
+        let behind = self.behind.contains(owner) && !self.caught_up.contains(owner);
+        let known = behind || self.unsure.contains(owner);
         known && self.differing.entry(owner.clone()).or_insert_with(|| digest.clone()) == digest
     }
 

@@ -348,7 +348,9 @@ impl State {
     /// The store's word on what was lost counts again. What is there in an older version is taken
     /// anew: its owner, who confirmed it, had not to say it again.
     fn resolve(&mut self, owner: &Owner, kind: Kind) -> Vec<(Key, Option<Bytes>)> {
-        let Some(lost) = self.lost.owners.get_mut(owner) else { return Vec::new() };
+        // Nobody declares a beacon: the next one resolves it.
+        let lost = self.lost.owners.get_mut(owner).filter(|_| kind != Kind::Beacon);
+        let Some(lost) = lost else { return Vec::new() };
         let resolved = lost.keys.extract_if(.., |key, _| key.kind == kind);
         let items = resolved.flat_map(|(key, lost)| {
             let there = lost.there.map(|value| (key.clone(), Some(value)));
