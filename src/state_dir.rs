@@ -6,6 +6,7 @@
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tombolo_federation::record::Epoch;
@@ -52,12 +53,19 @@ struct Identity {
     joined_ms: Option<i64>,
 }
 
-/// An open state directory. Held, and locked, for the life of its process or role.
+/// An open state directory. Locked until it and all that it gave a [`Lock`] are gone.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
     identity: Identity,
-    _lock: File,
+    lock: Lock,
+}
+
+/// As long as it lives nobody else opens the directory: for what writes to it and may outlive the
+/// [`StateDir`].
+#[derive(Debug, Clone)]
+pub(crate) struct Lock {
+    _file: Arc<File>,
 }
 
 impl StateDir {
@@ -83,7 +91,8 @@ impl StateDir {
                 wanted: belongs_to.to_owned(),
             });
         }
-        let mut dir = Self { path: path.to_owned(), identity, _lock: lock };
+        let mut dir =
+            Self { path: path.to_owned(), identity, lock: Lock { _file: Arc::new(lock) } };
         dir.change(|identity| identity.starts += 1)?;
         Ok(dir)
     }
@@ -96,6 +105,11 @@ impl StateDir {
     /// The id that was made with the directory.
     pub(crate) fn id(&self) -> &str {
         &self.identity.id
+    }
+
+    /// Keeps others out for longer than this lives.
+    pub(crate) fn lock(&self) -> Lock {
+        self.lock.clone()
     }
 
     /// Where a file of it is.
@@ -124,8 +138,8 @@ impl StateDir {
     }
 }
 
-/// Tells this directory from one that was lost. It names a history, it is no secret: the standard
-/// library's per-map random keys are unlike enough.
+/// Tells this directory, or a commit of a store, from any other. It names a history, it is no
+/// secret: the standard library's per-map random keys are unlike enough.
 pub(crate) fn new_id() -> String {
     use std::hash::{BuildHasher as _, RandomState};
     let half = || RandomState::new().hash_one(std::process::id());
@@ -182,7 +196,12 @@ mod tests {
         let held = StateDir::open(dir.path(), "m/r/a").unwrap();
         let error = StateDir::open(dir.path(), "m/r/a").unwrap_err().to_string();
         assert!(error.contains("in use by another process"), "{error}");
+        // Nor while something may still write to it.
+        let lock = held.lock();
         drop(held);
+        let error = StateDir::open(dir.path(), "m/r/a").unwrap_err().to_string();
+        assert!(error.contains("in use by another process"), "{error}");
+        drop(lock);
         let error = StateDir::open(dir.path(), "other/r/a").unwrap_err().to_string();
         assert!(error.contains("belongs to m/r/a, this is other/r/a"), "{error}");
         std::fs::write(dir.path().join("identity.json"), "{").unwrap();

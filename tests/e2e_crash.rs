@@ -4,6 +4,7 @@ mod common;
 
 use std::process::Command;
 
+use anyhow::Context as _;
 use common::manifests::service;
 use common::mesh::Mesh;
 use common::{SOON, US, ask, tombolo};
@@ -55,6 +56,9 @@ fn killed_at_any_moment_of_an_edit_it_comes_back_with_what_the_manifests_say() -
             wait_for(format!("{moment:?}"), SOON, || arrived(dns))?;
         }
         mesh = mesh.kill_and_restart()?;
+        if let Moment::AmongOthers = moment {
+            taken_back(&mesh)?;
+        }
         for (process, dns, _) in mesh.processes() {
             wait_for(format!("{moment:?}: {process} has the edit"), SOON, || arrived(dns))?;
         }
@@ -73,6 +77,21 @@ fn killed_at_any_moment_of_an_edit_it_comes_back_with_what_the_manifests_say() -
     let fresh = mesh.restart_without_state()?;
     assert_eq!(fresh.agreed_digest()?, after_crashes);
     fresh.end()
+}
+
+/// If anybody had heard of what was made and taken back, it may be held: the process that saw it
+/// there is no more.
+fn taken_back(mesh: &Mesh) -> anyhow::Result<()> {
+    let beta = mesh.demo.cluster(US, "beta").context("the examples have it")?;
+    wait_for("what was taken back is gone", 2 * SOON, || {
+        mesh.approve_holds(beta)?;
+        let status = ask::status(beta.admin)?;
+        anyhow::ensure!(status["links"][0]["synced"] == true, "{status}");
+        for (_, dns, _) in mesh.processes() {
+            ask::same(&ask::code(dns, "gone")?.as_str(), &"NXDOMAIN")?;
+        }
+        Ok(())
+    })
 }
 
 #[test]

@@ -95,8 +95,18 @@ fn a_killed_agent_loses_nothing_and_what_changed_meanwhile_counts_when_it_is_bac
     for name in regions.running() {
         assert_eq!(regions.at(&name, |at| ask::exporters(at.admin, "checkout"))?.len(), 4);
     }
+    // Nobody saw it go: it is believed when two readings agree.
+    let mut config = regions.agent_config(US, "alpha");
+    config["guard"] = serde_json::json!({"confirmAfterSeconds": 1});
+    regions.write_config("us-west1-alpha", &config)?;
     regions.run("us-west1-alpha")?;
     regions.all_answer("search", &[address], HEALED)?;
+    wait_for("what was removed meanwhile is gone", HEALED, || {
+        for name in regions.running() {
+            ask::same(&regions.at(&name, |at| ask::exporters(at.admin, "checkout"))?.len(), &3)?;
+        }
+        anyhow::Ok(())
+    })?;
     regions.converge(HEALED)?;
     sampler.is_gone("shop/checkout us-west1-alpha");
     regions.history(US)?.assert_one_writer()?;

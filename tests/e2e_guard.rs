@@ -265,6 +265,63 @@ fn a_cluster_that_falls_unready_at_once_is_suspect_and_still_answered_where_it_i
 }
 
 #[test]
+fn an_agent_that_was_killed_takes_neither_a_part_nor_unreadiness_for_the_whole()
+-> anyhow::Result<()> {
+    let scratch = Scratch::new("guard-restart")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let mut half = Half::start(&apart, &serde_json::json!({}))?;
+    let files = ["cart", "checkout", "frontend", "inventory", "payments"];
+    for file in files {
+        manifests.edit(&format!("{DIRECTORY}/{file}.yaml"), "ready: true", "ready: false")?;
+    }
+    let suspect = |name: &str| Ok::<_, anyhow::Error>(half.source(name)?["suspect"].take());
+    let suspicion = wait_for("it is suspect", SOON, || {
+        let suspect = suspect(REMOTE)?;
+        anyhow::ensure!(suspect["ready"] == 0, "{suspect}");
+        Ok(suspect["id"].clone())
+    })?;
+    let before = half.digest()?;
+    wait_for("that is on disk", 2 * SOON, || {
+        let cache = ask::status(half.admin(AGENT))?["cache"].take();
+        anyhow::ensure!(cache["unsaved"] == false && cache["generation"].is_u64(), "{cache}");
+        Ok(())
+    })?;
+
+    // While it is away the directory is, too, and only a part of it has come back.
+    half.processes.get_mut(AGENT).context("it runs")?.kill()?;
+    let (here, away) = (manifests.path(DIRECTORY), manifests.path("us-west1-alpha-away"));
+    fs::rename(&here, &away)?;
+    fs::create_dir(&here)?;
+    fs::rename(away.join("cart.yaml"), here.join("cart.yaml"))?;
+    half.processes.insert(AGENT, apart.start(AGENT)?);
+    let held = |name: &str| {
+        let source = half.source(name)?;
+        anyhow::ensure!(source["holds"][0]["endpoints"].as_u64() > Some(5), "{name}: {source}");
+        ask::same(&source["suspect"]["id"], &suspicion)
+    };
+    for name in [AGENT, EU, REMOTE] {
+        wait_for(format!("{name} is told of the rest"), 2 * SOON, || held(name))?;
+    }
+    assert_eq!(half.digest()?, before);
+    let services = ask::services(half.admin(REMOTE))?.to_string();
+    assert!(services.contains("\"degraded\":true"), "{services}");
+    assert_eq!(half.payments(REMOTE)?, 2);
+
+    for entry in fs::read_dir(&away)? {
+        let from = entry?.path();
+        fs::rename(&from, here.join(from.file_name().context("a name")?))?;
+    }
+    half.wait_for_no_hold(SOON)?;
+    assert_eq!(half.digest()?, before);
+    for file in files {
+        manifests.edit(&format!("{DIRECTORY}/{file}.yaml"), "ready: false", "ready: true")?;
+    }
+    wait_for("it is believed", SOON, || ask::same(&half.source(REMOTE)?["suspect"], &Value::Null))?;
+    half.end()
+}
+
+#[test]
 fn envoys_use_what_is_degraded_where_nothing_is_healthy_and_only_there() -> anyhow::Result<()> {
     let Some(envoy) = envoy("e2e_guard::envoys_use_what_is_degraded") else { return Ok(()) };
     let mesh = Mesh::start_with("guard-envoy", Some(envoy))?;

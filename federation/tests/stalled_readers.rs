@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_federation::key::Key;
 use tombolo_federation::proto::federation as wire;
 use tombolo_federation::proto::federation::federation_client::FederationClient;
-use tombolo_federation::record::{Body, Epoch, Namespace, Origin, Record};
+use tombolo_federation::record::{Body, Epoch, Namespace, Origin, Record, Region};
 use tombolo_federation::replica::{self, Batch, ReplicaWriter};
 use tombolo_federation::store::embedded::Embedded;
 use tombolo_federation::sync::Caller;
@@ -38,6 +38,15 @@ fn record(n: u64, sequence: u64) -> (Key, Option<bytes::Bytes>) {
     let body = Body::Namespace(Namespace { labels, ..Namespace::default() });
     let epoch = Epoch { id: "e".into(), count: 1 };
     let origin = Origin { epoch, sequence, ..Origin::default() };
+    (key.clone(), Some(Record { key, origin, body }.seal().value))
+}
+
+/// The region's own: without it nobody is known to be entitled to anything.
+fn region() -> (Key, Option<bytes::Bytes>) {
+    let key: Key = "/tombolo/v1/r/_/region/_/r".parse().expect("a record key");
+    let epoch = Epoch { id: "r".into(), count: 1 };
+    let origin = Origin { epoch, sequence: 1, ..Origin::default() };
+    let body = Body::Region(Region::default());
     (key.clone(), Some(Record { key, origin, body }.seal().value))
 }
 
@@ -78,7 +87,7 @@ async fn change_all(writer: &ReplicaWriter, round: u64) -> usize {
 #[tokio::test]
 async fn readers_that_take_nothing_pin_a_message_each_and_no_copy_of_what_there_is() {
     let (writer, replicas) = replica::channel();
-    let items = (0..RECORDS).map(|n| record(n, n + 1)).collect();
+    let items = (0..RECORDS).map(|n| record(n, n + 1)).chain([region()]).collect();
     let batch = Batch { position: Some(1), items, ..Batch::default() };
     writer.apply(batch, Instant::now());
     let stop = CancellationToken::new();

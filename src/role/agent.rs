@@ -19,9 +19,9 @@ use tombolo_federation::cache::Image;
 use tombolo_federation::catalog::{self, Publisher};
 use tombolo_federation::guard::{Guard, Records};
 use tombolo_federation::key::Kind;
-use tombolo_federation::manifests::{Desired, Options, Source};
+use tombolo_federation::manifests::{Desired, GUARDED, Guarded, Options, Source};
 use tombolo_federation::names::Owner;
-use tombolo_federation::record::Cluster;
+use tombolo_federation::record::{Body, Cluster, Suspect};
 use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
 use tombolo_federation::sync::decisions::{self, Refusal};
@@ -38,7 +38,7 @@ use super::common::{OwnIdentity, Serving, Sockets};
 use super::grpc::{self, Way};
 use super::mesh::{DecisionStatus, MeshStatus};
 use super::operator::{self, Answer, Approve, CallError, Leave, Operated};
-use super::own::{GUARDED, Guarded, Own, follow_approvals};
+use super::own::{Own, follow_approvals};
 use super::status::{CacheStatus, LinkStatus, Sources, Status};
 use super::tasks::Tasks;
 use super::wall_clock;
@@ -121,7 +121,7 @@ impl Agent {
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
         let whole = watch::Sender::new(image.is_some());
-        let before = restore(image, &owner, &writer);
+        let (before, suspect) = restore(image, &owner, &writer);
         let held = identity.held();
         let view = Arc::new(View {
             owner: owner.clone(),
@@ -153,11 +153,11 @@ impl Agent {
             approvals,
         );
         tasks.start_endless("approvals", following);
-        let guard = Guard::new(config.guard.into(), state.epoch());
         let mut own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
             cluster: cluster_record(&config, &state),
-            guard: Guarded::new(guard, before),
+            guard: Guarded::new(Guard::new(config.guard.into(), state.epoch()), before, suspect),
+            ask_again: None,
             approvals: approvals_rx,
             desired,
             joined: joined_rx.clone(),
@@ -194,12 +194,16 @@ impl Agent {
         let nothing_else = Arc::new(BTreeMap::new);
         cache::keep(&mut tasks, kept, replicas.clone(), whole_rx, nothing_else, &stop);
         start_catalog(&mut tasks, &view, replicas, publisher, whole);
+        let lock = state.lock();
         tasks.start_endless("join", remember_join(joined_rx, state));
         let Way { endpoint, connector } = way;
         let issuer = Issuer::Remote { endpoint: Box::new(endpoint), connector };
         identity.renew(&mut tasks, issuer, &stop);
         identity.watch(&mut tasks, stop);
-        tasks.run().await
+        let ended = tasks.run().await;
+        // Not sooner: the disk cache is saved once more on the way out.
+        drop(lock);
+        ended
     }
 }
 
@@ -216,14 +220,26 @@ fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
 }
 
 /// Makes the replica hold what was kept on disk. Returns what the agent itself had published of its
-/// source.
-fn restore(image: Option<Image>, owner: &Owner, writer: &ReplicaWriter) -> Records {
-    let Some(image) = image else { return Records::new() };
-    let own = image.records_of(owner).into_iter();
-    let own = own.filter(|(key, _)| GUARDED.contains(&key.kind));
-    let own = own.map(|(key, record)| (key, Arc::new(record.body.clone()))).collect();
+/// source, and whether that was suspect.
+fn restore(
+    image: Option<Image>,
+    owner: &Owner,
+    writer: &ReplicaWriter,
+) -> (Records, Option<Suspect>) {
+    let Some(image) = image else { return (Records::new(), None) };
+    let mut suspect = None;
+    let mut published = Records::new();
+    for (key, record) in image.records_of(owner) {
+        match &record.body {
+            Body::Cluster(cluster) => suspect.clone_from(&cluster.suspect),
+            body if GUARDED.contains(&key.kind) => {
+                published.insert(key, Arc::new(body.clone()));
+            }
+            _ => {}
+        }
+    }
     writer.apply(image.into_batch(Some(owner)), Instant::now());
-    own
+    (published, suspect)
 }
 
 /// Serves at once what was restored from disk; else once the own cluster was read and the region's

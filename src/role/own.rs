@@ -11,9 +11,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tombolo_federation::guard::{self, Guard, Records, Sight, Verdict};
+use tombolo_federation::guard::Verdict;
 use tombolo_federation::key::{Key, Kind};
-use tombolo_federation::manifests::{Desired, Lost};
+use tombolo_federation::manifests::{Desired, Guarded};
 use tombolo_federation::names::{ClusterId, Owner};
 use tombolo_federation::record::{Beacon, Body, Cluster, Decided, Hold, Record, Removal, Suspect};
 use tombolo_federation::replica::{Batch, Holding, Removed, Replica, ReplicaWriter, Replicas};
@@ -28,6 +28,8 @@ pub(crate) struct Own {
     pub(crate) records: OwnRecords,
     pub(crate) cluster: Cluster,
     pub(crate) guard: Guarded,
+    /// When the guard wants to be asked again; `None` at the start.
+    pub(crate) ask_again: Option<Instant>,
     pub(crate) desired: watch::Receiver<Arc<Desired>>,
     /// The region's word on when the cluster joined.
     pub(crate) joined: watch::Receiver<Option<Timestamp>>,
@@ -49,7 +51,7 @@ impl Own {
         let mut nonce = 0;
         self.reconcile();
         loop {
-            let ask_again = self.guard.ask_again;
+            let ask_again = self.ask_again;
             // Every future here may be dropped: channels and clocks keep what they have.
             let changed = tokio::select! {
                 changed = self.desired.changed() => changed.is_ok(),
@@ -64,7 +66,9 @@ impl Own {
                     continue;
                 }
                 _ = beat.tick() => {
-                    if self.records.set_level(mesh_level(&self.writer.current())) {
+                    self.records.set_level(mesh_level(&self.writer.current()));
+                    // A listing that finds the same wakes nobody, and may end a hold.
+                    if !self.cluster.holds.is_empty() {
                         self.reconcile();
                     }
                     nonce += 1;
@@ -104,6 +108,7 @@ impl Own {
         if desired.complete || self.guard.has_published() {
             let (now, wall) = (Instant::now(), Timestamp::now());
             let verdict = self.guard.decide(&desired, &approved, now, wall);
+            self.ask_again = verdict.ask_again;
             self.report(&verdict);
             self.cluster.holds.clone_from(&verdict.holds);
             self.cluster.suspect.clone_from(&verdict.suspect);
@@ -160,95 +165,14 @@ fn named(hold: &Hold) -> String {
     hold.services.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What a source shows; an agent says the rest of itself.
-pub(crate) const GUARDED: [Kind; 3] = [Kind::Namespace, Kind::Export, Kind::Endpoints];
-
-/// The guard over a directory of manifests.
-pub(crate) struct Guarded {
-    guard: Guard,
-    /// What the guard let be published.
-    published: Records,
-    /// Of `published`, what only an earlier process saw in the directory.
-    restored: BTreeSet<Key>,
-    ask_again: Option<Instant>,
-}
-
-impl Guarded {
-    /// Starts with what an earlier process published, if that is known.
-    pub(crate) fn new(guard: Guard, restored: Records) -> Self {
-        let keys = restored.keys().cloned().collect();
-        Self { guard, published: restored, restored: keys, ask_again: None }
-    }
-
-    /// Takes up what was published and is not known of here.
-    fn adopt(&mut self, records: impl Iterator<Item = (Key, Arc<Body>)>) {
-        for (key, body) in records {
-            if GUARDED.contains(&key.kind) && !self.published.contains_key(&key) {
-                self.restored.insert(key.clone());
-                self.published.insert(key, body);
-            }
-        }
-    }
-
-    /// Whether there is anything to guard.
-    fn has_published(&self) -> bool {
-        !self.published.is_empty()
-    }
-
-    fn decide(
-        &mut self,
-        desired: &Desired,
-        approved: &BTreeSet<String>,
-        now: Instant,
-        wall: Timestamp,
-    ) -> Verdict {
-        let lost = desired.listing.lost;
-        let wanted = match lost {
-            Some(_) => Records::new(),
-            None => self.wanted(desired),
-        };
-        // A document or file removed while others stay readable was removed by somebody. Where
-        // nothing is readable, nothing says why.
-        let explains =
-            |_: &guard::Loss| lost.is_none().then_some(guard::Explanation::DocumentRemoved);
-        let blank = lost.map(|lost| format!("the directory of manifests {}", lost.as_str()));
-        let listing = guard::Listing {
-            id: desired.listing.id,
-            connection: desired.listing.id,
-            at: desired.listing.at,
-        };
-        let sight = Sight {
-            wanted: &wanted,
-            listing: lost.is_none_or(Lost::is_listing).then_some(listing),
-            blank: blank.as_deref(),
-            explains: &explains,
-        };
-        let verdict = self.guard.decide(&self.published, &sight, approved, now, wall);
-        self.published.clone_from(&verdict.publish);
-        self.ask_again = verdict.ask_again;
-        verdict
-    }
-
-    /// What the directory says, and with a gap (a document that was never readable in this
-    /// process's life) also what an earlier one published: that may stand there.
-    fn wanted(&mut self, desired: &Desired) -> Records {
-        let records = desired.records.iter();
-        let mut wanted: Records =
-            records.map(|(key, body)| (key.clone(), Arc::new(body.clone()))).collect();
-        self.restored.retain(|key| desired.gaps && !wanted.contains_key(key));
-        for key in &self.restored {
-            if let Some(body) = self.published.get(key) {
-                wanted.insert(key.clone(), Arc::clone(body));
-            }
-        }
-        wanted
-    }
-}
-
-/// With a gap, what an earlier run published may still be wanted: then these kinds are not vouched
-/// for, and nothing of them goes for being absent.
+/// With a gap, or before the directory is at rest, what an earlier run published may still be wanted:
+/// then these kinds are not vouched for, and nothing of them goes for being absent.
 fn known_kinds(desired: &Desired) -> &'static [Kind] {
-    if desired.gaps { &[Kind::Cluster, Kind::Beacon] } else { &CLUSTER_KINDS }
+    if desired.gaps || !desired.listing.settled {
+        &[Kind::Cluster, Kind::Beacon]
+    } else {
+        &CLUSTER_KINDS
+    }
 }
 
 /// Follows what operators approved for `cluster`, `here` at its agent or in the decisions of its own

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tombolo_federation::store::Store;
 use tombolo_federation::store::embedded::Embedded;
-use tombolo_federation::store::etcd::{Etcd, EtcdConfig, EtcdCredentials, EtcdTls};
+use tombolo_federation::store::etcd::{
+    Etcd, EtcdConfig, EtcdCredentials, EtcdSecrets, EtcdTls, Reload,
+};
 use tracing::info;
 
 use crate::config::{ControlPlaneConfig, EtcdStore};
@@ -33,8 +35,18 @@ pub(crate) async fn open(config: &ControlPlaneConfig, state: &StateDir) -> anyho
 fn etcd_config(etcd: &EtcdStore) -> anyhow::Result<EtcdConfig> {
     let mut config = EtcdConfig::new(&etcd.endpoints);
     config.request_timeout = etcd.request_timeout.0;
+    let files = etcd.clone();
+    let reread = move || secrets(&files).map_err(|error| format!("{error:#}"));
+    config.reload = Some(Reload::new(reread));
+    let EtcdSecrets { tls, credentials } = secrets(etcd)?;
+    Ok(EtcdConfig { tls, credentials, ..config })
+}
+
+/// As the files have them now.
+fn secrets(etcd: &EtcdStore) -> anyhow::Result<EtcdSecrets> {
+    let mut secrets = EtcdSecrets::default();
     if let (Some(ca), Some(cert), Some(key)) = (&etcd.ca, &etcd.cert, &etcd.key) {
-        config.tls = Some(EtcdTls {
+        secrets.tls = Some(EtcdTls {
             ca_pem: read("store.etcd.ca", ca)?,
             cert_pem: read("store.etcd.cert", cert)?,
             key_pem: read("store.etcd.key", key)?,
@@ -44,9 +56,9 @@ fn etcd_config(etcd: &EtcdStore) -> anyhow::Result<EtcdConfig> {
     if let (Some(user), Some(file)) = (&etcd.user, &etcd.password_file) {
         let password = read("store.etcd.passwordFile", file)?;
         let password = password.trim_end_matches(['\r', '\n']).to_owned();
-        config.credentials = Some(EtcdCredentials { user: user.clone(), password });
+        secrets.credentials = Some(EtcdCredentials { user: user.clone(), password });
     }
-    Ok(config)
+    Ok(secrets)
 }
 
 fn read(field: &str, path: &Path) -> anyhow::Result<String> {
@@ -70,5 +82,29 @@ impl Opened {
             // Its connections end with it.
             Self::Etcd(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_file_that_was_replaced_is_read_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        std::fs::write(&file, "first\n").unwrap();
+        let text = format!(
+            "endpoints: ['http://etcd:2379']\nuser: tombolo\npasswordFile: {}\n",
+            file.display()
+        );
+        let config = etcd_config(&serde_saphyr::from_str(&text).unwrap()).unwrap();
+        let password = |secrets: EtcdSecrets| secrets.credentials.unwrap().password;
+        assert_eq!(config.credentials.unwrap().password, "first");
+        let reload = config.reload.unwrap();
+        std::fs::write(&file, "second\n").unwrap();
+        assert_eq!(reload.read().map(password), Ok("second".to_owned()));
+        std::fs::remove_file(&file).unwrap();
+        assert!(reload.read().unwrap_err().contains("store.etcd.passwordFile"));
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tombolo_testbed::{Cluster, Demo, Scratch, Tool, skip, wait_for};
 
 use super::manifests::Manifests;
-use super::{EU, SOON, US, ask, tombolo};
+use super::{EU, SOON, US, ask, run, tombolo};
 
 /// The Envoy that tests use; without one `test` is skipped, which is said here.
 pub(crate) fn envoy(test: &str) -> Option<PathBuf> {
@@ -65,6 +65,23 @@ impl Mesh {
     /// Ctrl-C, which has to end it cleanly; a panic at any time fails here.
     pub(crate) fn end(self) -> anyhow::Result<()> {
         self.demo.interrupt()
+    }
+
+    /// Approves all that a cluster's agent holds back now; says how many holds that were.
+    pub(crate) fn approve_holds(&self, cluster: &Cluster) -> anyhow::Result<usize> {
+        let socket = self.state_dir().join(format!("state/agent-{}/operator.sock", cluster.id));
+        let mut approved = 0;
+        for source in ask::status(cluster.admin)?["sources"].as_array().into_iter().flatten() {
+            let own = source["owner"].as_str().is_some_and(|owner| owner.ends_with(&cluster.id));
+            let holds = source["holds"].as_array().filter(|_| own);
+            for hold in holds.into_iter().flatten().filter_map(|hold| hold["id"].as_str()) {
+                let socket = socket.display().to_string();
+                let ended = run(&["approve", &cluster.id, hold, "--socket", &socket])?;
+                anyhow::ensure!(ended.code == 0, "{ended:?}");
+                approved += 1;
+            }
+        }
+        Ok(approved)
     }
 
     /// Where this test may write.

@@ -84,6 +84,12 @@ pub enum Problem {
         /// How many.
         starts: u32,
     },
+    /// All images are, and one is used all the same.
+    #[error(
+        "starts end too soon with every image: the newest is tried again. If it is an image that \
+         ends them, remove this directory to start without"
+    )]
+    AllUnproven,
     /// A start that ends too soon would not be noticed.
     #[error("starts cannot be counted: {0}")]
     NotCounted(String),

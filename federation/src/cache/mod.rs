@@ -5,7 +5,8 @@
 //! and renamed over the older, so that a full disk, a torn write or a kill at any moment leaves at
 //! least one good image (RELIABILITY promise 23); a damaged one falls back to the other, never to a
 //! part of it; the third start that did not prove its image falls back as well, since its bytes may
-//! be what ended the process (promise 28); an image of a newer version or of another owner is
+//! be what ended the process (promise 28), and where all have ended three starts, the newest is
+//! tried again: a process that is killed for something else never serves nothing; an image of a newer version or of another owner is
 //! refused and set aside, not removed. Nothing in a file makes it panic, or allocate by what the
 //! file claims.
 //!
@@ -202,16 +203,33 @@ impl Cache {
         good
     }
 
+    /// The newest that has not ended starts. If all have, what ends them is most likely not in any
+    /// image, and one is worth more than none: all count anew, the newest first.
     fn choose(&mut self, good: Vec<(Slot, Verified)>, loaded: &mut Loaded) {
-        let any = !good.is_empty();
+        let (tired, fresh): (Vec<_>, Vec<_>) = good
+            .into_iter()
+            .partition(|(_, verified)| self.loads.of(verified.generation()) >= MAX_UNPROVEN);
+        for (slot, verified) in &tired {
+            let generation = verified.generation();
+            let problem = Problem::Unproven { starts: self.loads.of(generation) };
+            loaded.problems.push(self.found(*slot, Some(generation), problem));
+        }
+        if self.choose_of(fresh, loaded) || tired.is_empty() {
+            return;
+        }
+        let forgotten = self.loads.forget(&self.dir);
+        self.report(forgotten, loaded);
+        loaded.problems.push(Found {
+            path: self.dir.clone(),
+            generation: None,
+            problem: Problem::AllUnproven,
+        });
+        self.choose_of(tired, loaded);
+    }
+
+    fn choose_of(&mut self, good: Vec<(Slot, Verified)>, loaded: &mut Loaded) -> bool {
         for (slot, verified) in good {
             let generation = verified.generation();
-            let unproven = self.loads.of(generation);
-            if unproven >= MAX_UNPROVEN {
-                let problem = Problem::Unproven { starts: unproven };
-                loaded.problems.push(self.found(slot, Some(generation), problem));
-                continue;
-            }
             // Before its content is looked at: that may be what ends the process.
             let noted = self.loads.note(&self.dir, generation);
             self.report(noted, loaded);
@@ -219,18 +237,14 @@ impl Cache {
                 Ok(image) => {
                     self.keep = Some(slot);
                     loaded.image = Some(image);
-                    return;
+                    return true;
                 }
                 Err(problem) => {
                     loaded.problems.push(self.found(slot, Some(generation), problem));
                 }
             }
         }
-        if any {
-            // If a start without any image ends as soon, no image was the reason.
-            let forgotten = self.loads.forget(&self.dir);
-            self.report(forgotten, loaded);
-        }
+        false
     }
 
     fn report(&self, outcome: std::io::Result<()>, loaded: &mut Loaded) {

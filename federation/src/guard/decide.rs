@@ -14,7 +14,7 @@ use super::readiness::Readiness;
 use super::window::Window;
 use super::{Ending, Listing, Records, Settings, Sight, Verdict};
 use crate::key::Key;
-use crate::record::{Body, Endpoints, Epoch, Hold, Removal};
+use crate::record::{Body, Endpoints, Epoch, Hold, Removal, Suspect};
 
 /// What goes, and why.
 type Gone = BTreeMap<Loss, Removal>;
@@ -28,6 +28,8 @@ pub struct Guard {
     readiness: Readiness,
     /// The newest listing that was looked at: one counts once.
     listed: Option<u64>,
+    /// Whether the source showed nothing when last looked at.
+    was_blank: bool,
 }
 
 impl Guard {
@@ -41,7 +43,16 @@ impl Guard {
             holds: Holds::new(epoch.clone()),
             readiness: Readiness::new(epoch),
             listed: None,
+            was_blank: false,
         }
+    }
+
+    /// Goes on from what an earlier process published, and whether it was suspect: what ceased to be
+    /// ready while nobody looked did so at once, as far as anybody knows.
+    #[must_use]
+    pub fn continuing(mut self, published: &Records, suspect: Option<Suspect>) -> Self {
+        self.readiness.resume(published, suspect);
+        self
     }
 
     /// What becomes of `published`, now that the source shows `sight`. Anything in `approved`
@@ -55,6 +66,13 @@ impl Guard {
         wall: Timestamp,
     ) -> Verdict {
         let mut losses = Losses::between(published, sight.wanted);
+        if !sight.settled {
+            return self.wait(published, &losses, sight, approved, now, wall);
+        }
+        if self.was_blank != sight.blank.is_some() {
+            self.was_blank = !self.was_blank;
+            self.holds.look_anew();
+        }
         let before = self.holds.list();
         let mut gone = self.let_go(&mut losses, sight);
         let fresh = self.fresh(sight.listing);
@@ -63,7 +81,7 @@ impl Guard {
         let count = loss::endpoints(published);
         let joined = self.take_in(&news, count, sight, fresh, (now, wall), &mut gone);
         endings.extend(joined.map(|id| (id, Ending::Joined)));
-        let publish = self.publish(published, sight.wanted);
+        let publish = keep(published, sight.wanted, self.holds.losses());
         self.window.published(loss::endpoints(&publish), now, self.settings.window);
         let cleared = match sight.blank {
             // What is not seen is not unready.
@@ -81,6 +99,35 @@ impl Guard {
             publish,
             gone,
             holds,
+        }
+    }
+
+    /// Adds what is new; all that is lost stays, and whatever is held.
+    fn wait(
+        &mut self,
+        published: &Records,
+        losses: &Losses,
+        sight: &Sight<'_>,
+        approved: &BTreeSet<String>,
+        now: Instant,
+        wall: Timestamp,
+    ) -> Verdict {
+        let publish = keep(published, sight.wanted, losses.weights().map(|(loss, _)| loss));
+        self.window.published(loss::endpoints(&publish), now, self.settings.window);
+        let cleared = match sight.blank {
+            Some(_) => None,
+            None => self.readiness.look(&publish, approved, &self.settings, now, wall),
+        };
+        Verdict {
+            removals: removals(published, &publish, &Gone::new()),
+            gone: Gone::new(),
+            holds: self.holds.list(),
+            began: Vec::new(),
+            ended: Vec::new(),
+            suspect: self.readiness.suspect().cloned(),
+            cleared,
+            ask_again: self.holds.ask_again(self.settings.confirm_after, now),
+            publish,
         }
     }
 
@@ -177,38 +224,42 @@ impl Guard {
         };
         (count > limit).then(why)
     }
+}
 
-    /// What is wanted, and what is held as it was: a slice in its own order, one that stays with
-    /// what it lost behind what it has.
-    fn publish(&self, published: &Records, wanted: &Records) -> Records {
-        let mut publish = wanted.clone();
-        let mut slices: BTreeMap<&Key, BTreeSet<IpAddr>> = BTreeMap::new();
-        for loss in self.holds.losses() {
-            match (loss, published.get(loss.key())) {
-                (Loss::Endpoint(key, address), _) => {
-                    slices.entry(key).or_default().insert(*address);
-                }
-                (Loss::Record(key), Some(was)) => {
-                    publish.insert(key.clone(), Arc::clone(was));
-                }
-                (Loss::Record(_), None) => {}
+/// What is wanted, and what is `kept` as it was published: a slice in its own order, one that stays
+/// with what it lost behind what it has.
+fn keep<'a>(
+    published: &Records,
+    wanted: &Records,
+    kept: impl Iterator<Item = &'a Loss>,
+) -> Records {
+    let mut publish = wanted.clone();
+    let mut slices: BTreeMap<&Key, BTreeSet<IpAddr>> = BTreeMap::new();
+    for loss in kept {
+        match (loss, published.get(loss.key())) {
+            (Loss::Endpoint(key, address), _) => {
+                slices.entry(key).or_default().insert(*address);
             }
-        }
-        for (key, held) in slices {
-            let Some(Body::Endpoints(was)) = published.get(key).map(|body| &**body) else {
-                continue;
-            };
-            let entry = publish.entry(key.clone()).or_insert_with(|| {
-                let ports = was.ports.clone();
-                Arc::new(Body::Endpoints(Endpoints { ports, endpoints: Vec::new() }))
-            });
-            if let Body::Endpoints(slice) = Arc::make_mut(entry) {
-                let back = was.endpoints.iter().filter(|e| held.contains(&e.address));
-                slice.endpoints.extend(back.cloned());
+            (Loss::Record(key), Some(was)) => {
+                publish.insert(key.clone(), Arc::clone(was));
             }
+            (Loss::Record(_), None) => {}
         }
-        publish
     }
+    for (key, kept) in slices {
+        let Some(Body::Endpoints(was)) = published.get(key).map(|body| &**body) else {
+            continue;
+        };
+        let entry = publish.entry(key.clone()).or_insert_with(|| {
+            let ports = was.ports.clone();
+            Arc::new(Body::Endpoints(Endpoints { ports, endpoints: Vec::new() }))
+        });
+        if let Body::Endpoints(slice) = Arc::make_mut(entry) {
+            let back = was.endpoints.iter().filter(|e| kept.contains(&e.address));
+            slice.endpoints.extend(back.cloned());
+        }
+    }
+    publish
 }
 
 fn has(holds: &[Hold], hold: &Hold) -> bool {

@@ -115,6 +115,11 @@ impl Holds {
         losses
     }
 
+    /// No listing from before counts any more.
+    pub(super) fn look_anew(&mut self) {
+        self.open.values_mut().for_each(|open| open.lacking = None);
+    }
+
     /// Lets go of what is not `still` lost.
     pub(super) fn retain(&mut self, still: impl Fn(&Loss) -> bool) {
         self.held.retain(|loss, _| still(loss));

@@ -6,7 +6,9 @@
 //! endpoints over a sliding window, and held above a limit, when it takes a service's last
 //! endpoint, or when the source shows nothing at all. A hold covers what was lost, never the rest.
 //! It ends by approval of its id, by an explanation, by what comes back, or by two complete
-//! listings on separate connections that are [`Settings::confirm_after`] apart and both lack it.
+//! listings on separate connections that are [`Settings::confirm_after`] apart and both lack it. Of
+//! two such listings neither is from before the source went blank or came back: what is refilled may
+//! take as long.
 //!
 //! Promises: what is wanted is always published; what is held stays as it was; nothing else is
 //! added; what was lost after an operator looked is under another id than what was seen; the
@@ -146,6 +148,9 @@ pub struct Sight<'a> {
     pub listing: Option<Listing>,
     /// Why the source shows nothing at all, as in "the directory is missing".
     pub blank: Option<&'a str>,
+    /// Whether what it lacks is to be judged. Otherwise it may be in the middle of a change: what is
+    /// new is published, and nothing goes or begins to be held.
+    pub settled: bool,
     /// What it knows of a loss.
     pub explains: &'a dyn Fn(&Loss) -> Option<Explanation>,
 }

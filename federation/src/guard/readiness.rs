@@ -43,6 +43,12 @@ impl Readiness {
         }
     }
 
+    /// Goes on from what an earlier process saw.
+    pub(super) fn resume(&mut self, records: &Records, suspect: Option<Suspect>) {
+        self.ready = ready(readiness(records));
+        self.suspect = suspect;
+    }
+
     pub(super) fn suspect(&self) -> Option<&Suspect> {
         self.suspect.as_ref()
     }
@@ -64,7 +70,7 @@ impl Readiness {
             }
         }
         let of = seen.len();
-        self.ready = seen.into_iter().filter(|(_, ready)| *ready).map(|(name, _)| name).collect();
+        self.ready = ready(seen);
         let ready = self.ready.len();
         let enough = |ready: usize| ready * 100 >= of * settings.suspect_below_percent as usize;
         if enough(ready) {
@@ -102,6 +108,10 @@ fn readiness(records: &Records) -> BTreeMap<Name, bool> {
         }
     }
     seen
+}
+
+fn ready(seen: BTreeMap<Name, bool>) -> BTreeSet<Name> {
+    seen.into_iter().filter(|(_, ready)| *ready).map(|(name, _)| name).collect()
 }
 
 fn number(count: usize) -> u32 {

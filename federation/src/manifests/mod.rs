@@ -5,15 +5,17 @@
 //! Promises: what cannot be used is a [`Problem`] that names file, document, object and field, and
 //! never stops the rest; an object that was good and cannot be read any more stays as it was; a
 //! directory that is missing, unreadable or empty keeps what it said, and says so
-//! ([`Listing::lost`]); no input panics. An edit shows within
-//! 300 ms.
+//! ([`Listing::lost`]); no input panics. An edit shows within 300 ms; what is missing while the
+//! directory is still being written to is told once it keeps still.
 //!
-//! Leaves to others: the cluster's own record and its beacon, publishing, and whether removals
-//! are plausible (the guard). Turned down: a general YAML schema of all of Kubernetes (kinds that
+//! Which removals somebody made, and which only happened, is [`Guarded`]'s to say. Leaves to others:
+//! the cluster's own record and its beacon, publishing, and whether removals that nobody made are
+//! plausible (the guard). Turned down: a general YAML schema of all of Kubernetes (kinds that
 //! are not read are counted and named, whatever they hold); polling alone (too slow to edit by);
 //! one task per file.
 
 mod contents;
+mod guarded;
 mod object;
 mod parse;
 mod problem;
@@ -31,6 +33,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
+pub use self::guarded::{GUARDED, Guarded};
 pub use self::problem::{ObjectRef, Place, Problem, Reason};
 pub use self::source::{Source, SourceError};
 use crate::key::Key;
@@ -75,8 +78,8 @@ pub struct Desired {
     /// The directory was read at least once. Until then nothing is known: publish nothing.
     pub complete: bool,
     /// Something could not be read of which nothing good was ever seen in the life of this
-    /// source. Records of an earlier [`Desired`] that are not here were removed for sure; a record
-    /// that only an earlier run of the program published may still be wanted.
+    /// source, be it a document, a file or a directory, or a link that leads nowhere. A record that
+    /// only an earlier run of the program published may still be wanted there.
     pub gaps: bool,
     /// How the directory itself was found.
     pub listing: Listing,
@@ -100,9 +103,15 @@ pub struct Listing {
     pub id: u64,
     /// When the last complete one was made.
     pub at: Instant,
+    /// The first of those that were made since the directory last showed nothing. Only what one of
+    /// them showed was removed by somebody when it is in a later one no more: what a directory lacks
+    /// that has just come back may be still to come.
+    pub since: u64,
+    /// Two looks in a row found the same, or the directory is never at rest. Otherwise it may be in
+    /// the middle of an edit, and what it lacks is not gone yet.
+    pub settled: bool,
     /// Set when nothing that is readable vouches for what is gone: then `records` are what was
-    /// read before, and whether they may go is for the guard to decide. Otherwise whatever is not
-    /// in `records` was removed by somebody.
+    /// read before, and whether they may go is for the guard to decide.
     pub lost: Option<Lost>,
 }
 
@@ -111,7 +120,7 @@ pub struct Listing {
 pub enum Lost {
     /// It does not exist: that is no listing.
     Missing,
-    /// It exists and cannot be listed, or all that is left is in parts that cannot be: that is no
+    /// It exists and cannot be listed, or what there is is in parts that cannot be: that is no
     /// listing either.
     Unreadable,
     /// It is readable and holds no manifest: a complete listing of nothing.

@@ -1,16 +1,18 @@
 //! A directory's objects, and what stays of them while something cannot be read.
 //!
 //! Owns: the rule by which a removal is told from damage. A document or a file that is gone while
-//! the rest is readable was removed by somebody. A document that cannot be read, a file that
-//! cannot be opened, a directory that is missing or holds no manifest at all say nothing about
-//! what they held before: that stays (RELIABILITY, promise 8), and where it is all that is left it
-//! is called lost, for the guard to decide. Left to others: when to look (`source`), what it means
-//! for the mesh (`translate`).
+//! the rest is readable was removed by somebody, once the directory is at rest. A document that
+//! cannot be read, a file that cannot be opened, a directory that is missing or holds no manifest at
+//! all say nothing about what they held before: that stays (RELIABILITY, promise 8), and where it is
+//! all that is left it is called lost, for the guard to decide. Where nothing was ever readable there
+//! is a gap: what an earlier process read may stand there. Left to others: when to look (`source`),
+//! what it means for the mesh (`translate`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -22,6 +24,12 @@ use super::{Counts, Listing, Lost};
 
 /// The largest file that is read.
 pub(super) const MAX_FILE: u64 = 16 << 20;
+/// A directory in which nothing changed for so long is at rest. Longer than the steps of an editor,
+/// `cp` or `git checkout` are apart.
+pub(super) const REST: Duration = Duration::from_millis(100);
+/// One that is never at rest, since something keeps writing, is taken as it is after so long:
+/// otherwise nothing could ever be removed from it.
+const RESTLESS: Duration = Duration::from_secs(10);
 
 /// Names of files that may have changed although their size and time do not show it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -46,7 +54,34 @@ pub(super) struct Reader {
     complete: bool,
     /// A part of it was never readable.
     unlisted: bool,
+    rest: Rest,
     listing: Listing,
+}
+
+/// Whether a directory is at rest.
+#[derive(Debug, Default)]
+struct Rest {
+    /// What the looks found of late that all found the same, and when the first of them was.
+    same: Option<(u64, Instant)>,
+    /// Since when it was not at rest.
+    restless: Option<Instant>,
+}
+
+impl Rest {
+    fn look(&mut self, digest: u64, now: Instant) -> bool {
+        let since = match self.same {
+            Some((same, since)) if same == digest => since,
+            _ => now,
+        };
+        self.same = Some((digest, since));
+        let restless = *self.restless.get_or_insert(now);
+        let settled = now.saturating_duration_since(since) >= REST
+            || now.saturating_duration_since(restless) >= RESTLESS;
+        if settled {
+            self.restless = None;
+        }
+        settled
+    }
 }
 
 /// The objects of the directory, each defined once.
@@ -65,8 +100,10 @@ pub(super) struct View<'a> {
 impl Reader {
     pub(super) fn new(root: PathBuf, now: Instant) -> Self {
         let (files, directories) = (BTreeMap::new(), Vec::new());
-        let listing = Listing { id: 0, at: now, lost: Some(Lost::Missing) };
-        Self { root, files, directories, complete: false, unlisted: false, listing }
+        let lost = Some(Lost::Missing);
+        let listing = Listing { id: 0, at: now, since: 1, settled: false, lost };
+        let rest = Rest::default();
+        Self { root, files, directories, complete: false, unlisted: false, rest, listing }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -75,7 +112,9 @@ impl Reader {
 
     /// Looks again at everything that changed.
     pub(super) fn refresh(&mut self, touched: &Touched, now: Instant) {
-        match scan::list(&self.root) {
+        let found = scan::list(&self.root);
+        self.listing.settled = self.rest.look(scan::digest(&found), now);
+        match found {
             Err(error) => {
                 let missing = error.kind() == io::ErrorKind::NotFound;
                 self.listing.lost = Some(if missing { Lost::Missing } else { Lost::Unreadable });
@@ -87,10 +126,13 @@ impl Reader {
             }
             Ok(listing) => self.adopt(listing, touched, now),
         }
+        if self.listing.lost.is_some() && self.listing.settled {
+            self.listing.since = self.listing.id + 1;
+        }
     }
 
     fn listed(&mut self, now: Instant, lost: Option<Lost>) {
-        self.listing = Listing { id: self.listing.id + 1, at: now, lost };
+        self.listing = Listing { id: self.listing.id + 1, at: now, lost, ..self.listing };
     }
 
     fn say(&mut self, message: &str) {
@@ -100,25 +142,24 @@ impl Reader {
     fn adopt(&mut self, listing: scan::Listing, touched: &Touched, now: Instant) {
         let scan::Listing { files, unreadable, .. } = listing;
         let below = |path: &Path| unreadable.keys().any(|directory| path.starts_with(directory));
-        if !files.is_empty() {
-            self.files.retain(|path, _| files.contains_key(path) || below(path));
-            self.listed(now, None);
-        } else if self.files.keys().any(|path| below(path)) {
-            // Nothing that stays readable vouches for what is gone.
+        if files.is_empty() {
+            // Nothing that is readable vouches for what is gone, be it that this process saw it or
+            // an earlier one.
             self.listing.lost = Some(Lost::Unreadable);
         } else {
-            self.listed(now, Some(Lost::Empty));
+            self.files.retain(|path, _| files.contains_key(path) || below(path));
+            self.listed(now, None);
         }
         self.directories.clear();
         self.unlisted = false;
         for (path, error) in &unreadable {
             let kept = self.files.keys().any(|file| file.starts_with(path));
-            // A link to nowhere that never led anywhere is no news.
-            if kept || error.kind() != io::ErrorKind::NotFound {
-                let message = format!("the directory cannot be read: {error}");
-                self.directories.push(directory(path.display().to_string(), &message, kept));
-                self.unlisted |= !kept;
-            }
+            let message = match error.kind() {
+                io::ErrorKind::NotFound => "is a link that leads nowhere".to_owned(),
+                _ => format!("the directory cannot be read: {error}"),
+            };
+            self.directories.push(directory(path.display().to_string(), &message, kept));
+            self.unlisted |= !kept;
         }
         for (path, stamp) in files {
             let name = path.display().to_string();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -11,7 +12,7 @@ const MAX_ENTRIES: usize = 200_000;
 const MAX_DEPTH: usize = 64;
 
 /// Tells whether a file changed without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Stamp {
     modified: Option<SystemTime>,
     pub(super) length: u64,
@@ -19,7 +20,7 @@ pub(super) struct Stamp {
 }
 
 /// One and the same file or directory, whatever it is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FileId(u64, u64);
 
 impl FileId {
@@ -108,18 +109,38 @@ impl Listing {
             Ok(metadata) if metadata.is_file() && is_manifest(&path) => {
                 self.files.insert(path, Ok(Stamp::of(&metadata)));
             }
-            Err(error) if fs::symlink_metadata(root.join(&path)).is_ok() => {
-                if is_manifest(&path) {
-                    self.files.insert(path, Err(error));
-                } else {
-                    self.unreadable.insert(path, error);
-                }
-            }
-            // Neither file nor directory, another extension, or gone by now.
-            _ => {}
+            // Neither file nor directory, or another extension.
+            Ok(_) => {}
+            Err(error) if is_gone(&error, fs::symlink_metadata(root.join(&path))) => {}
+            Err(error) if is_manifest(&path) => drop(self.files.insert(path, Err(error))),
+            Err(error) => drop(self.unreadable.insert(path, error)),
         }
         Ok(())
     }
+}
+
+/// Two looks of equal digest found the same.
+pub(super) fn digest(found: &io::Result<Listing>) -> u64 {
+    let mut hash = DefaultHasher::new();
+    match found {
+        Ok(listing) => {
+            for (path, stamp) in &listing.files {
+                (path, stamp.as_ref().map_err(io::Error::kind)).hash(&mut hash);
+            }
+            for (path, error) in &listing.unreadable {
+                (path, error.kind()).hash(&mut hash);
+            }
+        }
+        Err(error) => error.kind().hash(&mut hash),
+    }
+    hash.finish()
+}
+
+/// Whether a name that was listed and cannot be followed is none any more. A link to nowhere still
+/// is one, and so is what a file system does not want to speak of.
+fn is_gone(error: &io::Error, itself: io::Result<Metadata>) -> bool {
+    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    missing(error) && itself.is_err_and(|error| missing(&error))
 }
 
 fn is_manifest(path: &Path) -> bool {

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::problem::Problem;
-use super::reader::{Reader, Touched};
+use super::reader::{REST, Reader, Touched};
 use super::scan::FileId;
-use super::translate::{WereReady, translate};
-use super::{Desired, Options};
+use super::translate::translate;
+use super::{Desired, Listing, Options};
 
 /// An edit is over when nothing happened for this long: editors and `cp` write in several steps.
 const QUIET: Duration = Duration::from_millis(50);
@@ -74,7 +74,6 @@ impl Source {
         let signal = Arc::new(Signal::default());
         let state = State {
             reader: Reader::new(directory, Instant::now()),
-            were_ready: WereReady::new(),
             watched: None,
             unwatchable: false,
         };
@@ -97,6 +96,9 @@ impl Source {
         often.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut options_live = true;
         loop {
+            // Until two looks find the same, what is missing may be still to come.
+            let settled = desired.borrow().listing.settled;
+            let again = Instant::now() + REST;
             let unwatched = state.watched.is_none();
             // Every future here may be dropped: the signal keeps what it was told.
             let touched = tokio::select! {
@@ -111,6 +113,7 @@ impl Source {
                     options_live = changed.is_ok();
                     None
                 }
+                () = sleep_until(again), if !settled => Some(signal.take()),
                 _ = pass.tick() => Some(signal.take()),
                 _ = often.tick(), if unwatched => Some(signal.take()),
             };
@@ -122,20 +125,22 @@ impl Source {
     }
 }
 
-/// Another listing of the same is no news, unless it confirms that nothing is there.
+/// Another listing of the same is no news, unless it confirms that nothing is there. It is there to
+/// be found all the same: it may confirm that something is lacking.
 fn publish(desired: &watch::Sender<Arc<Desired>>, mut next: Desired) {
     desired.send_if_modified(|current| {
         let listing = next.listing;
-        if listing.lost.is_none() && current.listing.lost.is_none() {
-            next.listing = current.listing;
+        if listing.lost.is_none() {
+            let Listing { id, at, .. } = current.listing;
+            next.listing = Listing { id, at, ..listing };
         }
-        if **current == next {
-            return false;
-        }
+        let news = **current != next;
         next.listing = listing;
-        log(&current.problems, &next);
+        if news {
+            log(&current.problems, &next);
+        }
         *current = Arc::new(next);
-        true
+        news
     });
 }
 
@@ -159,7 +164,6 @@ fn log(before: &[Problem], now: &Desired) {
 #[derive(Debug)]
 struct State {
     reader: Reader,
-    were_ready: WereReady,
     watched: Option<Watched>,
     /// Watching failed, and that was said.
     unwatchable: bool,
@@ -193,7 +197,7 @@ async fn look(
             touched.all |= state.watch(&signal);
             state.reader.refresh(&touched, now);
         }
-        let desired = translate(state.reader.view(), &options, &mut state.were_ready);
+        let desired = translate(state.reader.view(), &options);
         (state, desired)
     });
     looking.await.map_err(|source| SourceError::Reading { directory, source })

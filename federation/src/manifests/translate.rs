@@ -1,7 +1,7 @@
 //! Objects to records.
 //!
-//! A pure function of the objects, the options and which endpoints were ready before. What is
-//! exported is decided here and nowhere else (MCS R32).
+//! A pure function of the objects and the options. What is exported is decided here and nowhere else
+//! (MCS R32).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,25 +23,19 @@ const MAX_PROBLEMS: usize = 500;
 /// Refused addresses that one problem names.
 const MAX_NAMED: usize = 5;
 
-/// Endpoints that were ready while this process looked. An address that leaves its service is
-/// forgotten, so that what comes under it later starts anew.
-pub(super) type WereReady = BTreeSet<(ServiceKey, IpAddr)>;
-
 /// What the cluster wants its records to be.
-pub(super) fn translate(view: View<'_>, options: &Options, were_ready: &mut WereReady) -> Desired {
+pub(super) fn translate(view: View<'_>, options: &Options) -> Desired {
     let mut translation = Translation {
         options,
         slices: by_service(&view),
         view,
         records: BTreeMap::new(),
         without_endpoints: Vec::new(),
-        ready: WereReady::new(),
     };
     translation.namespaces();
-    translation.exports(were_ready);
+    translation.exports();
     translation.unlabelled();
-    let Translation { view, records, without_endpoints, ready, .. } = translation;
-    *were_ready = ready;
+    let Translation { view, records, without_endpoints, .. } = translation;
     let mut problems = view.problems;
     problems.sort();
     problems.dedup();
@@ -67,7 +61,6 @@ struct Translation<'a, 'o> {
     slices: Slices<'a>,
     records: BTreeMap<Key, Body>,
     without_endpoints: Vec<ServiceKey>,
-    ready: WereReady,
 }
 
 /// A Service that is to be exported, and what says so.
@@ -114,7 +107,7 @@ impl<'a> Translation<'a, '_> {
         self.records.entry(key).or_insert_with(implied);
     }
 
-    fn exports(&mut self, were_ready: &WereReady) {
+    fn exports(&mut self) {
         for exported in self.wanted() {
             self.imply_namespace(&exported.key.namespace);
             let slices = self.slices.get(exported.key).cloned().unwrap_or_default();
@@ -124,7 +117,7 @@ impl<'a> Translation<'a, '_> {
             self.records.insert(key, Body::Export(record));
             let mut endpoints = 0;
             for (name, found, slice) in slices {
-                endpoints += self.slice(&exported, name, found, slice, were_ready);
+                endpoints += self.slice(&exported, name, found, slice);
             }
             if endpoints == 0 {
                 self.without_endpoints.push(exported.key.clone());
@@ -176,22 +169,13 @@ impl<'a> Translation<'a, '_> {
         name: &ObjectName,
         found: &Found,
         slice: &Slice,
-        were_ready: &WereReady,
     ) -> usize {
         self.check_ports(exported, found, slice);
         let cidrs = &self.options.pod_cidrs;
         let (accepted, refused): (Vec<_>, Vec<_>) =
             slice.endpoints.iter().partition(|endpoint| refusal(endpoint.address, cidrs).is_none());
         self.report_refused(found, &refused);
-        let mut endpoints = Vec::with_capacity(accepted.len());
-        for endpoint in accepted {
-            let id = (exported.key.clone(), endpoint.address);
-            let was_ready = endpoint.ready || were_ready.contains(&id);
-            if was_ready {
-                self.ready.insert(id);
-            }
-            endpoints.push(Endpoint { was_ready, ..endpoint.clone() });
-        }
+        let endpoints: Vec<Endpoint> = accepted.into_iter().cloned().collect();
         let count = endpoints.len();
         let key = self.key(Kind::Endpoints, exported.key, Some(name.clone()));
         let record = Endpoints { ports: slice.ports.clone(), endpoints };

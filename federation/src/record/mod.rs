@@ -132,8 +132,9 @@ impl Record {
         self.seal_at(WRITES_LEVEL)
     }
 
-    /// Encodes the record with what readers of `level` know: writers never exceed the lowest level
-    /// that the mesh advertises. Levels beyond 1 to [`WRITES_LEVEL`] are taken for the nearest.
+    /// Encodes the record as written at `level`: writers never exceed the lowest level that the mesh
+    /// advertises. The body is the same at each: readers ignore fields that they do not know. Levels
+    /// beyond 1 to [`WRITES_LEVEL`] are taken for the nearest.
     #[must_use]
     pub fn seal_at(&self, level: u32) -> Sealed {
         seal::seal(self, level.clamp(1, WRITES_LEVEL))

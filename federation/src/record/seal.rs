@@ -1,12 +1,16 @@
 //! Types to bytes.
+//!
+//! A body is the same at every level. Readers ignore fields that they do not know, and a field that
+//! was left out for them would be lost to everybody: one region of an older version, or one that
+//! says that it is, could take entitlements, members and holds from all the others. What an older
+//! reader must not misread takes a new kind, or a higher `min_reader`.
 
 use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Body, Decided, Endpoint, Entitlement, Export, Origin, Record, ServiceType, WRITES_LEVEL, body,
-    to_unix_ms,
+    Body, Decided, Endpoint, Entitlement, Export, Origin, Record, ServiceType, body, to_unix_ms,
 };
 use crate::key::Key;
 use crate::proto::records as wire;
@@ -27,7 +31,7 @@ pub struct Sealed {
 /// send again what the region has.
 #[must_use]
 pub fn body_hash(body: &Body) -> [u8; 32] {
-    Sha256::digest(encode(body, WRITES_LEVEL)).into()
+    Sha256::digest(encode(body)).into()
 }
 
 /// [`body_hash`] of a stored value; `None` if it is no envelope.
@@ -42,7 +46,7 @@ pub(super) fn seal(record: &Record, level: u32) -> Sealed {
         schema_level: level,
         min_reader: 1,
         origin: Some(origin(&record.origin)),
-        body: encode(&record.body, level).into(),
+        body: encode(&record.body).into(),
     };
     Sealed { key: record.key.clone(), value: envelope.encode_to_vec().into() }
 }
@@ -56,10 +60,10 @@ fn origin(origin: &Origin) -> wire::Origin {
     }
 }
 
-fn encode(body: &Body, level: u32) -> Vec<u8> {
+fn encode(body: &Body) -> Vec<u8> {
     match body {
-        Body::Region(region) => self::region(region, level).encode_to_vec(),
-        Body::Cluster(cluster) => self::cluster(cluster, level).encode_to_vec(),
+        Body::Region(region) => self::region(region).encode_to_vec(),
+        Body::Cluster(cluster) => self::cluster(cluster).encode_to_vec(),
         Body::Namespace(namespace) => wire::Namespace {
             labels: namespace.labels.clone(),
             annotations: namespace.annotations.clone(),
@@ -76,21 +80,15 @@ fn encode(body: &Body, level: u32) -> Vec<u8> {
     }
 }
 
-fn region(region: &body::Region, level: u32) -> wire::Region {
+fn region(region: &body::Region) -> wire::Region {
     let names = |regions: &[crate::names::RegionName]| {
         regions.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
-    let first = wire::Region {
+    wire::Region {
         addresses: region.addresses.clone(),
         distances: region.distances.iter().map(|(name, d)| (name.to_string(), *d)).collect(),
         reads_level: region.reads_level,
         software_version: region.software_version.clone(),
-        ..wire::Region::default()
-    };
-    if level < 2 {
-        return first;
-    }
-    wire::Region {
         incarnation: region.incarnation.clone(),
         peers: region.peers.iter().map(ToString::to_string).collect(),
         pinned_roots: region.pinned_roots.iter().map(|root| root.to_vec().into()).collect(),
@@ -102,7 +100,6 @@ fn region(region: &body::Region, level: u32) -> wire::Region {
         stand_ins: names(&region.stand_ins),
         rollout_order: names(&region.rollout_order),
         members: region.members.iter().map(member).collect(),
-        ..first
     }
 }
 
@@ -122,9 +119,9 @@ fn member((cluster, member): (&crate::names::ClusterId, &body::Member)) -> wire:
     }
 }
 
-fn cluster(cluster: &body::Cluster, level: u32) -> wire::Cluster {
+fn cluster(cluster: &body::Cluster) -> wire::Cluster {
     let texts = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect();
-    let first = wire::Cluster {
+    wire::Cluster {
         uid: cluster.uid.clone(),
         network: cluster.network.clone(),
         pod_cidrs: texts(&cluster.pod_cidrs),
@@ -133,12 +130,6 @@ fn cluster(cluster: &body::Cluster, level: u32) -> wire::Cluster {
         zones: cluster.zones.iter().cloned().collect(),
         software_version: cluster.software_version.clone(),
         directory: cluster.directory,
-        ..wire::Cluster::default()
-    };
-    if level < 2 {
-        return first;
-    }
-    wire::Cluster {
         holds: cluster.holds.iter().map(hold).collect(),
         suspect: cluster.suspect.as_ref().map(|suspect| wire::Suspect {
             id: suspect.id.clone(),
@@ -146,7 +137,6 @@ fn cluster(cluster: &body::Cluster, level: u32) -> wire::Cluster {
             ready: suspect.ready,
             of: suspect.of,
         }),
-        ..first
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Agent {
     pub(super) name: String,
     pub(super) replicas: Replicas,
     pub(super) joined: watch::Receiver<Option<Timestamp>>,
+    /// How its publishing goes.
+    pub(super) published: watch::Receiver<Link>,
     tasks: Spawner,
 }
 
@@ -70,6 +72,7 @@ impl Agent {
             reached: Arc::default(),
         };
         let (publishing, subscribed) = (watch::Sender::default(), watch::Sender::default());
+        let published = publishing.subscribe();
         tasks.spawn(client::publish(wire.clone(), publication, replicas.clone(), publishing));
         let link = subscribed.subscribe();
         let owner = truth.owner.clone();
@@ -79,7 +82,7 @@ impl Agent {
         let seen = replicas.clone();
         tasks.spawn(async move { checked.checker.observe(&checked, &observer, own, seen).await });
         tasks.spawn(answers(Arc::clone(shared), wire, truth.owner.clone(), link, replicas.clone()));
-        Some(Self { name, replicas, joined: joined_rx, tasks })
+        Some(Self { name, replicas, joined: joined_rx, published, tasks })
     }
 
     pub(super) fn kill(&self) {

@@ -2,6 +2,7 @@
 //! and when it leads writes back, recovers, mirrors and speaks for its region.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -26,7 +27,7 @@ use crate::sync::leader::{Leader, LeaderError, persist};
 use crate::sync::local::{self, Facts};
 use crate::sync::recover::{Asked, Recovery};
 use crate::sync::service::{FederationApi, WallClock};
-use crate::sync::spokesman::{self, Sources};
+use crate::sync::spokesman::{self, Draw, Sources};
 use crate::sync::{Caller, facts, mirror, reseed};
 
 /// As the binary has them.
@@ -223,6 +224,7 @@ impl Candidate {
             asks: self.asks.clone(),
             asked: asked.subscribe(),
             clock: Arc::clone(&self.clock),
+            draw: self.draw(),
         };
         parts.spawn(spokesman::speak(leader.clone(), self.region.clone(), term, sources));
         parts.spawn(self.recovery(leader.clone(), past, asked).run());
@@ -265,6 +267,15 @@ impl Candidate {
             left: watch::channel(None).1,
             asked,
         }
+    }
+
+    /// Like nothing else in a run, and the same in each run of a seed.
+    fn draw(&self) -> Draw {
+        let (clock, name, drawn) = (Arc::clone(&self.clock), self.name.clone(), AtomicU64::new(0));
+        Arc::new(move || {
+            let nth = drawn.fetch_add(1, Ordering::Relaxed);
+            format!("drawn-by-{name}-at-{}-{nth}", clock())
+        })
     }
 
     fn wire(&self, peer: &RegionName) -> Wire {

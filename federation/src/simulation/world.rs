@@ -12,7 +12,7 @@ use super::store::{Backup, SimStore};
 use super::truth::Truth;
 use crate::key::Kind;
 use crate::names::{ClusterId, Owner, RegionName};
-use crate::record::Body;
+use crate::record::{Body, Record};
 use crate::replica::Holding;
 use crate::store::conformance::random::Random;
 use crate::sync::own::with_join;
@@ -151,6 +151,10 @@ impl World {
         }
         for process in self.agents.values() {
             let Some(up) = &process.up else { return Some("an agent is down".to_owned()) };
+            // Its region may have news for it, of its join for one, by which its exports change.
+            if !up.published.borrow().synced {
+                return Some(format!("{} has not said all to its region yet", up.name));
+            }
             let differs = checker.differs(&up.name, &up.replicas.peek());
             if differs.is_some() {
                 return differs;
@@ -166,6 +170,7 @@ impl World {
             let truth = &self.truths[process.place];
             let joined = process.up.as_ref().and_then(|up| *up.joined.borrow());
             let wanted = with_join(&truth.bodies(), joined);
+            let own = process.up.as_ref().map(|up| up.replicas.peek());
             let mut digest = None;
             let agents = self.agents.iter().filter(|(other, _)| *other != name);
             let agents = agents.filter_map(|(_, process)| process.up.as_ref());
@@ -175,8 +180,14 @@ impl World {
             for (who, replica) in control.chain(agents) {
                 for (key, body) in &wanted {
                     let held = replica.get(key).and_then(|entry| entry.record.clone());
-                    if held.is_none_or(|held| held.body != **body) {
+                    if held.as_ref().is_none_or(|held| held.body != **body) {
                         return Some(format!("{who} holds another {key} than its owner"));
+                    }
+                    let now = own.as_ref().and_then(|own| own.get(key)?.record.clone());
+                    if now.zip(held).is_some_and(|(now, held)| will_change(&now, &held)) {
+                        return Some(format!(
+                            "{who} holds {key} as of before it went and came back"
+                        ));
                     }
                 }
                 let held = replica.holding(&truth.owner).map(Holding::digest);
@@ -222,4 +233,14 @@ impl World {
             })
             .sum()
     }
+}
+
+/// Whether a record of the same epoch is held under another change than its owner's. What an
+/// earlier epoch said need not be said again.
+fn will_change(now: &Record, held: &Record) -> bool {
+    if matches!(now.body, Body::Beacon(_)) {
+        return false;
+    }
+    let (now, held) = (&now.origin, &held.origin);
+    now.epoch == held.epoch && now.sequence != held.sequence
 }

@@ -17,16 +17,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{
-    Commit, Event, Guard, LeaseId, Op, Range, Revision, Store, StoreError, Txn, WatchEvent, read,
+    Commit, Event, Guard, LeaseId, Op, Range, Revision, Store, StoreError, Txn, WatchEvent,
+    ending_by, read,
 };
 
-/// Signs of life per lease time: two may be lost.
+/// Signs of life per lease time.
 const SIGNS: u32 = 3;
+/// The part of the lease time that one of them may take: it is then given again, and once more
+/// before the leader gives up.
+const PER_SIGN: u32 = 4;
+/// The part of the lease time after which one that failed is given again.
+const AGAIN: u32 = 20;
 /// The part of the lease time by which a leader gives up before the store may: it should have
 /// noticed, on a clock that runs a little slower and a busy machine, when another one leads.
 const MARGIN: u32 = 10;
@@ -201,7 +207,7 @@ async fn pause(key: &str, error: StoreError, ttl: Duration) -> Result<(), StoreE
 }
 
 async fn revoke(store: &dyn Store, lease: LeaseId, ttl: Duration) {
-    match timeout(ttl, store.revoke_lease(lease)).await {
+    match ending_by(Instant::now() + ttl, store.revoke_lease(lease)).await {
         Ok(Ok(()) | Err(StoreError::NoLease(_))) => {}
         Ok(Err(error)) => debug!(?lease, %error, "the lease is left to run out"),
         Err(_) => debug!(?lease, "the lease has run out"),
@@ -232,20 +238,26 @@ impl Keeper {
 
     /// Why it ended.
     async fn keep(&self) -> &'static str {
-        let mut alive = self.won.since;
+        let (mut alive, mut pause) = (self.won.since, self.ttl / SIGNS);
         loop {
             let end = alive + self.ttl - self.ttl / MARGIN;
-            let sign = async {
-                sleep(self.ttl / SIGNS).await;
-                let asked = Instant::now();
-                (asked, self.sign().await)
-            };
-            match timeout_at(end, sign).await {
-                Err(_) => return "no sign of life got through in time",
-                Ok((asked, Ok(true))) => alive = asked,
-                Ok((_, Ok(false))) => return "the election key is not ours any more",
-                Ok((_, Err(StoreError::NoLease(_)))) => return "the lease has ended",
-                Ok((_, Err(error))) => debug!(%error, "a sign of life did not get through"),
+            if timeout_at(end, sleep(pause)).await.is_err() {
+                return "no sign of life got through in time";
+            }
+            let asked = Instant::now();
+            // A server that does not answer may have its share of this, not of the time that is left.
+            match ending_by(end.min(asked + self.ttl / PER_SIGN), self.sign()).await {
+                Ok(Ok(true)) => (alive, pause) = (asked, self.ttl / SIGNS),
+                Ok(Ok(false)) => return "the election key is not ours any more",
+                Ok(Err(StoreError::NoLease(_))) => return "the lease has ended",
+                Ok(Err(error)) => {
+                    debug!(%error, "a sign of life did not get through");
+                    pause = self.ttl / AGAIN;
+                }
+                Err(_) => {
+                    debug!("a sign of life did not get through in time");
+                    pause = self.ttl / AGAIN;
+                }
             }
         }
     }

@@ -18,6 +18,7 @@ mod bulk;
 pub mod conformance;
 pub mod election;
 pub mod embedded;
+mod ending;
 pub mod etcd;
 mod health;
 
@@ -29,6 +30,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 pub use self::bulk::{Room, list, read, split, split_in_groups};
+pub use self::ending::ending_by;
 pub use self::health::{Alarm, Member, MemberState};
 
 /// Operations per transaction; etcd's own default limit.
@@ -287,7 +289,8 @@ pub enum StoreError {
     /// Nothing is known about whether it happened; try again, guarded.
     #[error("the store is not available: {0}")]
     Unavailable(String),
-    /// What is stored does not make sense.
+    /// What this process stores does not make sense. Never said of an etcd, which is mended without
+    /// us.
     #[error("the store is damaged: {0}")]
     Damaged(String),
 }

@@ -306,9 +306,12 @@ pub async fn subscribe(
         let ended = subscribe_stream(way.dial(), &mut intake, &mut position, &writer, &link).await;
         let Err(error) = ended;
         note_left_out(&link, &intake);
-        if matches!(error, StreamError::Intake(IntakeError::DigestMismatch { .. })) {
+        if let StreamError::Intake(error) = &error
+            && error.distrusts_positions()
+        {
             position = 0;
-            link.send_modify(|link| link.mismatches += 1);
+            let mismatch = matches!(error, IntakeError::DigestMismatch { .. });
+            link.send_modify(|link| link.mismatches += u64::from(mismatch));
         }
         // What it may see has changed: positions say nothing about what was left out before.
         if matches!(&error, StreamError::Call(status) if status.code() == Code::Aborted) {

@@ -2,8 +2,8 @@
 //!
 //! Under [`LOCAL_PREFIX`]: who publishes (`session`), what is complete (`complete`), up to which
 //! change an owner was heard (`said`), up to where peers were mirrored (`resume`), the store's own
-//! identity (`founding`), what operators asked for (`ask`), who leads (`election`). Nobody else
-//! reads them and no mirror copies them. What does not parse counts as never said.
+//! identity (`founding`), what operators asked for (`ask`), who leads (`election`), by what a store is
+//! known again (`mark`). Nobody else reads them and no mirror copies them. What does not parse counts as never said.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -68,6 +68,27 @@ pub fn election_key() -> String {
 #[must_use]
 pub fn founding_key() -> String {
     format!("{LOCAL_PREFIX}founding")
+}
+
+/// What is shorter was not drawn, but written by hand.
+const MARK_BYTES: usize = 16;
+
+/// Where the leader writes what no other store has (see [`history`](super::history)).
+#[must_use]
+pub fn mark_key() -> String {
+    format!("{LOCAL_PREFIX}mark")
+}
+
+/// The operation that marks a commit; `drawn` is for this one attempt, and random.
+#[must_use]
+pub fn mark_op(drawn: String) -> Op {
+    Op::put(mark_key(), drawn)
+}
+
+/// Whether this is what [`mark_op`] wrote.
+#[must_use]
+pub fn is_mark(key: &str, value: &[u8]) -> bool {
+    key.strip_prefix(LOCAL_PREFIX) == Some("mark") && value.len() >= MARK_BYTES
 }
 
 /// Below it, what operators asked replicas for and the leader has not said yet.

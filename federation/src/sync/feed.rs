@@ -81,15 +81,11 @@ impl Interest {
     }
 }
 
-/// What the region says that a cluster is entitled to; all, if it says nothing.
+/// What the region says that a cluster is entitled to: all, if it names it not. `None` while the
+/// region's record is not held, or was never readable here: nobody is known to be entitled to
+/// anything then.
 #[must_use]
-pub fn entitlement(replica: &Replica, region: &RegionName, cluster: &ClusterId) -> Entitlement {
-    said_entitlement(replica, region, cluster).unwrap_or(Entitlement::All)
-}
-
-/// The same, where the region's record is held.
-#[must_use]
-pub fn said_entitlement(
+pub fn entitlement(
     replica: &Replica,
     region: &RegionName,
     cluster: &ClusterId,

@@ -20,9 +20,8 @@ use tracing::{debug, info, warn};
 use self::state::State;
 pub(super) use self::state::read;
 pub use self::state::{Lost, LostOwner};
-use super::client;
-use super::facts;
-use super::history::{self, ResumePoint, Resumed};
+use super::history::{self, Going, LONGEST, ResumePoint, Resumed, Trail};
+use super::{client, facts};
 use crate::proto::local::Founding;
 use crate::replica::{Batch, ReplicaWriter};
 use crate::store::{self, Revision, Store, StoreError, Watch, WatchEvent};
@@ -70,7 +69,8 @@ pub async fn follow(
     resume: Option<ResumePoint>,
     following: watch::Sender<Following>,
 ) -> Result<(), StoreError> {
-    let mut follower = Follower { store, writer, state: State::new(resume), following };
+    let state = State::new(resume);
+    let mut follower = Follower { store, writer, state, following, from_disk: None };
     let mut backoff = client::backoff();
     loop {
         match follower.once(&mut backoff).await {
@@ -87,74 +87,100 @@ struct Follower {
     writer: Arc<ReplicaWriter>,
     state: State,
     following: watch::Sender<Following>,
+    /// Up to where the store had come when it was asked, as long as what is held is behind that and
+    /// has said of no time yet.
+    from_disk: Option<Revision>,
 }
 
 impl Follower {
     async fn once(&mut self, backoff: &mut client::Backoff) -> Result<(), StoreError> {
-        let watch = match self.resumed().await? {
-            Some(watch) => watch,
-            None => self.list().await?,
+        let (watch, next) = match self.resumed().await? {
+            Some((watch, next)) => (watch, next),
+            None => (self.list().await?, None),
         };
         *backoff = client::backoff();
         self.following.send_modify(|following| following.problem = None);
-        self.follow(watch).await
+        self.follow(watch, next).await
     }
 
-    /// The watch that goes on where the last one ended, if that is possible.
-    async fn resumed(&mut self) -> Result<Option<Watch>, StoreError> {
+    /// The watch that goes on where the last one ended, if that is possible, and what it has said
+    /// already.
+    async fn resumed(&mut self) -> Result<Option<(Watch, Option<WatchEvent>)>, StoreError> {
         let Some(point) = self.state.resume() else { return Ok(None) };
         match history::resume(&*self.store, ALL, &point).await? {
-            Resumed::Same(watch, current) => {
-                debug!(revision = point.revision, "the store is the same, going on");
-                // What is held may come from a disk, and has not said yet of when it is.
-                let batch = Batch { position: Some(point.revision), ..Batch::default() };
-                self.writer.apply(batch, Instant::now());
+            Resumed::Same(Going { watch, next, trail, current }) => {
+                self.state.goes_on_after(trail);
+                debug!(revision = point.revision, current, "the store is the same, going on");
+                // What is held comes from a disk, and has not said yet of when it is.
+                if self.writer.current().position == 0 {
+                    self.from_disk = Some(current);
+                    self.apply(Batch::default());
+                }
                 self.following.send_modify(|following| following.without_gap_since = current);
-                Ok(Some(watch))
+                Ok(Some((watch, next)))
             }
             Resumed::Other(why) => {
-                warn!(
-                    why,
-                    "the store has another history than the one that was followed: all of it is compared"
-                );
-                self.following.send_modify(|following| {
-                    following.other_histories += 1;
-                    following.other_history = Some(why);
-                });
+                self.another(why);
+                // Told once: the listing that comes may fail.
+                self.state.forget_point();
                 Ok(None)
             }
         }
     }
 
-    /// Reads everything. The watch begins at the revision that was read, not after it: its commit
-    /// is what shows the next time that the store is still the same.
+    fn another(&self, why: String) {
+        warn!(
+            why,
+            "the store has another history than the one that was followed: all of it is compared"
+        );
+        self.following.send_modify(|following| {
+            following.other_histories += 1;
+            following.other_history = Some(why);
+        });
+    }
+
+    /// Reads everything. The watch begins at the store's last mark and goes over what was listed
+    /// since: that is what shows the next time that the store is still the same.
     async fn list(&mut self) -> Result<Watch, StoreError> {
         let (entries, revision) = store::list(&*self.store, ALL).await?;
+        if revision < self.state.revision() {
+            let before = self.state.revision();
+            self.another(format!("it is at revision {revision}, and was at {before} before"));
+        }
+        let marked = entries.iter().find(|entry| facts::is_mark(&entry.key, &entry.value));
+        let marked = marked.map(|mark| mark.mod_revision).filter(|at| at + LONGEST >= revision);
         let batch = self.state.listed(&self.writer.current(), entries, revision);
         info!(revision, changes = batch.items.len(), "read the store");
         for (owner, lost) in &self.state.lost().owners {
             warn!(%owner, records = lost.keys.len(), "the store has lost what is held of this owner");
         }
         self.show_lost();
-        self.writer.apply(batch, Instant::now());
+        self.from_disk = None;
+        self.apply(batch);
         self.following.send_modify(|following| {
             following.listings += 1;
             following.without_gap_since = revision;
         });
         self.show();
-        self.store.watch(ALL, revision.max(1)).await
+        self.store.watch(ALL, marked.unwrap_or(revision + 1)).await
     }
 
-    async fn follow(&mut self, mut watch: Watch) -> Result<(), StoreError> {
+    async fn follow(
+        &mut self,
+        mut watch: Watch,
+        mut next: Option<WatchEvent>,
+    ) -> Result<(), StoreError> {
         let mut unfinished = None;
         loop {
             let event = match unfinished {
+                _ if next.is_some() => next.take(),
                 None => watch.events.recv().await,
                 Some(since) => {
                     let event = timeout_at(since + UNFINISHED, watch.events.recv()).await;
                     let Ok(event) = event else {
                         debug!("the rest of a change does not come, what is there is shown");
-                        self.writer.apply(self.state.flush(), Instant::now());
+                        let flushed = self.state.flush();
+                        self.apply(flushed);
                         unfinished = None;
                         continue;
                     };
@@ -169,6 +195,7 @@ impl Follower {
                 Some(WatchEvent::Compacted { oldest }) if oldest <= self.state.revision() + 1 => {
                     // All that is gone was listed: there is nothing to compare.
                     debug!(oldest, "compacted up to where the store was read");
+                    self.state.goes_on_after(Trail::default());
                     watch = self.store.watch(ALL, self.state.revision() + 1).await?;
                     continue;
                 }
@@ -185,9 +212,20 @@ impl Follower {
                 (false, _) => None,
             };
             self.show_lost();
-            self.writer.apply(batch, Instant::now());
+            self.apply(batch);
             self.show();
         }
+    }
+
+    /// What was restored from a disk is not said to be of any time before it has caught up with the
+    /// store as this process found it: whoever asks for all would be told of what was long ago.
+    fn apply(&mut self, mut batch: Batch) {
+        if let Some(newest) = self.from_disk {
+            let caught_up = self.state.revision() >= newest;
+            batch.position = caught_up.then_some(self.state.revision());
+            self.from_disk = self.from_disk.filter(|_| !caught_up);
+        }
+        self.writer.apply(batch, Instant::now());
     }
 
     /// Quietly: positions change with every commit, and only who asks wants them.

@@ -3,22 +3,26 @@
 //! What comes before `synced` is collected aside, owner by owner, and compared with what is held;
 //! only a kind under an end marker whose epoch is not older than the one held may lose records, and
 //! only if the other side knows all that is known here of the owner: the word of a server that is
-//! behind on an owner, or that was restored from a backup, is neither presence nor absence. A stream
-//! that breaks off half-way through an owner has changed nothing of it.
+//! behind on an owner, or that was restored from a backup, is neither presence nor absence, nor is
+//! what it sends on its way to what is held here ([`behind`]). A stream that breaks off half-way
+//! through an owner has changed nothing of it.
+
+mod behind;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use self::behind::Behind;
 use super::decisions;
 use super::transactions::MAX_RECORD_BYTES;
 use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
-use crate::record::{Epoch, Newest, Origin, Removal};
-use crate::replica::{Batch, Holding, Removed, Replica};
+use crate::record::{Epoch, Newest, Origin, Removal, body_hash_of_value};
+use crate::replica::{Batch, Holding, Removed, Replica, is_rewind};
 
 /// What the subscriber takes from the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +56,24 @@ pub enum IntakeError {
         /// Of whom.
         owner: Owner,
     },
+    /// The other side was behind, and what it removed on its way has no order with what is held:
+    /// to be subscribed anew, from no position.
+    #[error("the other side has caught up on {owner}: what it removed on its way is compared")]
+    CaughtUp {
+        /// On whom.
+        owner: Owner,
+    },
+}
+
+impl IntakeError {
+    /// Whether whole owners have to be sent to settle it.
+    #[must_use]
+    pub fn distrusts_positions(&self) -> bool {
+        match self {
+            Self::DigestMismatch { .. } | Self::CaughtUp { .. } => true,
+            Self::Unexpected(_) => false,
+        }
+    }
 }
 
 /// One subscription.
@@ -65,13 +87,9 @@ pub struct Intake {
     /// Owners that the other side spoke of.
     started: BTreeSet<Owner>,
     /// Those of them on which it is behind.
-    behind: BTreeSet<Owner>,
-    /// Those of these of which something newer came since than what was held: it may know all now.
-    caught_up: BTreeSet<Owner>,
+    behind: Behind,
     /// Regions whose leader does not say yet which decisions there are, of which more are held.
     unsure: BTreeSet<Owner>,
-    /// Of both, what the other side had of them when that was compared the first time.
-    differing: BTreeMap<Owner, Bytes>,
     refused: u64,
     last_refused: Option<String>,
 }
@@ -100,10 +118,8 @@ impl Intake {
             pending: Batch::default(),
             synced: false,
             started: BTreeSet::new(),
-            behind: BTreeSet::new(),
-            caught_up: BTreeSet::new(),
+            behind: Behind::default(),
             unsure: BTreeSet::new(),
-            differing: BTreeMap::new(),
             refused: 0,
             last_refused: None,
         }
@@ -167,7 +183,7 @@ impl Intake {
                 self.start(start, held)?;
                 Ok(Step { batch, ..Step::default() })
             }
-            Some(Message::Batch(batch)) => Ok(self.batch(batch, held)),
+            Some(Message::Batch(batch)) => self.batch(batch, held),
             Some(Message::End(end)) => self.end(end),
             Some(Message::Synced(synced)) => {
                 self.synced = true;
@@ -221,7 +237,7 @@ impl Intake {
         };
         if !current {
             tracing::debug!(%owner, "the other side is behind on this owner, nothing of it counts");
-            self.behind.insert(owner.clone());
+            self.behind.begin(owner.clone(), newest.clone());
         }
         self.started.insert(owner.clone());
         self.collecting = Some(Collecting {
@@ -236,7 +252,7 @@ impl Intake {
         Ok(())
     }
 
-    fn batch(&mut self, batch: wire::Batch, held: &Replica) -> Step {
+    fn batch(&mut self, batch: wire::Batch, held: &Replica) -> Result<Step, IntakeError> {
         for item in batch.items {
             match self.item(item, held) {
                 Ok(Some((key, value, removed))) => self.take(key, value, removed),
@@ -245,10 +261,12 @@ impl Intake {
             }
         }
         if self.collecting.is_some() || batch.more {
-            return Step::default();
+            return Ok(Step::default());
         }
+        let newest = |owner: &Owner| held.holding(owner)?.newest();
+        self.behind.settle(newest).map_err(|owner| IntakeError::CaughtUp { owner })?;
         let position = Some(batch.position);
-        Step { batch: std::mem::take(&mut self.pending), position, synced: false }
+        Ok(Step { batch: std::mem::take(&mut self.pending), position, synced: false })
     }
 
     fn take(&mut self, key: Key, value: Option<Bytes>, removed: Option<Removed>) {
@@ -261,7 +279,7 @@ impl Intake {
         }
     }
 
-    /// Nothing, if it is a removal from before what is held; the key alone for what the other side
+    /// Nothing, if it comes from before what is held; the key alone for what the other side
     /// may not send. A kind that only a newer version knows is left out too: levels keep writers
     /// from using it before all can read it.
     fn item(&mut self, item: wire::Item, held: &Replica) -> Result<Option<Item>, String> {
@@ -276,34 +294,41 @@ impl Intake {
         if !self.accepts(&key.owner) || !in_turn || !fits {
             return Err(item.key);
         }
-        if let Some(value) = &item.value {
-            // The other side had it from who knew less.
-            let change = Origin::of_value(value).map(|origin| origin.newest());
-            let gone = change.as_ref().is_some_and(|change| held.was_removed_since(&key, change));
-            let newest = held.holding(&key.owner).and_then(Holding::newest);
-            let newer = newest.zip(change).is_some_and(|(held, new)| held.is_older_than(&new));
-            if newer && self.behind.contains(&key.owner) {
-                self.caught_up.insert(key.owner.clone());
-            }
-            return Ok((!gone).then_some((key, item.value, None)));
+        if let Some(value) = item.value {
+            // What is collected is compared as a whole.
+            let stale = self.collecting.is_none() && self.is_stale(&key, &value, held);
+            return Ok((!stale).then_some((key, Some(value), None)));
         }
         // One without a reason is still its owner's removal: it says so by sending it.
         let removal = Removal::from_wire(item.removal).unwrap_or(Removal::Unexplained);
         let removed = Removed { removal, sequence: item.sequence };
-        let rewinds = self.rewinds(&item, &key.owner, held);
-        if !rewinds && self.behind.contains(&key.owner) {
-            self.caught_up.insert(key.owner.clone());
-        }
-        Ok((!rewinds).then_some((key, None, Some(removed))))
+        // One that was not behind at the start only goes on from there: its removals are newer than
+        // all that is held, whatever their number. They count within an epoch that they do not
+        // name, and the first that is heard of an owner's next epoch may be a removal.
+        let newest = held.holding(&key.owner).and_then(Holding::newest);
+        let counts =
+            self.collecting.is_some() || self.behind.removes(&key.owner, item.sequence, newest);
+        Ok(counts.then_some((key, None, Some(removed))))
     }
 
-    /// Whether a removal comes from a server that is behind on its owner and has not caught up. One
-    /// that was not behind at the start only goes on from there: its removals are newer than all
-    /// that is held, whatever their number. They count within an epoch that they do not name, and
-    /// the first that is heard of an owner's next epoch may be a removal.
-    fn rewinds(&self, item: &wire::Item, owner: &Owner, held: &Replica) -> bool {
-        let newest = held.holding(owner).and_then(Holding::newest);
-        self.behind.contains(owner) && newest.is_some_and(|held| item.sequence <= held.sequence)
+    /// Whether a record that comes after the start is from before what is held, which has it in a
+    /// newer version or knows it to be removed.
+    fn is_stale(&mut self, key: &Key, value: &Bytes, held: &Replica) -> bool {
+        if rewinds(key, value, held) {
+            return true;
+        }
+        let Some(new) = Origin::of_value(value).map(|origin| origin.newest()) else { return false };
+        // Also where the other side had nothing of the owner, and then had it from who knew less.
+        if held.was_removed_since(key, &new) {
+            return true;
+        }
+        if !self.behind.contains(&key.owner) {
+            return false;
+        }
+        self.behind.shows(&key.owner, &new);
+        let known = held.holding(&key.owner).and_then(Holding::newest);
+        let known = known.is_some_and(|known| new == *known || new.is_older_than(known));
+        known && held.get(key).is_none()
     }
 
     /// Owners of whom the other side says nothing and nothing is held, or who have left by the word
@@ -379,17 +404,13 @@ impl Intake {
         let complete = complete.collect();
         let newest = collected.newest.clone();
         let newest = newest.map(|newest| (collected.owner.clone(), newest)).into_iter().collect();
-        let items = collected.items.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let rewinds = |key: &Key, value: &Option<Bytes>| {
+            value.as_ref().is_some_and(|value| rewinds(key, value, held))
+        };
+        let items = collected.items.iter().filter(|(key, value)| !rewinds(key, value));
+        let items = items.map(|(key, value)| (key.clone(), value.clone()));
         let items = items.chain(gone).collect();
         Batch { items, removed: collected.removed, complete, newest, ..Batch::default() }
-    }
-
-    /// Whether it is known that the other side holds something else, and it still holds that: to
-    /// subscribe anew would find the same. Once something has changed there, it may know all.
-    fn is_excused(&mut self, owner: &Owner, digest: &Bytes) -> bool {
-        let behind = self.behind.contains(owner) && !self.caught_up.contains(owner);
-        let known = behind || self.unsure.contains(owner);
-        known && self.differing.entry(owner.clone()).or_insert_with(|| digest.clone()) == digest
     }
 
     fn compare(&mut self, digests: &wire::Digests, held: &Replica) -> Result<Step, IntakeError> {
@@ -400,10 +421,11 @@ impl Intake {
             let ours = held.holding(&owner).map(|holding| holding.digest_at(level).to_bytes());
             let ours = ours.unwrap_or_else(|| crate::digest::Digest::default().to_bytes());
             let same = ours[..] == theirs.digest[..];
+            // Known to differ: to subscribe anew would find the same, as long as it is so.
+            let excused = self.behind.contains(&owner) || self.unsure.contains(&owner);
             if same {
-                self.behind.remove(&owner);
-                self.differing.remove(&owner);
-            } else if self.accepts(&owner) && !self.is_excused(&owner, &theirs.digest) {
+                self.behind.end(&owner);
+            } else if self.accepts(&owner) && !excused {
                 return Err(IntakeError::DigestMismatch { owner });
             }
         }
@@ -420,6 +442,15 @@ impl Intake {
 /// then what an earlier leader vouched for may come from a backup.
 pub(super) fn counts_absence(owner: &Owner, epoch: &Epoch, newest: Option<&Newest>) -> bool {
     owner.cluster.is_some() || newest.is_none_or(|newest| !epoch.is_older_than(&newest.epoch))
+}
+
+/// Whether it is an older version of what is held (RELIABILITY promise 14), for a mirror's store as
+/// for a replica. One that says the same is none: an owner whose region has lost what it said last
+/// confirms what is there instead, and does not say it again.
+fn rewinds(key: &Key, value: &Bytes, held: &Replica) -> bool {
+    let Some(held) = held.get(key).filter(|held| held.value != *value) else { return false };
+    let (Some(new), Some(origin)) = (Origin::of_value(value), held.origin()) else { return false };
+    is_rewind(&new, origin) && body_hash_of_value(value) != body_hash_of_value(&held.value)
 }
 
 /// A record or its removal, as it was sent.

@@ -88,8 +88,9 @@ pub async fn mirror(
             Err(error) => error,
             Ok(never) => match never {},
         };
-        distrusted = matches!(error, MirrorError::Intake(IntakeError::DigestMismatch { .. }));
-        link.send_modify(|link| link.mismatches += u64::from(distrusted));
+        distrusted = matches!(&error, MirrorError::Intake(error) if error.distrusts_positions());
+        let mismatch = matches!(error, MirrorError::Intake(IntakeError::DigestMismatch { .. }));
+        link.send_modify(|link| link.mismatches += u64::from(mismatch));
         client::note_left_out(&link, &intake);
         report(&link, &peer, &error);
         if started.elapsed() > client::MAX_BACKOFF * 2 {

@@ -18,8 +18,7 @@ pub struct OwnRecords {
     epoch: Epoch,
     sequence: u64,
     level: u32,
-    /// With the level that it was encoded for, where that makes a difference.
-    said: BTreeMap<Key, (Arc<Body>, u32)>,
+    said: BTreeMap<Key, Arc<Body>>,
 }
 
 /// `desired` with the precedence of its exports bounded by the cluster's join, as the region
@@ -52,31 +51,15 @@ impl OwnRecords {
         self.said.clear();
     }
 
-    /// From now on writes what readers of `level` know. Returns whether that changes anything: what
-    /// was said for others is then said again by the next [`OwnRecords::reconcile`].
-    pub fn set_level(&mut self, level: u32) -> bool {
-        let level = level.clamp(1, WRITES_LEVEL);
-        std::mem::replace(&mut self.level, level) != level
+    /// From now on writes at `level`. What was said at another stands: its body is the same.
+    pub fn set_level(&mut self, level: u32) {
+        self.level = level.clamp(1, WRITES_LEVEL);
     }
 
-    /// Whether `body` stands under `key` as readers of the present level are to find it.
+    /// Whether `body` stands under `key`.
     #[must_use]
     pub fn has_said(&self, key: &Key, body: &Body) -> bool {
-        self.said
-            .get(key)
-            .is_some_and(|(said, level)| **said == *body && *level == self.encoded_for(body))
-    }
-
-    /// Other bodies are the same bytes at every level.
-    fn encoded_for(&self, body: &Body) -> u32 {
-        match body {
-            Body::Region(_) | Body::Cluster(_) => self.level,
-            Body::Namespace(_)
-            | Body::Export(_)
-            | Body::Endpoints(_)
-            | Body::Beacon(_)
-            | Body::Decision(_) => WRITES_LEVEL,
-        }
+        self.said.get(key).is_some_and(|said| **said == *body)
     }
 
     /// Who the owner is.
@@ -134,7 +117,7 @@ impl OwnRecords {
         let origin =
             Origin { epoch: self.epoch.clone(), sequence: self.sequence, ..Origin::default() };
         let record = Record { key: key.clone(), origin, body: (**body).clone() };
-        self.said.insert(key.clone(), (Arc::clone(body), self.encoded_for(body)));
+        self.said.insert(key.clone(), Arc::clone(body));
         (key.clone(), Some(record.seal_at(self.level).value))
     }
 

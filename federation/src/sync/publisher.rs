@@ -318,7 +318,12 @@ fn declaration(owner: &Owner, replica: &Replica) -> Vec<wire::PublishRequest> {
         .into_iter()
         .filter_map(|(key, entry)| {
             let hash = body_hash_of_value(&entry.value)?;
-            Some(wire::KeyHash { key: key.to_string(), body_sha256: hash.to_vec().into() })
+            let sequence = entry.origin().map_or(0, |origin| origin.sequence);
+            Some(wire::KeyHash {
+                key: key.to_string(),
+                body_sha256: hash.to_vec().into(),
+                sequence,
+            })
         })
         .collect();
     let state = |entries: &[wire::KeyHash]| {

@@ -23,9 +23,10 @@ use super::spokesman::{Sources, Spokesman};
 use super::{follower, transactions};
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, Owner, RegionName};
-use crate::proto::local as wire;
+use crate::proto::{local as wire, records};
 use crate::record::{
-    Beacon, Body, Cluster, Decided, Decision, Epoch, Hold, Namespace, READS_LEVEL, Region,
+    Beacon, Body, Cluster, Decided, Decision, Entitlement, Epoch, Hold, Namespace, READS_LEVEL,
+    Region,
 };
 use crate::replica::{self, Replica, Replicas};
 use crate::store::election::{Leadership, campaign};
@@ -123,6 +124,7 @@ impl Bench {
                 asks: self.asks.clone(),
                 asked: watch::channel(Asked { all: true, ..Asked::default() }).1,
                 clock: Arc::new(move || *clock.borrow()),
+                draw: Arc::new(|| "drawn for this test".to_owned()),
             },
         );
         let departures = Departures {
@@ -315,13 +317,28 @@ async fn a_new_leader_says_all_again_as_the_same_incarnation_in_a_later_epoch() 
 #[tokio::test]
 async fn the_region_follows_its_settings_and_the_lowest_level_of_the_mesh() {
     let bench = leading().await;
-    bench.settings.send_modify(|region| region.addresses = vec!["h:1".into()]);
+    let shop = Entitlement::Namespaces(["shop".parse().unwrap()].into());
+    let entitled = [(cluster("us-x"), shop)].into();
+    let settings = Region { entitlements: entitled, ..bench.settings.borrow().clone() };
+    let set = |address: &str| {
+        let addresses = vec![address.to_owned()];
+        bench.settings.send_replace(Region { addresses, ..settings.clone() });
+    };
+    let says_at = async |address: &str, level: u32| {
+        let new = |r: &Replica| of_us(r).is_some_and(|(us, _)| us.addresses == [address]);
+        let replica = bench.sees(address, new).await;
+        let (us, _) = of_us(&replica).unwrap();
+        assert_eq!(us.entitlements, settings.entitlements, "an older peer lifts no restriction");
+        assert_eq!(us.incarnation, "id");
+        let key = Key::of_owner(Owner::region(self::us()), Kind::Region);
+        let envelope = replica.get(&key).unwrap().value.clone();
+        assert_eq!(records::Envelope::decode(envelope).unwrap().schema_level, level);
+    };
+    set("h:1");
     bench.joins("us/us-x", "uid", &[]).await;
-    bench
-        .sees("the new address", |r| of_us(r).is_some_and(|(us, _)| !us.addresses.is_empty()))
-        .await;
+    says_at("h:1", 2).await;
 
-    // A peer of the first level: what it cannot read is left out, and comes back with it.
+    // A peer of the first level: what it does not know it leaves out by itself.
     let says = async |level: u32, count: u64| {
         let eu = Owner::region("eu".parse().unwrap());
         let mut own = OwnRecords::new(eu.clone(), Epoch { id: "eu".into(), count });
@@ -329,10 +346,16 @@ async fn the_region_follows_its_settings_and_the_lowest_level_of_the_mesh() {
         let (key, value) = own.say(&Key::of_owner(eu, Kind::Region), &body);
         bench.commit(vec![Op::put(key.to_string(), value.unwrap())]).await;
     };
-    says(1, 1).await;
-    bench.sees("level 1", |r| of_us(r).is_some_and(|(us, _)| us.incarnation.is_empty())).await;
-    says(2, 2).await;
-    bench.sees("level 2", |r| of_us(r).is_some_and(|(us, _)| us.incarnation == "id")).await;
+    let level = async |level: u32, count: u64| {
+        says(level, count).await;
+        bench.sees("the level", |replica| settings::mesh_level(replica) == level).await;
+    };
+    level(1, 1).await;
+    set("h:2");
+    says_at("h:2", 1).await;
+    level(2, 2).await;
+    set("h:3");
+    says_at("h:3", 2).await;
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
 use self::watched::Lookout;
 use super::decisions;
-use super::feed::{Feed, Has, Interest, Owners, entitlement, said_entitlement};
+use super::feed::{self, Feed, Has, Interest, Owners};
 use super::session::{RemovalWindows, Session, SessionError};
 use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
 use crate::key::LOCAL_PREFIX;
@@ -145,9 +145,10 @@ impl FederationApi {
         let fit = async {
             replicas.wait_for(|replica| replica.position > 0).await?;
             match caller {
-                Caller::Agent { .. } => whole.wait_for(|whole| *whole).await.ok().map(drop),
-                Caller::ControlPlane { .. } => Some(()),
+                Caller::Agent { .. } => whole.wait_for(|whole| *whole).await.ok().map(drop)?,
+                Caller::ControlPlane { .. } => {}
             }
+            replicas.wait_for(|replica| entitlement_of(caller, replica).is_some()).await.map(drop)
         };
         let fit = tokio::select! {
            biased;
@@ -342,20 +343,21 @@ impl Federation for FederationApi {
         let has = Has { digests: digests.collect(), position };
         let level = request.reads_level.clamp(1, READS_LEVEL);
         let open = |replica: Arc<Replica>| {
-            let entitlement = entitlement_of(&slot.caller, &replica);
+            // What it was waited for can be lost again only with its record.
+            let entitlement = entitlement_of(&slot.caller, &replica).ok_or_else(unknown)?;
             let interest = Interest {
                 owners: owners.clone(),
                 entitlement: entitlement.clone(),
                 uses: uses.clone(),
                 level,
             };
-            (Feed::open(interest, has.clone(), replica), entitlement)
+            Ok::<_, Status>((Feed::open(interest, has.clone(), replica), entitlement))
         };
-        let (mut feed, mut entitlement) = open(replicas.current());
+        let (mut feed, mut entitlement) = open(replicas.current())?;
         let turn = self.turn(&slot, &feed).await?;
         if turn.is_some() {
             // It may have waited.
-            (feed, entitlement) = open(replicas.current());
+            (feed, entitlement) = open(replicas.current())?;
         }
         info!(caller = %slot.caller, position, "subscribed");
         // The digests also show that somebody takes what is sent.
@@ -519,7 +521,9 @@ impl Subscription {
                 _ = self.digests.tick() => return Ok(self.feed.digests()),
                 replica = self.replicas.next() => {
                     let replica = replica.ok_or_else(stopping)?;
-                    if entitlement_of(&self.caller, &replica) != self.entitlement {
+                    // While the region's record is away, what it said last stands.
+                    let said = entitlement_of(&self.caller, &replica);
+                    if said.is_some_and(|said| said != self.entitlement) {
                         return Err(Status::aborted(
                             "what this subscriber is entitled to has changed: subscribe anew",
                         ));
@@ -547,14 +551,19 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 
 fn publishes(session: &Session, replica: &Replica) -> Option<Entitlement> {
     let Owner { region, cluster } = session.owner();
-    said_entitlement(replica, region, cluster.as_ref()?)
+    feed::entitlement(replica, region, cluster.as_ref()?)
 }
 
-fn entitlement_of(caller: &Caller, replica: &Replica) -> Entitlement {
+/// `None` while the region's word on it is not known.
+fn entitlement_of(caller: &Caller, replica: &Replica) -> Option<Entitlement> {
     match caller {
-        Caller::Agent { region, cluster } => entitlement(replica, region, cluster),
-        Caller::ControlPlane { .. } => Entitlement::All,
+        Caller::Agent { region, cluster } => feed::entitlement(replica, region, cluster),
+        Caller::ControlPlane { .. } => Some(Entitlement::All),
     }
+}
+
+fn unknown() -> Status {
+    Status::unavailable("this control plane does not know what this agent is entitled to")
 }
 
 /// Namespaces that a subscriber names; a bad name is told, since leaving it out would widen or
@@ -598,6 +607,7 @@ fn status(error: &SessionError) -> Status {
         SessionError::Refused(why) => Status::failed_precondition(why.clone()),
         SessionError::Protocol(_) => Status::invalid_argument(error.to_string()),
         SessionError::Superseded(_) => Status::aborted(error.to_string()),
+        SessionError::Unsettled(_) => Status::unavailable(error.to_string()),
         SessionError::Store(_) => Status::unavailable("the region's store failed, try again"),
     }
 }

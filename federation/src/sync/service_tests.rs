@@ -27,6 +27,7 @@ use super::leader::{Leader, LeaderError};
 use super::mirror::mirror;
 use super::own::{OwnRecords, with_join};
 use super::service::{FederationApi, Limits};
+use super::tests::{region_word, store};
 use super::{facts, follower};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
@@ -35,7 +36,6 @@ use crate::proto::federation::federation_client::FederationClient;
 use crate::proto::federation::subscribe_response::Message;
 use crate::record::{Body, Cluster, Epoch, Namespace};
 use crate::replica::{self, Batch, ReplicaWriter, Replicas};
-use crate::store::embedded::Embedded;
 use crate::store::{self, Commit, Guard, Op, Store, Txn};
 
 /// Ten times and more what any of this takes.
@@ -135,8 +135,12 @@ impl Region {
     }
 }
 
-async fn store() -> Arc<dyn Store> {
-    Arc::new(Embedded::in_memory().await.unwrap())
+/// A replica of a store up to `position`, in which the region has said who it is and no more.
+fn heard(writer: &ReplicaWriter, position: u64) {
+    let (key, value) = region_word();
+    let items = vec![(key, Some(value))];
+    let batch = Batch { position: Some(position), items, ..Batch::default() };
+    writer.apply(batch, Instant::now());
 }
 
 #[tokio::test]
@@ -153,10 +157,7 @@ async fn nothing_is_vouched_for_before_the_store_was_read() {
     let read = async {
         // Time for a server that does not wait to show it.
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let owner: Owner = "r/_".parse().unwrap();
-        let complete = vec![(owner, Kind::Region, Epoch { id: "e".into(), count: 1 })];
-        let batch = Batch { position: Some(7), complete, ..Batch::default() };
-        writer.apply(batch, Instant::now());
+        heard(&writer, 7);
     };
     let (mut messages, ()) = timeout(LONG, async { tokio::join!(subscribe, read) }).await.unwrap();
     let first = timeout(LONG, messages.message()).await.unwrap().unwrap().unwrap();
@@ -169,7 +170,7 @@ async fn nothing_is_vouched_for_before_the_store_was_read() {
 #[tokio::test]
 async fn an_agent_is_not_told_that_a_part_is_all_and_a_peer_does_not_wait() {
     let (writer, replicas) = replica::channel();
-    writer.apply(Batch { position: Some(1), ..Batch::default() }, Instant::now());
+    heard(&writer, 1);
     let (whole, whole_rx) = watch::channel(false);
     let store = store().await;
     let start = |caller| Region::start_when(0, &store, &replicas, Some(caller), whole_rx.clone());
@@ -200,7 +201,7 @@ async fn an_agent_is_not_told_that_a_part_is_all_and_a_peer_does_not_wait() {
 async fn who_may_not_call_is_refused() {
     let check = async |caller: Option<Caller>, scope: wire::Scope, code: Code| {
         let (writer, replicas) = replica::channel();
-        writer.apply(Batch { position: Some(1), ..Batch::default() }, Instant::now());
+        heard(&writer, 1);
         let region = Region::start(0, &store().await, &replicas, caller).await;
         let request =
             wire::SubscribeRequest { scope: scope.into(), reads_level: 1, ..Default::default() };

@@ -7,6 +7,7 @@
 //! be written or removed is refused by itself, with the reason; the rest of its batch goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -56,6 +57,9 @@ pub enum SessionError {
     /// it was restored, or what it had lost was written back.
     #[error("a later publish stream of {0} was accepted, or the store went back")]
     Superseded(Owner),
+    /// The store has no word of the region itself yet.
+    #[error("the region has not said yet what {0} is entitled to, try again")]
+    Unsettled(Owner),
     /// The store did not do as told.
     #[error("the region's store failed")]
     Store(#[from] StoreError),
@@ -74,7 +78,7 @@ pub struct Session {
     said: Revision,
     /// What the owner holds, by its own word; built up by declaration and changes.
     present: BTreeSet<Key>,
-    declared: BTreeMap<Key, Bytes>,
+    declared: BTreeMap<Key, Declared>,
     /// What the store holds of it.
     held: BTreeMap<Key, Held>,
     /// What it was told of and had not declared.
@@ -88,19 +92,42 @@ pub struct Session {
     entitlement: Entitlement,
 }
 
+/// What a record is by its owner's declaration.
+#[derive(Debug)]
+struct Declared {
+    hash: Bytes,
+    sequence: u64,
+}
+
+impl Declared {
+    /// Whether it is another than the stored one, or the same said again since: the store went back
+    /// to before its owner removed it, and others may have seen that it did.
+    fn is_news(&self, stored: &Bytes, epoch: &Epoch) -> bool {
+        let older = || {
+            Origin::of_value(stored)
+                .is_some_and(|held| held.epoch == *epoch && held.sequence < self.sequence)
+        };
+        body_hash_of_value(stored).is_none_or(|held| held[..] != self.hash[..]) || older()
+    }
+}
+
 /// What a session remembers of a stored record.
 #[derive(Debug, Clone, Default)]
 struct Held {
     newest: Option<Newest>,
-    /// How many endpoints it has.
-    endpoints: usize,
+    /// The addresses of its endpoints.
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl Held {
     fn of(key: &Key, value: &Bytes) -> Self {
         let newest = Origin::of_value(value).map(|origin| origin.newest());
         let record = (key.kind == Kind::Endpoints).then(|| Record::open(key, value).ok()).flatten();
-        Self { newest, endpoints: record.map_or(0, |record| record.body.endpoints()) }
+        let addresses = match record.map(|record| record.body) {
+            Some(Body::Endpoints(slice)) => slice.endpoints.iter().map(|e| e.address).collect(),
+            _ => BTreeSet::new(),
+        };
+        Self { newest, addresses }
     }
 }
 
@@ -137,9 +164,10 @@ impl Session {
         let held = store::read(&*store, &key).await?;
         let recorded = held.as_ref().map(|entry| decode_session(&owner, entry)).transpose()?;
         let said = region_record(&*store, region).await?;
+        let said = said.ok_or_else(|| SessionError::Unsettled(owner.clone()))?;
         let next = match &recorded {
             Some(recorded) => succeed(&owner, recorded, &hello.uid, &epoch, silent_for)?,
-            None => first(&owner, said.as_ref(), hello.uid, &epoch, now),
+            None => first(&owner, &said, hello.uid, &epoch, now),
         };
         let joined = Timestamp::from_millisecond(next.joined_ms).unwrap_or(now);
         let guard = Guard::ModRevision(key.clone(), held.map_or(0, |entry| entry.mod_revision));
@@ -149,7 +177,7 @@ impl Session {
             Commit::Done(revision) => Ok(Self {
                 fence: Guard::ModRevision(key, revision),
                 cluster: recorded_cluster(&*store, &owner).await?,
-                entitlement: entitlement(&owner, said.as_ref()),
+                entitlement: entitlement(&owner, &said),
                 said: 0,
                 store,
                 owner,
@@ -232,7 +260,8 @@ impl Session {
         for entry in state.entries {
             let Ok(key) = entry.key.parse::<Key>() else { continue };
             if key.owner == self.owner {
-                self.declared.insert(key, entry.body_sha256);
+                let wire::KeyHash { body_sha256: hash, sequence, .. } = entry;
+                self.declared.insert(key, Declared { hash, sequence });
             }
             // Leaving one out would make it look gone.
             if self.declared.len() > MAX_KEYS {
@@ -246,13 +275,11 @@ impl Session {
         let said = store::read(&*self.store, &facts::said_key(&self.owner)).await?;
         self.said = said.map_or(0, |entry| entry.mod_revision);
         let stored = self.list().await?;
-        let hash = |value: &Bytes| body_hash_of_value(value);
-        let lacks = |(key, declared): &(&Key, &Bytes)| {
-            let held = stored.get(key).and_then(hash);
-            held.is_none_or(|held| held[..] != declared[..])
-        };
-        let wanted: Vec<String> =
-            self.declared.iter().filter(lacks).map(|(key, _)| key.to_string()).collect();
+        let wanted = self.declared.iter().filter(|(key, declared)| {
+            let value = stored.get(*key);
+            value.is_none_or(|value| declared.is_news(value, &self.epoch)) || !self.may_say(key)
+        });
+        let wanted: Vec<String> = wanted.map(|(key, _)| key.to_string()).collect();
         self.present = std::mem::take(&mut self.declared).into_keys().collect();
         let held = |(key, value): (&Key, &Bytes)| (key.clone(), Held::of(key, value));
         self.held = stored.iter().map(held).collect();
@@ -305,16 +332,26 @@ impl Session {
         let mut taken: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
         let mut removed = BTreeMap::new();
         let mut refused = Vec::new();
+        let base = self.removal_base(&changes.tombstones);
         for put in changes.puts {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
-                Err(why) => refused.push(self.refuse(put.key, why)),
+                Err(why) => {
+                    if let Some((key, gone)) = self.revoked(&put, &why) {
+                        removed.insert(key.clone(), gone);
+                        taken.insert(key, None);
+                    }
+                    refused.push(self.refuse(put.key, why));
+                }
             }
         }
+        // What comes counts before what goes: in slices of other names it is not lost.
+        self.note_puts(&taken);
         for tombstone in changes.tombstones {
             let key = self.own_key(&tombstone.key).and_then(|key| once(&taken, key));
-            let outcome = key.and_then(|key| Ok((self.admit_removal(&key, &tombstone)?, key)));
+            let outcome =
+                key.and_then(|key| Ok((self.admit_removal(&key, &tombstone, base)?, key)));
             match outcome {
                 Ok((removal, key)) => {
                     // At once: the next one is judged by what is left.
@@ -327,7 +364,7 @@ impl Session {
                 Err(why) => refused.push(self.refuse(tombstone.key, why)),
             }
         }
-        self.note(&taken, &removed);
+        self.note_removals(&removed);
         if !taken.is_empty() {
             let items = taken.into_iter().collect();
             let newest = Some(self.newest());
@@ -347,19 +384,20 @@ impl Session {
     }
 
     /// Before the commit: if that fails, the stream ends.
-    fn note(&mut self, taken: &BTreeMap<Key, Option<Bytes>>, removed: &BTreeMap<Key, Removed>) {
-        for (key, value) in taken {
-            if let Some(value) = value {
-                let held = Held::of(key, value);
-                let sequence = held.newest.as_ref().map_or(0, |newest| newest.sequence);
-                self.sequence = self.sequence.max(sequence);
-                self.present.insert(key.clone());
-                self.held.insert(key.clone(), held);
-            } else {
-                self.present.remove(key);
-            }
+    fn note_puts(&mut self, taken: &BTreeMap<Key, Option<Bytes>>) {
+        let puts = taken.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        for (key, value) in puts {
+            let held = Held::of(key, value);
+            let sequence = held.newest.as_ref().map_or(0, |newest| newest.sequence);
+            self.sequence = self.sequence.max(sequence);
+            self.present.insert(key.clone());
+            self.held.insert(key.clone(), held);
         }
-        for removed in removed.values() {
+    }
+
+    fn note_removals(&mut self, removed: &BTreeMap<Key, Removed>) {
+        for (key, removed) in removed {
+            self.present.remove(key);
             self.sequence = self.sequence.max(removed.sequence);
         }
     }
@@ -439,9 +477,8 @@ async fn region_record(
     }
 }
 
-fn entitlement(owner: &Owner, region: Option<&Region>) -> Entitlement {
-    let cluster = owner.cluster.as_ref();
-    let named = cluster.and_then(|cluster| region?.entitlements.get(cluster));
+fn entitlement(owner: &Owner, region: &Region) -> Entitlement {
+    let named = owner.cluster.as_ref().and_then(|cluster| region.entitlements.get(cluster));
     named.cloned().unwrap_or(Entitlement::All)
 }
 
@@ -449,12 +486,12 @@ fn entitlement(owner: &Owner, region: Option<&Region>) -> Entitlement {
 /// says, not now.
 fn first(
     owner: &Owner,
-    region: Option<&Region>,
+    region: &Region,
     uid: String,
     epoch: &Epoch,
     now: Timestamp,
 ) -> local::Session {
-    let member = owner.cluster.as_ref().and_then(|cluster| region?.members.get(cluster));
+    let member = owner.cluster.as_ref().and_then(|cluster| region.members.get(cluster));
     let joined = member.filter(|member| member.uid == uid).map_or(now, |member| member.joined);
     local::Session {
         uid,

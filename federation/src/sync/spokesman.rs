@@ -34,6 +34,9 @@ const TOGETHER: Duration = Duration::from_millis(50);
 /// What configuration says of the region; asked anew each time.
 pub type Settings = Arc<dyn Fn() -> Region + Send + Sync>;
 
+/// Draws what has never been drawn before, anywhere: at least 16 random bytes.
+pub type Draw = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// What a region speaks from.
 pub struct Sources {
     /// What configuration says of it.
@@ -46,6 +49,8 @@ pub struct Sources {
     pub asked: watch::Receiver<Asked>,
     /// Wall time.
     pub clock: WallClock,
+    /// What marks the store with each beacon.
+    pub draw: Draw,
 }
 
 /// A leader with what it speaks from.
@@ -173,7 +178,9 @@ impl Spokesman {
                 self.unsay(&mut batch, told.key);
             }
         }
-        self.commit(batch, None).await?;
+        // Drawn for this attempt: one whose outcome is unknown is not told again.
+        let mark = beacon.then(|| facts::mark_op((self.from.draw)()));
+        self.commit(batch, mark).await?;
         self.vouched = vouched;
         self.answer_asks(now).await
     }

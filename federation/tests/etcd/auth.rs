@@ -1,9 +1,10 @@
 //! Users, their tokens, and what makes a token worthless.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tombolo_federation::store::etcd::{EtcdConfig, EtcdCredentials};
+use tombolo_federation::store::etcd::{EtcdConfig, EtcdCredentials, EtcdSecrets, Reload};
 use tombolo_federation::store::{Op, Store, StoreError, WatchEvent};
 use tombolo_testbed::etcd::{Etcd, Options, Release};
 
@@ -172,6 +173,53 @@ async fn wrong_credentials_are_told_and_heal_when_corrected() {
         // Opened when all was allowed; etcd lets it be, dropping the store ends it.
         let last = last_word(&mut watch).await;
         assert!(!matches!(last, Some(WatchEvent::Compacted { .. })), "{last:?}");
+    })
+    .await;
+}
+
+/// With tokens of both kinds: a change of password ends them in different words.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_replaced_is_taken_up_without_a_restart() {
+    on_each("rotated-password", async |release, dir| {
+        for jwt in [false, true] {
+            let dir = dir.join(format!("jwt-{jwt}"));
+            std::fs::create_dir_all(&dir).expect("a directory");
+            let etcd = if jwt {
+                with_jwt(release, &dir, "10m")
+            } else {
+                let mut etcd = start(release, &dir, Options::default());
+                etcd.add_user("tombolo", PASSWORD, "/tombolo/").expect("adds a user");
+                etcd.enable_auth("root").expect("turns auth on");
+                etcd
+            };
+            let file = Arc::new(Mutex::new(PASSWORD.to_owned()));
+            let read = Arc::clone(&file);
+            let mut settings = as_user(&etcd, "tombolo", PASSWORD);
+            settings.reload = Some(Reload::new(move || {
+                let (user, password) = ("tombolo".to_owned(), read.lock().expect("sane").clone());
+                let credentials = Some(EtcdCredentials { user, password });
+                Ok(EtcdSecrets { tls: None, credentials })
+            }));
+            let store = connected(settings).await;
+            put(&*store, "/tombolo/a", "0").await;
+            let change = async |password: &str| {
+                let root = etcd_client::ConnectOptions::new().with_user("root", "root");
+                let root = etcd_client::Client::connect(etcd.endpoints(), Some(root)).await;
+                let mut root = root.expect("connects");
+                root.user_change_password("tombolo", password).await.expect("changes");
+            };
+            // The file first, as one should: no request notices.
+            "second".clone_into(&mut file.lock().expect("sane"));
+            change("second").await;
+            put(&*store, "/tombolo/a", "1").await;
+            change("third").await;
+            let refused = store.range(range("/tombolo/", 1, None)).await;
+            let Err(StoreError::Unavailable(why)) = refused else { unreachable!("{refused:?}") };
+            assert!(why.contains("password") && !why.contains("second"), "{why}");
+            "third".clone_into(&mut file.lock().expect("sane"));
+            put(&*store, "/tombolo/a", "2").await;
+            assert!(store.members().await[0].state.is_ok());
+        }
     })
     .await;
 }

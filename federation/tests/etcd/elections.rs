@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tombolo_federation::store::StoreError;
 use tombolo_federation::store::conformance::elections::{self, Pace};
+use tombolo_federation::store::election::campaign;
 use tombolo_testbed::etcd::Options;
 
-use crate::{connect, on_each, start};
+use crate::{config, connect, connected, eventually, on_each, put, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn elections_hold_on_etcd() {
@@ -23,6 +25,36 @@ async fn elections_hold_on_etcd() {
             }
         })
         .await;
+    })
+    .await;
+}
+
+/// Whichever member freezes, the others answer within the lease's time, however long a request may
+/// usually take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_member_does_not_cost_leadership() {
+    on_each("sigstop-leading", async |release, dir| {
+        let mut etcd = start(release, dir, Options::members(3));
+        let ttl = Duration::from_secs(3);
+        for leads in [false, true] {
+            let leader = etcd.leader().expect("leads");
+            let victim = if leads { leader } else { (leader + 1) % 3 };
+            let mut settings = config(&etcd);
+            settings.request_timeout = ttl * 3;
+            settings.endpoints.rotate_left(victim);
+            let store = connected(settings).await;
+            put(&*store, "/a", "0").await;
+            let won = campaign(Arc::clone(&store), "/leader", "me", ttl).await.expect("leads");
+            etcd.pause(victim).expect("stops");
+            let lost = tokio::time::timeout(ttl * 3, won.lost()).await;
+            assert!(lost.is_err(), "lost it with member {victim} frozen, which led: {leads}");
+            etcd.resume(victim).expect("goes on");
+            won.resign().await;
+            eventually("a leader again", async || {
+                etcd.leader().map_err(|error| StoreError::Unavailable(error.to_string()))
+            })
+            .await;
+        }
     })
     .await;
 }

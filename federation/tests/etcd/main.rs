@@ -1,6 +1,7 @@
 //! The etcd store on real etcd, of two versions: the suite that every store has to pass, and what
 //! only a store of several servers can get wrong.
 
+mod alarms;
 mod auth;
 mod conformance;
 mod elections;
@@ -10,6 +11,7 @@ mod quota;
 mod ranges;
 mod rubbish;
 mod tls;
+mod unknown;
 mod watches;
 
 use std::path::Path;

@@ -1,13 +1,14 @@
 //! TLS with client certificates.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
-use tombolo_federation::store::etcd::{Etcd, EtcdConfig, EtcdTls};
+use tombolo_federation::store::etcd::{Etcd, EtcdConfig, EtcdSecrets, EtcdTls, Reload};
 use tombolo_federation::store::{StoreError, WatchEvent};
 use tombolo_testbed::etcd::{Options, Tls};
 
-use crate::{config, connected, next, on_each, put, range, start};
+use crate::{config, connected, eventually, next, on_each, put, range, start};
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -45,19 +46,63 @@ fn file(dir: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
+/// What etcd and its own client are given, with a new certificate for the server.
+fn files(dir: &Path, authority: &Authority, client: &EtcdTls) -> Tls {
+    let (cert, key) = authority.issue(SanType::IpAddress([127, 0, 0, 1].into()));
+    Tls {
+        ca: file(dir, "ca.pem", &client.ca_pem),
+        cert: file(dir, "server.pem", &cert),
+        key: file(dir, "server.key", &key),
+        client_cert: file(dir, "client.pem", &client.cert_pem),
+        client_key: file(dir, "client.key", &client.key_pem),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_are_replaced_are_taken_up_without_a_restart() {
+    on_each("rotated-tls", async |release, dir| {
+        let (first, second) = (Authority::new(), Authority::new());
+        let client = first.client(&first, None);
+        let tls = files(dir, &first, &client);
+        let mut etcd = start(release, dir, Options { tls: Some(tls), ..Options::default() });
+        let source = Arc::new(Mutex::new(Ok(client.clone())));
+        let read = Arc::clone(&source);
+        let mut settings = EtcdConfig { tls: Some(client), ..config(&etcd) };
+        settings.reload = Some(Reload::new(move || {
+            let tls: Result<EtcdTls, String> = read.lock().expect("sane").clone();
+            Ok(EtcdSecrets { tls: Some(tls?), credentials: None })
+        }));
+        let store = connected(settings).await;
+        put(&*store, "/a", "0").await;
+        let set = |tls| *source.lock().expect("sane") = tls;
+
+        // While files are being replaced, what was good is.
+        set(Err("it is not there just now".to_owned()));
+        etcd.kill(0).expect("kills");
+        etcd.restart(0).expect("comes back");
+        eventually("a read", async || store.range(range("/a", 1, None)).await).await;
+
+        // A new authority of everything, which etcd takes only when it starts.
+        let client = second.client(&second, None);
+        files(dir, &second, &client);
+        etcd.kill(0).expect("kills");
+        etcd.restart(0).expect("comes back");
+        let refused = store.range(range("/a", 1, None)).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        set(Ok(client));
+        eventually("a read", async || store.range(range("/a", 1, None)).await).await;
+        put(&*store, "/a", "1").await;
+        assert!(store.members().await[0].state.is_ok());
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_client_certificates_only_ours_get_in() {
     on_each("tls", async |release, dir| {
         let (authority, stranger) = (Authority::new(), Authority::new());
-        let (cert, key) = authority.issue(SanType::IpAddress([127, 0, 0, 1].into()));
         let client = authority.client(&authority, None);
-        let tls = Tls {
-            ca: file(dir, "ca.pem", &client.ca_pem),
-            cert: file(dir, "server.pem", &cert),
-            key: file(dir, "server.key", &key),
-            client_cert: file(dir, "client.pem", &client.cert_pem),
-            client_key: file(dir, "client.key", &client.key_pem),
-        };
+        let tls = files(dir, &authority, &client);
         let etcd = start(release, dir, Options { tls: Some(tls), ..Options::default() });
         let with = |tls: EtcdTls| EtcdConfig { tls: Some(tls), ..config(&etcd) };
 

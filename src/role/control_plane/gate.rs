@@ -15,6 +15,9 @@ use crate::role::tasks::Tasks;
 
 /// How long a control plane waits for its agents before what it has is taken for all.
 const AGENTS_COME_WITHIN: Duration = Duration::from_secs(10);
+/// How long it then waits for owners that have not said all before it keeps what it has on disk
+/// nevertheless: some never do, and a region need not have clusters.
+const KEEP_PARTS_AFTER: Duration = Duration::from_mins(1);
 
 /// Says when the region has spoken in its store, its members among what it says. One that cannot
 /// (nobody leads) keeps its agents waiting no longer than its catalog does.
@@ -39,8 +42,8 @@ pub(super) async fn settle(
 pub(super) struct Told {
     /// Agents that subscribe: they open their own catalogs by it.
     pub(super) agents: watch::Sender<bool>,
-    /// The disk cache, which keeps nothing less. From the start if an image was restored: what is held
-    /// is never less than that was.
+    /// The disk cache, which keeps no less than that, or what there is when waiting was in vain. From
+    /// the start if an image was restored: what is held is never less than that was.
     pub(super) cache: watch::Sender<bool>,
 }
 
@@ -54,10 +57,18 @@ pub(super) fn start_catalog(
     told: Told,
 ) {
     let restored = *told.cache.borrow();
-    let first = if restored { Gate::Open } else { Gate::Closed };
-    let (gate_tx, gate_rx) = watch::channel(first);
+    let (gate_tx, gate_rx) = watch::channel(first(restored, &region, &replicas.peek()));
     tasks.start_endless("gate", gate(region, replicas.clone(), gate_tx, told));
     tasks.start_fallible("catalog", build(replicas.clone(), gate_rx, publisher));
+}
+
+/// An image may be a part, which was kept for want of more.
+fn first(restored: bool, region: &RegionName, replica: &Replica) -> Gate {
+    match restored {
+        false => Gate::Closed,
+        true if is_whole(region, replica) => Gate::Open,
+        true => Gate::Partial,
+    }
 }
 
 /// Opens the catalog once the store was read, a cluster of this region is complete, and so is every
@@ -66,7 +77,8 @@ pub(super) fn start_catalog(
 /// are given 10 s for; until then what is not found is not known (RELIABILITY promise 4), unless it
 /// was restored from disk: then the catalog is open already.
 ///
-/// The same word goes to agents that subscribe. What is only taken for all is not kept on disk.
+/// The same word goes to agents that subscribe. What is only taken for all is kept on disk a minute
+/// later: by then more will hardly come.
 pub(super) async fn gate(
     region: RegionName,
     mut replicas: Replicas,
@@ -83,9 +95,11 @@ pub(super) async fn gate(
         }
         gate.send_replace(Gate::Open);
         told.agents.send_replace(true);
-        if replicas.wait_for(|replica| is_whole(&region, replica)).await.is_some() {
-            told.cache.send_replace(true);
+        let whole = replicas.wait_for(|replica| is_whole(&region, replica));
+        if tokio::time::timeout(KEEP_PARTS_AFTER, whole).await.is_err() {
+            warn!("not all owners have said all: what they said is kept on disk as it is");
         }
+        told.cache.send_replace(true);
     }
     // The catalog follows the gate for as long as it stands.
     std::future::pending::<()>().await;
@@ -95,4 +109,58 @@ pub(super) fn is_whole(region: &RegionName, replica: &Replica) -> bool {
     let own = |owner: &Owner| owner.region == *region && owner.cluster.is_some();
     replica.owners().any(|(owner, holding)| own(owner) && status::has_spoken(holding))
         && replica.owners().all(|(_, holding)| status::has_spoken(holding))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+    use tombolo_federation::record::Epoch;
+    use tombolo_federation::replica::{Batch, ReplicaWriter, channel};
+
+    use super::*;
+
+    fn spoken(writer: &ReplicaWriter, owners: &[(&str, Kind)]) {
+        let epoch = Epoch { id: "e".into(), count: 1 };
+        let complete =
+            |(owner, kind): &(&str, Kind)| (owner.parse().unwrap(), *kind, epoch.clone());
+        let complete = owners.iter().map(complete).collect();
+        let batch = Batch { position: Some(1), complete, ..Batch::default() };
+        writer.apply(batch, Instant::now());
+    }
+
+    async fn kept_after(owners: &[(&str, Kind)]) -> Duration {
+        let (writer, replicas) = channel();
+        let (agents, kept) = (watch::Sender::new(false), watch::Sender::new(false));
+        let mut known = kept.subscribe();
+        let told = Told { agents, cache: kept };
+        let gate = gate("us".parse().unwrap(), replicas, watch::Sender::new(Gate::Closed), told);
+        let began = Instant::now();
+        spoken(&writer, owners);
+        tokio::select! {
+            () = gate => unreachable!("it stands"),
+            known = known.wait_for(|kept| *kept) => drop(known.unwrap()),
+        }
+        began.elapsed()
+    }
+
+    /// One owner that never says all, or a region without clusters, are no reason to keep nothing.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_whole_is_kept_at_once_and_a_part_when_waiting_was_in_vain() {
+        let (region, cluster) = (("us/_", Kind::Region), ("us/us-a", Kind::Cluster));
+        assert_eq!(kept_after(&[region, cluster]).await, Duration::ZERO);
+        let patience = AGENTS_COME_WITHIN + KEEP_PARTS_AFTER;
+        assert_eq!(kept_after(&[region]).await, patience);
+        assert_eq!(kept_after(&[region, cluster, ("eu/eu-a", Kind::Namespace)]).await, patience);
+    }
+
+    #[test]
+    fn a_part_that_was_restored_is_not_taken_for_all() {
+        let region: RegionName = "us".parse().unwrap();
+        let (writer, replicas) = channel();
+        spoken(&writer, &[("us/_", Kind::Region)]);
+        assert_eq!(first(true, &region, &replicas.peek()), Gate::Partial);
+        spoken(&writer, &[("us/us-a", Kind::Cluster)]);
+        assert_eq!(first(true, &region, &replicas.peek()), Gate::Open);
+        assert_eq!(first(false, &region, &replicas.peek()), Gate::Closed);
+    }
 }

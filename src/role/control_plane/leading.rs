@@ -117,6 +117,7 @@ impl Candidate {
             asks: self.asks.clone(),
             asked: asked.subscribe(),
             clock: wall_clock(),
+            draw: Arc::new(new_id),
         };
         parts.spawn(spokesman::speak(leader.clone(), config.region.clone(), term, sources));
         parts.spawn(reseed::keep_seeded(

@@ -1,10 +1,12 @@
-//! A source played by hand, the real guard and a real replica.
+//! A source played by hand or a real directory, the real guard and a real replica.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tombolo_federation::guard::Settings;
-use tombolo_federation::manifests::{Counts, Listing};
+use tokio_util::sync::CancellationToken;
+use tombolo_federation::guard::{Guard, Records, Settings};
+use tombolo_federation::manifests::{Counts, Listing, Lost, Options, Source};
 use tombolo_federation::record::{Decision, Epoch, Namespace, Origin, Record};
 use tombolo_federation::replica;
 
@@ -26,7 +28,7 @@ fn desired(names: &[&str], lost: Option<Lost>, listing: u64) -> Desired {
     Desired {
         complete: true,
         gaps: false,
-        listing: Listing { id: listing, at: Instant::now(), lost },
+        listing: Listing { id: listing, at: Instant::now(), since: 1, settled: true, lost },
         records: names.iter().map(|name| (key(name), body())).collect(),
         counts: Counts::default(),
         problems: Vec::new(),
@@ -42,6 +44,8 @@ fn records(names: &[&str]) -> Records {
 
 struct Bench {
     source: watch::Sender<Arc<Desired>>,
+    /// The first listing since it showed nothing.
+    since: u64,
     _joined: watch::Sender<Option<Timestamp>>,
     here: watch::Sender<BTreeSet<String>>,
     judge: mpsc::Sender<Surplus>,
@@ -53,8 +57,16 @@ struct Bench {
 
 impl Bench {
     fn start(first: Desired, restored: Records) -> Self {
-        let epoch = Epoch { id: "e".into(), count: 1 };
         let (source, desired) = watch::channel(Arc::new(first));
+        Self::follow(source, desired, restored)
+    }
+
+    fn follow(
+        source: watch::Sender<Arc<Desired>>,
+        desired: watch::Receiver<Arc<Desired>>,
+        restored: Records,
+    ) -> Self {
+        let epoch = Epoch { id: "e".into(), count: 1 };
         let (joined, joined_rx) = watch::channel(None);
         let (approvals, approvals_rx) = watch::channel(BTreeSet::new());
         let (judge, surplus) = mpsc::channel(1);
@@ -65,7 +77,8 @@ impl Bench {
         let own = Own {
             records: OwnRecords::new(owner(), epoch.clone()),
             cluster: Cluster { uid: "u".into(), ..Cluster::default() },
-            guard: Guarded::new(Guard::new(settings, epoch), restored),
+            guard: Guarded::new(Guard::new(settings, epoch), restored, None),
+            ask_again: None,
             desired,
             joined: joined_rx,
             respected: watch::channel(None).0,
@@ -78,10 +91,14 @@ impl Bench {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { own.run().await.unwrap() });
         tasks.spawn(following);
-        Self { source, _joined: joined, here, judge, writer, replicas, _tasks: tasks }
+        Self { source, since: 1, _joined: joined, here, judge, writer, replicas, _tasks: tasks }
     }
 
-    fn says(&self, desired: Desired) {
+    fn says(&mut self, mut desired: Desired) {
+        if desired.listing.lost.is_some() {
+            self.since = desired.listing.id + 1;
+        }
+        desired.listing.since = self.since;
         self.source.send_replace(Arc::new(desired));
     }
 
@@ -200,11 +217,15 @@ async fn a_missing_directory_is_believed_by_the_word_of_the_own_region_alone() {
 }
 
 #[tokio::test]
-async fn after_a_restart_what_is_not_in_the_directory_goes_only_if_something_else_is() {
+async fn after_a_restart_what_is_not_in_the_directory_goes_when_that_is_seen_twice() {
     let unread = Desired { complete: false, ..desired(&[], Some(Lost::Missing), 0) };
     let mut bench = Bench::start(unread, records(&["a", "b"]));
     bench.until(&["a", "b"], 1).await;
+    // It may only have begun to be filled.
     bench.says(desired(&["b"], None, 1));
+    bench.until(&["a", "b"], 1).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    bench.says(desired(&["b"], None, 2));
     bench.until(&["b"], 0).await;
 
     let gap = Desired { gaps: true, ..desired(&["b"], None, 1) };
@@ -221,7 +242,7 @@ async fn after_a_restart_what_is_not_in_the_directory_goes_only_if_something_els
 async fn what_only_the_region_still_has_goes_through_the_guard() {
     let mut bench = Bench::start(desired(&["a"], None, 1), Records::new());
     bench.until(&["a"], 0).await;
-    assert_eq!(bench.judges(&["a", "b"]).await, [("b".to_owned(), Removal::Explained)]);
+    assert_eq!(bench.judges(&["a", "b"]).await, [("b".to_owned(), Removal::Unexplained)]);
     bench.until(&["a"], 0).await;
 
     // An emptied directory explains nothing: what the region has is said on, and held.
@@ -247,15 +268,110 @@ async fn nothing_is_said_before_anything_was_read() {
     bench.until(&["a"], 0).await;
 }
 
-#[test]
-fn restored_keys_are_forgotten_one_by_one() {
-    let guard = Guard::new(Settings::default(), Epoch { id: "e".into(), count: 1 });
-    let mut guarded = Guarded::new(guard, records(&["a", "b"]));
-    let gap = Desired { gaps: true, ..desired(&["b"], None, 1) };
-    let wanted = guarded.wanted(&gap);
-    assert_eq!(wanted.keys().collect::<Vec<_>>(), [&key("a"), &key("b")]);
-    assert_eq!(guarded.restored, BTreeSet::from([key("a")]));
-    let body: BTreeMap<Key, Body> = desired(&["a"], None, 1).records;
-    guarded.wanted(&Desired { records: body, ..gap });
-    assert!(guarded.restored.is_empty());
+/// A real directory that is followed while the test edits it.
+struct Directory {
+    scratch: tempfile::TempDir,
+    _options: watch::Sender<Options>,
+    /// Ends with the test.
+    _source: JoinSet<()>,
+}
+
+impl Directory {
+    /// With these services, and their agent.
+    async fn start(services: &[(&str, usize)], restored: Records) -> (Self, Bench) {
+        let scratch = tempfile::tempdir().unwrap();
+        let options = Options::new("r".parse().unwrap(), "r-a".parse().unwrap());
+        let (options, options_rx) = watch::channel(options);
+        let path = scratch.path().join("cluster");
+        std::fs::create_dir(&path).unwrap();
+        for (name, endpoints) in services {
+            std::fs::write(path.join(format!("{name}.yaml")), manifest(name, *endpoints)).unwrap();
+        }
+        let (source, desired) = Source::open(path, options_rx).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { source.run(CancellationToken::new()).await.unwrap() });
+        let unused = watch::channel(Arc::clone(&desired.borrow())).0;
+        let bench = Bench::follow(unused, desired, restored);
+        (Self { scratch, _options: options, _source: tasks }, bench)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join("cluster").join(format!("{name}.yaml"))
+    }
+
+    fn write(&self, name: &str, endpoints: usize) {
+        std::fs::write(self.path(name), manifest(name, endpoints)).unwrap();
+    }
+}
+
+/// A Service, its export and its slice.
+fn manifest(name: &str, endpoints: usize) -> String {
+    let address = |n| format!("{{addresses: [10.0.{}.{}]}}", n / 250, n % 250 + 1);
+    let addresses: Vec<_> = (0..endpoints).map(address).collect();
+    let addresses = addresses.join(", ");
+    format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{ports: [{{port: 80}}]}}}}
+---
+{{apiVersion: multicluster.x-k8s.io/v1beta1, kind: ServiceExport, metadata: {{name: {name}}}}}
+---
+{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: {name}-{}, labels: \
+         {{kubernetes.io/service-name: {name}}}}}, addressType: IPv4, ports: [{{port: 8080}}], \
+         endpoints: [{addresses}]}}
+",
+        endpoints % 2
+    )
+}
+
+impl Bench {
+    /// Waits until these services are said, with so many endpoints each, and so many holds.
+    async fn until_services(&mut self, expected: &[(&str, usize)], holds: usize) {
+        let wanted: BTreeMap<String, usize> =
+            expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        let is = |replica: &Replica| {
+            services(replica) == wanted && holds_of(replica).is_some_and(|h| h.len() == holds)
+        };
+        let waiting = tokio::time::timeout(4 * LONG, self.replicas.wait_for(is)).await;
+        let replica = self.replicas.peek();
+        let said = (services(&replica), holds_of(&replica));
+        assert!(waiting.is_ok(), "expected {wanted:?} and {holds} holds: {said:?}");
+    }
+}
+
+fn services(replica: &Replica) -> BTreeMap<String, usize> {
+    let mut services = BTreeMap::new();
+    for (key, entry) in replica.holding(&owner()).into_iter().flat_map(Holding::records) {
+        let Some(record) = entry.record.as_ref().filter(|_| key.service().is_some()) else {
+            continue;
+        };
+        *services.entry(key.name.to_string()).or_default() += record.body.endpoints();
+    }
+    services
+}
+
+#[tokio::test]
+async fn what_is_done_to_a_real_directory_is_told_from_what_happens_to_it() {
+    let all = [("a", 50), ("b", 60), ("c", 1)];
+    let (directory, mut bench) = Directory::start(&all, Records::new()).await;
+    bench.until_services(&all, 0).await;
+    // A rollout to fewer, in a slice of another name; scaled to zero; removed.
+    directory.write("a", 3);
+    bench.until_services(&[("a", 3), ("b", 60), ("c", 1)], 0).await;
+    directory.write("a", 0);
+    bench.until_services(&[("a", 0), ("b", 60), ("c", 1)], 0).await;
+    directory.write("a", 50);
+    bench.until_services(&all, 0).await;
+    std::fs::remove_file(directory.path("c")).unwrap();
+    bench.until_services(&[("a", 50), ("b", 60)], 0).await;
+
+    // A disk that goes, and comes back piece by piece.
+    let (path, away) =
+        (directory.scratch.path().join("cluster"), directory.scratch.path().join("away"));
+    std::fs::rename(&path, &away).unwrap();
+    bench.until_services(&[("a", 50), ("b", 60)], 1).await;
+    std::fs::create_dir(&path).unwrap();
+    directory.write("d", 2);
+    bench.until_services(&[("a", 50), ("b", 60), ("d", 2)], 1).await;
+    std::fs::rename(away.join("a.yaml"), directory.path("a")).unwrap();
+    // What does not come back is believed by another listing, of which nobody is told.
+    bench.until_services(&[("a", 50), ("d", 2)], 0).await;
 }

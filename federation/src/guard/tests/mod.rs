@@ -169,7 +169,7 @@ impl Bench {
             connection: self.connection,
             at: self.now,
         });
-        let sight = Sight { wanted, listing, blank, explains };
+        let sight = Sight { wanted, listing, blank, settled: true, explains };
         let wall = Timestamp::UNIX_EPOCH;
         let verdict = self.guard.decide(&self.published, &sight, &self.approved, self.now, wall);
         self.published = verdict.publish.clone();
@@ -191,6 +191,23 @@ impl Bench {
     fn lists(&mut self, text: &str) -> Verdict {
         self.connection += 1;
         self.decide(&records(text), None, true, &nothing)
+    }
+
+    /// A source in the middle of a change.
+    fn glances(&mut self, text: &str) -> Verdict {
+        let wanted = records(text);
+        let document = |_: &Loss| Some(Explanation::DocumentRemoved);
+        let sight = Sight {
+            wanted: &wanted,
+            listing: None,
+            blank: None,
+            settled: false,
+            explains: &document,
+        };
+        let wall = Timestamp::UNIX_EPOCH;
+        let verdict = self.guard.decide(&self.published, &sight, &self.approved, self.now, wall);
+        self.published = verdict.publish.clone();
+        verdict
     }
 
     fn loses_sight(&mut self, why: &str) -> Verdict {

@@ -299,8 +299,13 @@ fn the_same_listing_looked_at_twice_is_one() {
     for _ in 0..3 {
         bench.later(6 * MINUTE);
         let (published, approved, now) = (&bench.published, &bench.approved, bench.now);
-        let sight =
-            Sight { wanted: &wanted, listing: Some(listing), blank: None, explains: &nothing };
+        let sight = Sight {
+            wanted: &wanted,
+            listing: Some(listing),
+            blank: None,
+            settled: true,
+            explains: &nothing,
+        };
         let wall = Timestamp::UNIX_EPOCH;
         assert_eq!(bench.guard.decide(published, &sight, approved, now, wall).holds.len(), 1);
     }
@@ -312,7 +317,13 @@ fn a_listing_from_before_the_loss_does_not_lack_it() {
     bench.lists("web=1..60 cart=100");
     let old = Listing { id: bench.listings, connection: bench.connection, at: bench.now };
     let wanted = records("cart=100");
-    let sight = Sight { wanted: &wanted, listing: Some(old), blank: None, explains: &nothing };
+    let sight = Sight {
+        wanted: &wanted,
+        listing: Some(old),
+        blank: None,
+        settled: true,
+        explains: &nothing,
+    };
     let (now, wall) = (bench.now + MINUTE, Timestamp::UNIX_EPOCH);
     bench.guard.decide(&bench.published, &sight, &BTreeSet::new(), now, wall);
     bench.later(6 * MINUTE).lists("cart=100");
@@ -399,4 +410,34 @@ fn after_a_restart_what_was_published_is_what_may_not_go() {
     bench.published = records("web=1..100 cart=200");
     bench.lists("");
     bench.shows("web=1..100 cart=200");
+}
+
+#[test]
+fn in_the_middle_of_a_change_nothing_is_judged() {
+    let mut bench = Bench::new("web=1..30 cart=40");
+    let verdict = bench.glances("web=1,31 mail=50");
+    assert!(verdict.removals.is_empty() && verdict.gone.is_empty() && verdict.holds.is_empty());
+    bench.shows("web=1..31 cart=40 mail=50");
+    // One slice for another of the same service is no loss.
+    bench.glances("web/b=1,31 mail=50");
+    bench.shows("web=2..30 web/b=1,31 cart=40 mail=50");
+    // What is held goes on to be.
+    let id = bench.sees("web=1..31 mail=50").holds[0].id.clone();
+    let verdict = bench.approve(&id).glances("");
+    assert_eq!((verdict.holds.len(), verdict.ended.len()), (1, 0));
+    bench.shows("web=1..31 cart=40 mail=50");
+    bench.sees("web=1..31 mail=50");
+    bench.shows("web=1..31 mail=50");
+}
+
+#[test]
+fn a_listing_from_before_a_blank_confirms_nothing() {
+    let mut bench = Bench::new("web=1..30 cart=40");
+    bench.lists("web=1..30");
+    bench.shows("web=1..30 cart=40");
+    bench.loses_sight("the directory is missing");
+    bench.later(5 * MINUTE).lists("web=1..30");
+    bench.shows("web=1..30 cart=40");
+    bench.later(5 * MINUTE).lists("web=1..30");
+    bench.shows("web=1..30");
 }

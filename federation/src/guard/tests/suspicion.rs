@@ -77,3 +77,25 @@ fn what_is_not_seen_is_not_unready() {
     assert!(suspect.is_some());
     assert_eq!(bench.loses_sight("the directory is missing").suspect, suspect);
 }
+
+#[test]
+fn a_later_process_goes_on_from_what_was_published() {
+    let later = |bench: &mut Bench, suspect: Option<Suspect>| {
+        let guard = Guard::new(Settings::default(), Epoch { id: "e".into(), count: 2 });
+        bench.guard = guard.continuing(&bench.published, suspect);
+    };
+    let mut bench = Bench::new("web=1..100");
+    let suspect = bench.knows("web=1..100-").suspect;
+    assert!(suspect.is_some());
+    later(&mut bench, suspect.clone());
+    bench.later(Duration::from_hours(1));
+    assert_eq!(bench.knows("web=1..100-").suspect, suspect);
+    let verdict = bench.knows("web=1..100");
+    assert_eq!(verdict.cleared.unwrap().1, Ending::Resolved);
+    // What fell meanwhile fell at once.
+    later(&mut bench, None);
+    assert!(bench.glances("web=1..40,41..100-").suspect.is_some());
+    // What an operator had believed is no news.
+    later(&mut bench, None);
+    assert!(bench.knows("web=1..40,41..100-").suspect.is_none());
+}

@@ -166,11 +166,82 @@ fn what_is_left_in_a_place_that_cannot_be_read_vouches_for_nothing() {
     bench.look();
     assert_eq!(bench.reader.listing.lost, Some(Lost::Unreadable));
     assert_eq!(bench.reader.view().objects.len(), 2);
-    // A link that never led to anything is nothing.
+    // Nor does a link of which this process never knew where it led.
     fs::rename(bench.path("b"), bench.path("old")).unwrap();
-    bench.look();
-    assert_eq!(bench.reader.listing.lost, Some(Lost::Empty));
-    assert_eq!(bench.reader.view().objects.len(), 2);
+    bench.check("a:1 b:2", &["old: is a link that leads nowhere"]);
+    assert_eq!(bench.reader.listing.lost, Some(Lost::Unreadable));
+    assert!(bench.reader.view().gaps);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_later_process_cannot_read_is_a_gap_and_no_empty_listing() {
+    use std::os::unix::fs::symlink;
+    // No rights stop root, but a link in a circle.
+    for target in ["nowhere", "below"] {
+        let mut bench = Bench::new(&[]);
+        symlink(target, bench.path("below")).unwrap();
+        bench.look();
+        let view = bench.reader.view();
+        assert_eq!((view.listing.lost, view.gaps), (Some(Lost::Unreadable), true), "{target}");
+        bench.write("a.yaml", &service("a", 1));
+        bench.look();
+        let view = bench.reader.view();
+        assert_eq!((view.listing.lost, view.gaps), (None, true), "{target}");
+        assert_eq!(view.problems.len(), 1, "{target}");
+        fs::remove_file(bench.path("below")).unwrap();
+        bench.check("a:1", &[]);
+        assert!(!bench.reader.view().gaps);
+    }
+}
+
+#[test]
+fn a_directory_is_at_rest_when_two_looks_found_the_same() {
+    let mut bench = Bench::new(&[("a.yaml", &service("a", 1))]);
+    let mut now = Instant::now();
+    let mut later = |bench: &mut Bench, time: Duration| {
+        now += time;
+        bench.reader.refresh(&Touched::default(), now);
+        bench.reader.listing.settled
+    };
+    assert!(!later(&mut bench, Duration::ZERO));
+    assert!(later(&mut bench, REST));
+    assert!(later(&mut bench, Duration::ZERO), "it stays so");
+    bench.write("a.yaml", &service("a", 22));
+    assert!(!later(&mut bench, REST));
+    bench.write("b.yaml", &service("b", 1));
+    assert!(!later(&mut bench, REST));
+    assert!(!later(&mut bench, REST / 2));
+    assert!(later(&mut bench, REST / 2));
+    // Something that writes all the time does not keep it from being judged for ever.
+    let judged = (0..2000).filter(|port| {
+        bench.write("a.yaml", &service("a", 1000 + port));
+        bench.write("c.yaml", &"#".repeat(*port as usize));
+        later(&mut bench, REST / 2)
+    });
+    let judged = judged.count();
+    assert!((8..=10).contains(&judged), "{judged}");
+}
+
+#[test]
+fn what_was_listed_before_the_directory_showed_nothing_is_told_apart() {
+    let mut bench = Bench::new(&[("a.yaml", &service("a", 1))]);
+    let mut now = Instant::now();
+    let mut look = |bench: &mut Bench| {
+        now += REST;
+        bench.reader.refresh(&Touched::default(), now);
+        let listing = bench.reader.listing;
+        listing.since <= listing.id
+    };
+    assert!(look(&mut bench));
+    let since = bench.reader.listing.since;
+    let aside = bench.directory.path().with_extension("aside");
+    fs::rename(bench.directory.path(), &aside).unwrap();
+    assert!(look(&mut bench), "it may be in the middle of being replaced");
+    assert!(!look(&mut bench));
+    fs::rename(&aside, bench.directory.path()).unwrap();
+    assert!(look(&mut bench));
+    assert!(bench.reader.listing.since > since);
 }
 
 #[test]
@@ -211,7 +282,8 @@ fn links_are_followed_but_not_in_circles() {
     fs::create_dir(bench.path("below")).unwrap();
     symlink("..", bench.path("below/up")).unwrap();
     symlink("nowhere", bench.path("old")).unwrap();
-    bench.check("a:1", &[]);
+    bench.check("a:1", &["old: is a link that leads nowhere"]);
+    fs::remove_file(bench.path("old")).unwrap();
     fs::remove_file(bench.path("..data/a.yaml")).unwrap();
     bench.check("a:1", &["a.yaml: cannot be read: No such file"]);
 }

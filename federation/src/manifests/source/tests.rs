@@ -120,7 +120,9 @@ async fn each_reading_of_an_empty_directory_is_told_and_others_are_not() {
     let passes = tokio::time::timeout(3 * PASS, bench.desired.wait_for(|d| d.listing.id > first));
     assert!(passes.await.is_ok(), "no other reading was told");
     fs::write(bench.path("a.yaml"), service(2)).unwrap();
-    bench.until("it is back", |d| d.listing.lost.is_none() && has_port(d, 2)).await;
+    bench
+        .until("it is back", |d| d.listing.lost.is_none() && d.listing.settled && has_port(d, 2))
+        .await;
     bench.desired.mark_unchanged();
     let told = tokio::time::timeout(PASS + LONG, bench.desired.changed()).await;
     assert!(told.is_err(), "the same was told again");

@@ -28,7 +28,7 @@ fn options() -> Options {
     Options::new("us-west1".parse().unwrap(), "us-west1-a".parse().unwrap())
 }
 
-fn desired(text: &str, options: &Options, were_ready: &mut WereReady) -> Desired {
+fn desired(text: &str, options: &Options) -> Desired {
     let contents = Contents::of("a.yaml", text, false);
     assert_eq!(contents.broken, []);
     let view = View {
@@ -38,15 +38,21 @@ fn desired(text: &str, options: &Options, were_ready: &mut WereReady) -> Desired
         counts: Counts::default(),
         complete: true,
         gaps: false,
-        listing: Listing { id: 1, at: tokio::time::Instant::now(), lost: None },
+        listing: Listing {
+            id: 1,
+            at: tokio::time::Instant::now(),
+            since: 1,
+            settled: true,
+            lost: None,
+        },
     };
-    translate(view, options, were_ready)
+    translate(view, options)
 }
 
 /// The records by the end of their keys, and the problems.
 #[track_caller]
 fn check(text: &str, options: &Options, records: &[&str], problems: &[&str]) -> Desired {
-    let desired = desired(text, options, &mut WereReady::new());
+    let desired = desired(text, options);
     let keys: Vec<_> = desired.records.keys().map(ToString::to_string).collect();
     let prefix = "/tombolo/v1/us-west1/us-west1-a/";
     let keys: Vec<_> = keys.iter().map(|key| key.strip_prefix(prefix).unwrap()).collect();
@@ -128,7 +134,7 @@ fn precedence_is_the_later_of_creation_and_join() {
     let precedence = |text: &str, joined: Option<&str>| {
         let joined = joined.map(|text| text.parse().unwrap());
         let options = Options { joined, ..options() };
-        export_of(&desired(text, &options, &mut WereReady::new())).precedence.to_string()
+        export_of(&desired(text, &options)).precedence.to_string()
     };
     assert_eq!(precedence(&text, None), "2025-01-01T00:00:00Z");
     assert_eq!(precedence(&text, Some("2024-06-01T00:00:00Z")), "2025-01-01T00:00:00Z");
@@ -163,29 +169,13 @@ fn conditions_that_are_not_set_have_kubernetes_meaning() {
     let check = |conditions: &str, expected: (bool, bool, bool)| {
         let endpoint = format!("{{addresses: [10.0.0.1], conditions: {conditions}}}");
         let text = service("cart") + &object(EXPORT, "cart", "{}") + &slice("cart", &endpoint);
-        let found = &endpoints_of(&desired(&text, &options(), &mut WereReady::new()))[0];
+        let found = &endpoints_of(&desired(&text, &options()))[0];
         assert_eq!((found.ready, found.serving, found.terminating), expected, "{conditions}");
     };
     check("{}", (true, true, false));
     check("null", (true, true, false));
     check("{ready: false}", (false, false, false));
     check("{ready: false, serving: true, terminating: true}", (false, true, true));
-}
-
-#[test]
-fn an_endpoint_that_was_ready_stays_known_as_such_while_it_is_there() {
-    let mut were_ready = WereReady::new();
-    let mut was_ready = |endpoints: &str| {
-        let text = service("cart") + &object(EXPORT, "cart", "{}") + &slice("cart", endpoints);
-        let desired = desired(&text, &options(), &mut were_ready);
-        endpoints_of(&desired).iter().map(|e| (e.ready, e.was_ready)).collect::<Vec<_>>()
-    };
-    let unready = "{addresses: [10.0.0.1], conditions: {ready: false}}";
-    assert_eq!(was_ready(unready), [(false, false)]);
-    assert_eq!(was_ready("{addresses: [10.0.0.1]}"), [(true, true)]);
-    assert_eq!(was_ready(unready), [(false, true)]);
-    assert_eq!(was_ready(""), []);
-    assert_eq!(was_ready(unready), [(false, false)]);
 }
 
 #[test]
@@ -210,7 +200,7 @@ fn slices_that_cannot_be_used_say_so() {
 fn headless_services_and_families() {
     let export = |spec: &str, slices: &str| {
         let text = object(SERVICE, "cart", spec) + &object(EXPORT, "cart", "{}") + slices;
-        let desired = desired(&text, &options(), &mut WereReady::new());
+        let desired = desired(&text, &options());
         let export = export_of(&desired);
         (export.service_type, export.ip_families.clone())
     };

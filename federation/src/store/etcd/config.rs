@@ -1,6 +1,7 @@
 //! What there is to say about an etcd.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
@@ -22,6 +23,8 @@ pub struct EtcdConfig {
     pub tls: Option<EtcdTls>,
     /// If etcd's authentication is enabled.
     pub credentials: Option<EtcdCredentials>,
+    /// From where `tls` and `credentials` are, to be read anew when they are no good any more.
+    pub reload: Option<Reload>,
     /// What a request may take, all attempts together.
     pub request_timeout: Duration,
     /// How often a watch asks how far it is: so old its progress may be, and the same says that the
@@ -45,12 +48,23 @@ impl EtcdConfig {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             tls: None,
             credentials: None,
+            reload: None,
             request_timeout: Duration::from_secs(5),
             watch_progress: Duration::from_secs(2),
             watch_stall: Duration::from_secs(10),
             slow_reader: Duration::from_secs(30),
             quota: 2 << 30,
         }
+    }
+
+    /// The same with these.
+    pub(super) fn with(&self, secrets: EtcdSecrets) -> Self {
+        let EtcdSecrets { tls, credentials } = secrets;
+        Self { tls, credentials, ..self.clone() }
+    }
+
+    pub(super) fn secrets(&self) -> EtcdSecrets {
+        EtcdSecrets { tls: self.tls.clone(), credentials: self.credentials.clone() }
     }
 
     pub(super) fn options(&self) -> ConnectOptions {
@@ -71,8 +85,42 @@ impl EtcdConfig {
     }
 }
 
-/// Whom to trust and who we are. All PEM.
+/// What shows who we are, and whom to trust.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EtcdSecrets {
+    /// See [`EtcdConfig::tls`].
+    pub tls: Option<EtcdTls>,
+    /// See [`EtcdConfig::credentials`].
+    pub credentials: Option<EtcdCredentials>,
+}
+
+/// Reads secrets anew, from files for example; on a thread that may wait.
 #[derive(Clone)]
+pub struct Reload(Arc<dyn Fn() -> Result<EtcdSecrets, String> + Send + Sync>);
+
+impl Reload {
+    /// `read` says why it cannot: what was read last then stays in use.
+    pub fn new(read: impl Fn() -> Result<EtcdSecrets, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// What there is now.
+    ///
+    /// # Errors
+    /// In the reader's words.
+    pub fn read(&self) -> Result<EtcdSecrets, String> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reload").finish_non_exhaustive()
+    }
+}
+
+/// Whom to trust and who we are. All PEM.
+#[derive(Clone, PartialEq, Eq)]
 pub struct EtcdTls {
     /// The authority of etcd's own certificates; never the mesh's.
     pub ca_pem: String,
@@ -105,7 +153,7 @@ impl fmt::Debug for EtcdTls {
 /// A user of etcd: one that may read and write `/tombolo/`. To compact, it needs the role root on
 /// releases that have closed that hole (3.6.16 has); so it does to watch on ones that are too old
 /// for production.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EtcdCredentials {
     /// Its name.
     pub user: String,

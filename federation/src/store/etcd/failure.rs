@@ -1,7 +1,8 @@
 //! What a failed request means: whether it may have happened, and whom to ask next.
 //!
 //! etcd tells its errors apart by gRPC code and by text. The texts have been the same since 3.0, and
-//! the codes alone do not do.
+//! the codes alone do not do. None of them means [`StoreError::Damaged`], on which a process ends:
+//! whatever has become of an etcd, it is mended without us, and until then we serve what we hold.
 
 use std::error::Error as _;
 
@@ -17,6 +18,8 @@ pub(super) enum Failure {
     Refused(Refusal),
     /// The token, or what it was issued under, is no longer good: nothing happened.
     Stale(String),
+    /// The user or the password is wrong: nothing happened. They may have been replaced.
+    Credentials(String),
     /// The cluster cannot do it now: nothing happened.
     NotNow(String),
     /// It was not sent.
@@ -80,7 +83,7 @@ fn of_status(status: &Status) -> Failure {
             Failure::Stale(text.to_owned())
         }
         Code::InvalidArgument if has("authentication failed") => {
-            unavailable("correct the user or the password")
+            Failure::Credentials(format!("{text}: correct the user or the password"))
         }
         Code::FailedPrecondition if has("authentication is not enabled") => {
             unavailable("enable it, or configure no credentials")
@@ -90,10 +93,15 @@ fn of_status(status: &Status) -> Failure {
             "alarm NOSPACE: raise --quota-backend-bytes, or compact and defragment; then `etcdctl alarm disarm`",
         ),
         Code::ResourceExhausted if has("too many requests") => Failure::NotNow(text.to_owned()),
-        Code::InvalidArgument | Code::OutOfRange | Code::ResourceExhausted => {
+        Code::InvalidArgument | Code::OutOfRange => store(StoreError::Refused(text.to_owned())),
+        // Other exhaustion is that of a connection, like a server's "enhance your calm": it passes.
+        Code::ResourceExhausted if has("larger than max") => {
             store(StoreError::Refused(text.to_owned()))
         }
-        Code::DataLoss => store(StoreError::Damaged(text.to_owned())),
+        // Not `Damaged`: it is mended over there, and is to be followed again when it is.
+        Code::DataLoss => unavailable(
+            "alarm CORRUPT: members hold different data; replace the one that differs, then `etcdctl alarm disarm`",
+        ),
         Code::Unimplemented => unavailable("is this an etcd of version 3.4 or later?"),
         Code::Unavailable if has("no leader") || has("not leader") => {
             Failure::NotNow(text.to_owned())
@@ -177,6 +185,7 @@ mod tests {
             (Code::Cancelled, "Timeout expired"),
             (Code::Internal, "h2 protocol error"),
             (Code::Unknown, "anything"),
+            (Code::ResourceExhausted, "h2 protocol error: error reading a body from connection"),
         ] {
             assert!(matches!(of(code, text), Failure::Unknown(_)), "{text}");
         }
@@ -194,6 +203,11 @@ mod tests {
         ] {
             assert!(matches!(of(code, text), Failure::Stale(_)), "{text}");
         }
+        let wrong = of(Code::InvalidArgument, "etcdserver: authentication failed, invalid user");
+        assert!(
+            matches!(&wrong, Failure::Credentials(why) if why.contains("password")),
+            "{wrong:?}"
+        );
     }
 
     #[test]
@@ -205,8 +219,8 @@ mod tests {
         for (code, text, hint) in [
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "NOSPACE"),
             (Code::PermissionDenied, "etcdserver: permission denied", "role"),
-            (Code::InvalidArgument, "etcdserver: authentication failed, ...", "password"),
             (Code::FailedPrecondition, "etcdserver: authentication is not enabled", "credentials"),
+            (Code::DataLoss, "etcdserver: corrupt cluster", "CORRUPT"),
         ] {
             let error = store(code, text);
             assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
@@ -216,9 +230,9 @@ mod tests {
             (Code::InvalidArgument, "etcdserver: request is too large"),
             (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             (Code::OutOfRange, "etcdserver: too large lease TTL"),
+            (Code::ResourceExhausted, "grpc: received message larger than max (9 vs. 8)"),
         ] {
             assert!(matches!(store(code, text), StoreError::Refused(_)), "{text}");
         }
-        assert!(matches!(store(Code::DataLoss, "corrupt"), StoreError::Damaged(_)));
     }
 }

@@ -22,14 +22,16 @@ async fn status(members: &Members, one: &One) -> Result<StatusResponse, StoreErr
     let until = Instant::now() + members.timeout();
     let request = |mut client: Client| async move { client.status().await };
     let mut answer = one.attempt(until, &request).await;
-    if let Err((generation, Failure::Stale(_))) = answer {
-        one.forget(generation).await;
+    if let Err((generation, failure)) = &answer
+        && one.mend(*generation, failure, members.timeout() * 2).await
+    {
         answer = one.attempt(until, &request).await;
     }
     answer.map_err(|(_, failure)| match failure {
         Failure::Refused(Refusal::Store(error)) => error,
         Failure::Refused(other) => other.into(),
         Failure::Stale(why)
+        | Failure::Credentials(why)
         | Failure::NotNow(why)
         | Failure::NotSent(why)
         | Failure::Unknown(why) => {

@@ -1,16 +1,19 @@
 //! Which member is asked, for how long, and who is asked next.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error, GetOptions};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use etcd_client::{Client, Error, GetOptions};
+use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::EtcdConfig;
-use super::failure::{Failure, Refusal, classify};
+use super::failure::{Failure, Refusal};
+pub(super) use super::member::One;
+use super::secrets::{Secrets, check};
 use crate::store::StoreError;
+use crate::store::ending::before;
 
 /// While the members have no leader, or are too busy, they are asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -42,11 +45,11 @@ impl Members {
         if config.endpoints.is_empty() {
             return Err(StoreError::Refused("an etcd without endpoints".to_owned()));
         }
-        let options = config.options();
+        let secrets = Arc::new(Secrets::new(config));
         let mut list = Vec::new();
         for endpoint in &config.endpoints {
             check(config, endpoint).await?;
-            list.push(One::new(endpoint, options.clone()));
+            list.push(One::new(endpoint, Arc::clone(&secrets)));
         }
         let names = config.endpoints.join(", ");
         Ok(Self { list, preferred: AtomicUsize::new(0), timeout: config.request_timeout, names })
@@ -65,18 +68,20 @@ impl Members {
         StoreError::Unavailable(format!("etcd at {}: {why}", self.names))
     }
 
-    /// Does `request` on one member after the other until one answers or time is up.
+    /// Does `request` on one member after the other until one answers or time is up: the usual
+    /// time, or the asker's ([`ending_by`](crate::store::ending_by)).
     pub(super) async fn call<T, F, Fut>(&self, repeat: Repeat, request: F) -> Result<T, Refusal>
     where
         F: Fn(Client) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        let mut round = Round::new(Instant::now() + self.timeout);
+        let mut round = Round::new(before(Instant::now() + self.timeout));
+        let share = self.share(round.end);
         loop {
             let index = self.preferred.load(Ordering::Relaxed);
             let member = &self.list[index];
             let until = match repeat {
-                Repeat::Freely => round.end.min(Instant::now() + self.share()),
+                Repeat::Freely => round.end.min(Instant::now() + share),
                 Repeat::Never => round.end,
             };
             let (generation, failure) = match member.attempt(until, &request).await {
@@ -84,19 +89,17 @@ impl Members {
                 Err(failed) => failed,
             };
             debug!(endpoint = member.endpoint, ?failure, "a request to etcd failed");
-            if matches!(failure, Failure::Unknown(_)) && !member.heard_within(self.timeout * 2) {
-                // Its connection may be dead and not know it, which TCP can take a quarter of an
-                // hour to find out. Somebody who is connecting anew already is not waited for.
-                let _ = timeout(PAUSE, member.forget(generation)).await;
+            let mended = member.mend(generation, &failure, self.timeout * 2).await;
+            let unknown = repeat == Repeat::Never && matches!(failure, Failure::Unknown(_));
+            if mended && !round.healed && !unknown {
+                round.healed = true;
+                continue;
             }
             match failure {
                 Failure::Refused(refusal) => return Err(self.named(refusal)),
-                Failure::Stale(_) if !round.healed => {
-                    round.healed = true;
-                    member.forget(generation).await;
-                    continue;
+                Failure::Stale(why) | Failure::Credentials(why) => {
+                    return Err(self.gives_up(&why));
                 }
-                Failure::Stale(why) => return Err(self.gives_up(&why)),
                 Failure::Unknown(why) if repeat == Repeat::Never => {
                     self.leave(index);
                     let why = format!("{}: {why}; it may have happened", member.endpoint);
@@ -128,9 +131,9 @@ impl Members {
     }
 
     /// What one member may take if there are others to ask.
-    fn share(&self) -> Duration {
+    fn share(&self, end: Instant) -> Duration {
         let members = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
-        self.timeout / members
+        end.saturating_duration_since(Instant::now()) / members
     }
 
     /// Asks the next one first, unless somebody else has found out already.
@@ -150,31 +153,6 @@ impl Members {
             Refusal::Store(StoreError::Unavailable(why)) => self.gives_up(&why),
             other => other,
         }
-    }
-}
-
-/// Finds out whether a client can be made at all. With credentials, making one asks etcd.
-async fn check(config: &EtcdConfig, endpoint: &str) -> Result<(), StoreError> {
-    let refused = |why: &str| StoreError::Refused(format!("etcd endpoint {endpoint:?}: {why}"));
-    match (endpoint.starts_with("https://"), endpoint.starts_with("http://"), &config.tls) {
-        (false, false, _) => return Err(refused("begins with neither https:// nor http://")),
-        (true, _, None) => return Err(refused("needs TLS material")),
-        (_, true, Some(_)) => return Err(refused("has TLS material, but is not https://")),
-        _ => {}
-    }
-    let anonymous = EtcdConfig { credentials: None, ..config.clone() };
-    let made = Client::connect([endpoint], Some(anonymous.options())).await;
-    made.map(drop).map_err(|error| refused(&words(&error)))
-}
-
-/// tonic keeps what matters in the source.
-fn words(error: &Error) -> String {
-    match error {
-        Error::TransportError(transport) => {
-            let source = std::error::Error::source(transport).map(ToString::to_string);
-            source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-        }
-        other => other.to_string(),
     }
 }
 
@@ -211,95 +189,5 @@ impl Round {
         }
         sleep(PAUSE).await;
         true
-    }
-}
-
-/// A member.
-pub(super) struct One {
-    pub(super) endpoint: String,
-    options: ConnectOptions,
-    slot: tokio::sync::Mutex<Slot>,
-    heard: Mutex<Option<Instant>>,
-}
-
-#[derive(Default)]
-struct Slot {
-    client: Option<Client>,
-    /// Counts the clients, so that one which was replaced already is not thrown away again.
-    generation: u64,
-}
-
-impl One {
-    fn new(endpoint: &str, options: ConnectOptions) -> Self {
-        let (slot, heard) = (tokio::sync::Mutex::default(), Mutex::default());
-        Self { endpoint: endpoint.to_owned(), options, slot, heard }
-    }
-
-    /// One try. With what failed comes the client's generation, for [`One::forget`].
-    pub(super) async fn attempt<T, F, Fut>(
-        &self,
-        until: Instant,
-        request: &F,
-    ) -> Result<T, (u64, Failure)>
-    where
-        F: Fn(Client) -> Fut + Send + Sync,
-        Fut: Future<Output = Result<T, Error>> + Send,
-    {
-        let late = |what: &str| format!("no {what} in time");
-        let (client, generation) = match timeout_at(until, Box::pin(self.client())).await {
-            Err(_) => return Err((0, Failure::NotSent(late("connection")))),
-            Ok(Err(error)) => return Err((0, unsent(classify(&error)))),
-            Ok(Ok(made)) => made,
-        };
-        match timeout_at(until, request(client)).await {
-            Err(_) => Err((generation, Failure::Unknown(late("answer")))),
-            Ok(Err(error)) => Err((generation, classify(&error))),
-            Ok(Ok(answer)) => {
-                *self.heard() = Some(Instant::now());
-                Ok(answer)
-            }
-        }
-    }
-
-    /// Makes the next request get a new client, with a new token.
-    pub(super) async fn forget(&self, generation: u64) {
-        let mut slot = self.slot.lock().await;
-        if slot.generation == generation {
-            slot.client = None;
-        }
-    }
-
-    /// With credentials this asks etcd for a token. Others wait meanwhile: they need it too.
-    async fn client(&self) -> Result<(Client, u64), Error> {
-        let mut slot = self.slot.lock().await;
-        if let Some(client) = &slot.client {
-            return Ok((client.clone(), slot.generation));
-        }
-        let client = Client::connect([&self.endpoint], Some(self.options.clone())).await?;
-        slot.client = Some(client.clone());
-        slot.generation += 1;
-        Ok((client, slot.generation))
-    }
-
-    fn heard_within(&self, time: Duration) -> bool {
-        self.heard().is_some_and(|at| at.elapsed() <= time)
-    }
-
-    fn heard(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl std::fmt::Debug for One {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("One").field("endpoint", &self.endpoint).finish_non_exhaustive()
-    }
-}
-
-/// A failure before there was a client: whatever was to be asked, was not.
-fn unsent(failure: Failure) -> Failure {
-    match failure {
-        Failure::Unknown(why) => Failure::NotSent(why),
-        other => other,
     }
 }

@@ -19,6 +19,10 @@
 //! which that crate does not know; then the client is made anew. Either way the request is known
 //! not to have happened, and is sent once more.
 //!
+//! **Secrets** are read anew with each client ([`Reload`]), and a client whose certificate or password
+//! was replaced is made anew when a request fails: rotating them takes no restart. Connections that
+//! are there go on meanwhile.
+//!
 //! **Reads** are linearizable, at a revision too: what is then said to be compacted or in the future
 //! is so for the cluster, not for a member that lags. So are the guards of a transaction that
 //! changes nothing, which etcd alone would answer from the member's own state.
@@ -40,8 +44,10 @@ mod config;
 mod failure;
 mod health;
 mod lease;
+mod member;
 mod members;
 mod range;
+mod secrets;
 mod txn;
 mod watch;
 
@@ -52,7 +58,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
-pub use self::config::{EtcdConfig, EtcdCredentials, EtcdTls};
+pub use self::config::{EtcdConfig, EtcdCredentials, EtcdSecrets, EtcdTls, Reload};
 
 use self::members::Members;
 use super::{Commit, LeaseId, Member, Page, Range, Revision, Store, StoreError, Txn, Watch};

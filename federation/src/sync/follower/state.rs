@@ -11,7 +11,7 @@ use crate::record::{Body, Decided, Newest, Origin, Record};
 use crate::replica::{Batch, Holding, Replica};
 use crate::store::{Event, KeyValue, Revision};
 use crate::sync::facts::{self, Fact};
-use crate::sync::history::{ResumePoint, Witness};
+use crate::sync::history::{ResumePoint, Trail, Witness};
 use crate::sync::settings;
 use crate::sync::transactions::MAX_RECORD_BYTES;
 
@@ -53,7 +53,11 @@ pub struct LostKey {
 #[derive(Debug, Default)]
 pub(super) struct State {
     revision: Revision,
-    witness: Option<Witness>,
+    /// What a watch has said. Behind the revision while it goes over what was listed.
+    trail: Trail,
+    trailed: Revision,
+    /// From a disk, before there is a trail.
+    restored: Option<Witness>,
     /// Parts of changes of which more is to come.
     unfinished: BTreeMap<Owner, Batch>,
     lost: Lost,
@@ -79,17 +83,31 @@ impl State {
     pub(super) fn new(resume: Option<ResumePoint>) -> Self {
         match resume {
             Some(ResumePoint { revision, witness }) => {
-                Self { revision, witness: Some(witness), ..Self::default() }
+                Self { revision, restored: Some(witness), ..Self::default() }
             }
             None => Self::default(),
         }
     }
 
-    /// From where to go on. `None` if no commit was seen that could prove that the store is still
+    /// From where to go on. `None` if nothing was seen that could prove that the store is still
     /// the same.
     pub(super) fn resume(&self) -> Option<ResumePoint> {
-        let witness = self.witness.clone()?;
+        let seen = (self.trailed >= self.revision).then(|| self.trail.witness(self.revision));
+        let witness = seen.flatten().or_else(|| self.restored.clone())?;
         Some(ResumePoint { revision: self.revision, witness })
+    }
+
+    /// What the store did up to the revision; nothing, if that is not known.
+    pub(super) fn goes_on_after(&mut self, trail: Trail) {
+        self.trail = trail;
+        self.trailed = self.revision;
+        self.restored = None;
+    }
+
+    /// The store is another one: what was followed is nothing to go on from.
+    pub(super) fn forget_point(&mut self) {
+        self.revision = 0;
+        self.goes_on_after(Trail::default());
     }
 
     /// All commits up to this one were seen.
@@ -156,7 +174,9 @@ impl State {
         revision: Revision,
     ) -> Batch {
         self.revision = revision;
-        self.witness = None;
+        self.trail = Trail::default();
+        self.trailed = 0;
+        self.restored = None;
         self.unfinished.clear();
         self.lost = Lost::default();
         self.strays.clear();
@@ -221,7 +241,8 @@ impl State {
         revision: Revision,
         events: &[Event],
     ) -> Batch {
-        self.witness = Some(Witness::of(revision, events));
+        self.trail.note(revision, events);
+        self.trailed = revision;
         if revision <= self.revision {
             // Listed already: it is only seen to know what it was.
             return Batch::default();
@@ -375,6 +396,10 @@ impl State {
 
     /// Nothing happened up to `revision`.
     pub(super) fn progressed(&mut self, revision: Revision) -> Batch {
+        self.trailed = revision;
+        if revision < self.revision {
+            return Batch::default();
+        }
         self.revision = revision;
         Batch { position: Some(revision), ..Batch::default() }
     }

@@ -85,16 +85,18 @@ impl Process {
             writer: Arc::clone(&self.writer),
             state,
             following,
+            from_disk: None,
         };
         let all = store::list(&**store, "/").await.unwrap().1;
+        let marked = store::read(&**store, &facts::mark_key()).await.unwrap().is_some();
         // Of the history before, perhaps.
         self.following.send_modify(|following| following.resume = None);
         let (replicas, following) = (self.writer.subscribe(), self.following.subscribe());
         let caught_up = async {
-            // The watch has begun, too: its first commit is what the next resumption shows.
+            // The watch has gone over all since the mark, too: that is what it goes on from.
             let at = |point: &ResumePoint| point.revision == all;
             while replicas.peek().position != all
-                || !following.borrow().resume.as_ref().is_some_and(at)
+                || (marked && !following.borrow().resume.as_ref().is_some_and(at))
             {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -116,8 +118,16 @@ impl Process {
     }
 }
 
+/// What all of them have in common is what was in the backup.
 async fn store() -> Arc<Embedded> {
-    Arc::new(Embedded::in_memory().await.unwrap())
+    let store = Arc::new(Embedded::in_memory().await.unwrap());
+    mark(&*store, "drawn before the backup").await;
+    store
+}
+
+async fn mark(store: &dyn Store, drawn: &str) {
+    let ops = vec![facts::mark_op(drawn.to_owned())];
+    store.commit(Txn { guards: vec![], ops }).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,6 +146,99 @@ async fn a_watch_that_ended_goes_on_without_listing() {
     assert_eq!(removed, Removed { removal: Removal::Explained, sequence: 3 });
 }
 
+/// Who asks it for everything would be told of what was when it was saved.
+#[tokio::test(start_paused = true)]
+async fn what_comes_from_a_disk_says_of_no_time_before_it_has_caught_up() {
+    let store = store().await;
+    commit(&*store, changes(vec![put("a", 1)], 1)).await;
+    let mut before = Process::new();
+    before.catch_up(&store).await;
+    let resume = before.seen().resume;
+    for n in 2..9 {
+        commit(&*store, changes(vec![put("b", n)], n)).await;
+    }
+    let (writer, mut replicas) = replica::channel();
+    writer.apply(Batch { items: vec![put("a", 1)], ..Batch::default() }, Instant::now());
+    let mut follower = Follower {
+        store: Arc::<Embedded>::clone(&store),
+        writer: Arc::new(writer),
+        state: State::new(resume),
+        following: watch::Sender::default(),
+        from_disk: None,
+    };
+    let (watch, next) = follower.resumed().await.unwrap().expect("the store is the same");
+    assert_eq!(replicas.peek().position, 0);
+    let said = async {
+        let said = replicas.wait_for(|replica| replica.position > 0).await.unwrap();
+        let newest = said.get(&key("b")).and_then(|entry| entry.origin()).cloned();
+        assert_eq!(newest.map(|newest| newest.sequence), Some(8));
+        said.position
+    };
+    let position = tokio::select! {
+        ended = follower.follow(watch, next) => panic!("{ended:?}"),
+        position = said => position,
+    };
+    assert_eq!(position, store::list(&*store, "/").await.unwrap().1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_mark_proves_is_listed_again() {
+    let store = Arc::new(Embedded::in_memory().await.unwrap());
+    commit(&*store, changes(vec![put("a", 1)], 1)).await;
+    let mut process = Process::new();
+    process.catch_up(&store).await;
+    commit(&*store, changes(vec![put("b", 2)], 2)).await;
+    process.catch_up(&store).await;
+    assert_eq!((process.seen().listings, process.seen().other_histories), (2, 0));
+    let restored = Arc::new(Embedded::in_memory().await.unwrap());
+    commit(&*restored, changes(vec![put("a", 1)], 1)).await;
+    process.catch_up(&restored).await;
+    assert_eq!((process.seen().listings, process.seen().other_histories), (3, 1));
+    assert_eq!(process.names(), ["a", "b"]);
+}
+
+/// The store is restored to before the last words of an owner, and the very same commits of others
+/// come again behind something else: they prove nothing, the mark does.
+#[tokio::test(start_paused = true)]
+async fn what_repeats_after_a_restore_hides_nothing() {
+    let foreign = async |store: &dyn Store, times: usize| {
+        for _ in 0..times {
+            let ops = vec![Op::put("/somebody/else", "v")];
+            store.commit(Txn { guards: vec![], ops }).await.unwrap();
+        }
+    };
+    let same_again = async |store: &dyn Store| {
+        for n in 0..40 {
+            let ops = vec![Op::put("/tombolo/local/v1/x", n.to_string())];
+            store.commit(Txn { guards: vec![], ops }).await.unwrap();
+        }
+    };
+    for marked in [false, true] {
+        let before = store().await;
+        foreign(&*before, 3).await;
+        commit(&*before, changes(vec![put("a", 1)], 1)).await;
+        if marked {
+            mark(&*before, "drawn after the backup").await;
+        }
+        same_again(&*before).await;
+        foreign(&*before, 3).await;
+        let mut process = Process::new();
+        process.catch_up(&before).await;
+
+        let restored = store().await;
+        foreign(&*restored, 3).await;
+        commit(&*restored, changes(vec![put("b", 1)], 1)).await;
+        if marked {
+            mark(&*restored, "drawn after the restore").await;
+        }
+        same_again(&*restored).await;
+        foreign(&*restored, 5).await;
+        process.catch_up(&restored).await;
+        assert_eq!(process.seen().other_histories, 1, "{marked}");
+        assert!(process.names().contains(&"b".to_owned()), "{marked}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn history_that_is_gone_is_made_up_for_with_its_deletes() {
     let store = store().await;
@@ -146,6 +249,7 @@ async fn history_that_is_gone_is_made_up_for_with_its_deletes() {
     commit(&*store, changes(vec![put("c", 3)], 3)).await;
     let newest = store::list(&*store, "/").await.unwrap().1;
     store.compact(newest).await.unwrap();
+    mark(&*store, "drawn after all of that").await;
     process.catch_up(&store).await;
     assert_eq!(process.names(), ["b", "c"]);
     assert!(process.seen().lost.owners.is_empty());
@@ -361,7 +465,9 @@ async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
         assert!(store.commit(txn).await.unwrap().is_done());
         commit(&**store, changes(vec![put("a", 1)], 1)).await;
     }
-    let fence = store::Guard::CreateRevision(facts::election_key(), 1);
+    let leading = store::read(&*before, &facts::election_key()).await.unwrap().unwrap();
+    let fence = store::Guard::CreateRevision(facts::election_key(), leading.create_revision);
+    let there = store::list(&*restored, "/").await.unwrap();
     let (_, replicas) = replica::channel();
     let mut leader = Leader::new(Arc::<Embedded>::clone(&before), fence, replicas);
     leader.commit_changes(at(2), None).await.unwrap();
@@ -370,8 +476,42 @@ async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
     leader.store = Arc::<Embedded>::clone(&restored);
     let refused = leader.commit_changes(at(4), None).await;
     assert!(matches!(refused, Err(LeaderError::NotLeader)), "{refused:?}");
-    let said = store::read(&*restored, &facts::said_key(&owner())).await.unwrap().unwrap();
-    assert_eq!(said.mod_revision, 2, "nothing was written");
+    assert_eq!(store::list(&*restored, "/").await.unwrap(), there, "nothing was written");
+}
+
+/// A seed of several transactions, read after the first and after the last.
+#[tokio::test(start_paused = true)]
+async fn what_is_half_written_back_is_not_gone_for_who_reads_it_then() {
+    let items: Vec<_> = (0..300).map(|n| put(&format!("n{n}"), 1)).collect();
+    let before = store().await;
+    commit(&*before, changes(items.clone(), 1)).await;
+    let mut process = Process::new();
+    process.catch_up(&before).await;
+    let restored = store().await;
+    let election = vec![Op::put(facts::election_key(), "me")];
+    restored.commit(Txn { guards: vec![], ops: election }).await.unwrap();
+    let leading = store::read(&*restored, &facts::election_key()).await.unwrap().unwrap();
+    let mut leader = Leader::new(
+        Arc::<Embedded>::clone(&restored),
+        store::Guard::CreateRevision(facts::election_key(), leading.create_revision),
+        process.writer.subscribe(),
+    );
+    process.catch_up(&restored).await;
+    let seeded = reseed(&mut leader, &process.following.subscribe()).await.unwrap();
+    assert_eq!(seeded, items.len());
+    let written = store::list(&*restored, "/").await.unwrap().1;
+    assert!(written > 3, "several transactions");
+
+    for read_at in 2..=written {
+        let mut other = Process::new();
+        other.catch_up(&before).await;
+        let range =
+            store::Range { prefix: "/".into(), after: None, limit: 1000, revision: Some(read_at) };
+        let entries = restored.range(range).await.unwrap().entries;
+        let batch = other.state.listed(&other.writer.current(), entries, read_at);
+        let gone = batch.items.iter().filter(|(_, value)| value.is_none()).count();
+        assert_eq!(gone, 0, "at {read_at} of {written}");
+    }
 }
 
 /// Says, as `speaker`, that `incarnation` of the cluster left.

@@ -23,8 +23,9 @@ async fn large_region(caller: Caller, limits: Limits) -> (Region, ReplicaWriter)
         let origin = Origin { epoch, sequence: n, ..Origin::default() };
         (key.clone(), Some(Record { key, origin, body }.seal().value))
     });
-    let batch = Batch { position: Some(1), items: items.collect(), ..Batch::default() };
+    let batch = Batch { items: items.collect(), ..Batch::default() };
     writer.apply(batch, Instant::now());
+    heard(&writer, 1);
     let region = Region::start_limited(&store().await, &replicas, caller, limits).await;
     (region, writer)
 }
@@ -264,7 +265,7 @@ async fn a_publisher_that_is_too_fast_is_slowed_down_and_loses_nothing() {
 #[tokio::test]
 async fn streams_refusals_and_records_are_counted_by_name() {
     let (writer, replicas) = replica::channel();
-    writer.apply(Batch { position: Some(1), ..Batch::default() }, Instant::now());
+    heard(&writer, 1);
     let (api, stop) = Region::api(&store().await, &replicas, watch::channel(true).1);
     let mut registry = Registry::with_prefix("tombolo");
     api.register(&mut registry);

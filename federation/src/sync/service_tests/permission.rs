@@ -77,7 +77,11 @@ async fn an_agent_writes_under_its_own_prefix_and_nowhere_else() {
     let before = store::list(&*store, "/tombolo/v1/").await.unwrap().0;
     let odd = ["/tombolo/v1/r/r-a/../r-b/namespace/_/shop", "/tombolo/local/v1/session/r/r-b"];
     let keys: Vec<String> = OTHERS.iter().chain(&odd).map(ToString::to_string).collect();
-    let entry = |key: &String| wire::KeyHash { key: key.clone(), body_sha256: vec![1; 32].into() };
+    let entry = |key: &String| wire::KeyHash {
+        key: key.clone(),
+        body_sha256: vec![1; 32].into(),
+        sequence: 9,
+    };
     let state = wire::State { entries: keys.iter().map(entry).collect(), last: true };
     let put = |key: &String| wire::Put { key: key.clone(), value: vec![1; 9].into() };
     let puts =
@@ -201,9 +205,16 @@ async fn a_peer_sees_what_this_region_owns_and_an_agent_all_but_its_own() {
         }
         drop(messages);
         region.stop().await;
+        keys.sort();
         keys
     };
     let peer = Caller::ControlPlane { region: "s".parse().unwrap() };
-    assert_eq!(sees(peer, wire::Scope::Region).await, KEYS[..2]);
-    assert_eq!(sees(agent_of("r-a"), wire::Scope::Mesh).await, KEYS[1..]);
+    let with_region = |keys: &[&str]| {
+        let mut keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+        keys.push(region_word().0.to_string());
+        keys.sort();
+        keys
+    };
+    assert_eq!(sees(peer, wire::Scope::Region).await, with_region(&KEYS[..2]));
+    assert_eq!(sees(agent_of("r-a"), wire::Scope::Mesh).await, with_region(&KEYS[1..]));
 }

@@ -58,7 +58,7 @@ fn bomb(matches: usize) -> Vec<u8> {
 
 async fn empty_region(caller: Caller) -> (Region, ReplicaWriter) {
     let (writer, replicas) = replica::channel();
-    writer.apply(Batch { position: Some(1), ..Batch::default() }, Instant::now());
+    heard(&writer, 1);
     let region = Region::start(0, &store().await, &replicas, Some(caller)).await;
     (region, writer)
 }
@@ -73,7 +73,7 @@ async fn still_serves(channel: &Channel) {
     let mut messages =
         timeout(LONG, client.subscribe(request)).await.unwrap().unwrap().into_inner();
     let first = timeout(LONG, messages.message()).await.unwrap().unwrap().unwrap();
-    assert!(matches!(first.message, Some(Message::Synced(_))), "{first:?}");
+    assert!(matches!(first.message, Some(Message::Start(_))), "{first:?}");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use crate::proto::federation as wire;
 use tokio::time::Instant;
 
 use crate::record::{Body, Cluster, Endpoints, Export, Origin, Record, Removal};
+use crate::replica::Removed;
 use crate::sync::transactions::MAX_RECORD_BYTES;
 use crate::sync::{CLUSTER_KINDS, chain};
 
@@ -45,11 +46,12 @@ impl Session {
         Ok(key)
     }
 
-    /// Why the record under `key` goes, if it may.
+    /// Why the record under `key` goes, if it may; `base` is the [`Session::removal_base`] of its batch.
     pub(super) fn admit_removal(
         &mut self,
         key: &Key,
         tombstone: &wire::Tombstone,
+        base: usize,
     ) -> Result<Removal, Refusal> {
         let removal = Removal::from_wire(tombstone.removal).ok_or_else(|| {
             Refusal::new(Reason::Removal, "a tombstone says why: this one does not")
@@ -70,17 +72,39 @@ impl Session {
         }
         if removal == Removal::Unexplained {
             let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
-            let allowed = removals.allow(key, &self.held, Instant::now());
+            let allowed = removals.allow(key, &self.held, base, Instant::now());
             allowed.map_err(because(Reason::Held))?;
         }
         Ok(removal)
     }
 
+    /// Whether the owner is entitled to the namespace that the record is about.
+    pub(super) fn may_say(&self, key: &Key) -> bool {
+        self.entitlement.covers(key.about().as_ref())
+    }
+
+    /// The record goes that is held from when its owner was entitled to it: as it may not be
+    /// changed, it would stand for ever as it was then. It goes by the number under which its owner
+    /// says it now.
+    pub(super) fn revoked(&mut self, put: &wire::Put, why: &Refusal) -> Option<(Key, Removed)> {
+        if why.reason != Reason::Namespace {
+            return None;
+        }
+        let key = self.own_key(&put.key).ok()?;
+        let sequence =
+            Origin::of_value(&put.value).filter(|said| said.epoch == self.epoch)?.sequence;
+        let held = self.held.remove(&key)?.newest;
+        let removal = Removal::Explained;
+        self.tally.removed(removal);
+        let newest = held.filter(|held| held.epoch == self.epoch).map_or(0, |held| held.sequence);
+        Some((key, Removed { removal, sequence: sequence.max(newest) }))
+    }
+
     fn admit_namespace(&self, key: &Key) -> Result<(), String> {
-        let about = key.about();
-        if self.entitlement.covers(about.as_ref()) {
+        if self.may_say(key) {
             return Ok(());
         }
+        let about = key.about();
         Err(format!(
             "is about namespace {}, which {} is not entitled to",
             about.map(|namespace| namespace.to_string()).unwrap_or_default(),

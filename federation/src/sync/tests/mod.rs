@@ -1,6 +1,7 @@
 //! The four state machines against each other, without a network: messages are carried by hand,
 //! so that a test can lose them, stop half-way, and look at each.
 
+mod behind;
 mod levels;
 mod publishing;
 mod rubbish;
@@ -18,7 +19,8 @@ use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::record::{
-    Body, Cluster, Endpoint, Endpoints, Epoch, Export, Namespace, Newest, Removal, ServiceType,
+    Body, Cluster, Endpoint, Endpoints, Epoch, Export, Namespace, Newest, READS_LEVEL, Removal,
+    ServiceType,
 };
 use crate::replica::{self, Batch, Removed, Replica, ReplicaWriter};
 use crate::store::embedded::Embedded;
@@ -195,6 +197,21 @@ async fn stored(store: &Arc<dyn Store>) -> Vec<String> {
     entries.into_iter().map(|entry| entry.key).collect()
 }
 
-async fn store() -> Arc<dyn Store> {
-    Arc::new(Embedded::in_memory().await.unwrap())
+/// What region r says of itself first; without it nobody is known to be entitled to anything.
+pub(super) fn region_word() -> (Key, Bytes) {
+    let region = crate::record::Region { reads_level: READS_LEVEL, ..Default::default() };
+    let owner: Owner = "r/_".parse().unwrap();
+    let key = Key::of_owner(owner.clone(), Kind::Region);
+    let mut own = OwnRecords::new(owner, epoch("r", 1));
+    let (key, value) = own.say(&key, &Arc::new(Body::Region(region)));
+    (key, value.unwrap())
+}
+
+/// One in which the region has said that.
+pub(super) async fn store() -> Arc<dyn Store> {
+    let store: Arc<dyn Store> = Arc::new(Embedded::in_memory().await.unwrap());
+    let (key, value) = region_word();
+    let ops = vec![store::Op::put(key.to_string(), value)];
+    store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
+    store
 }

@@ -36,6 +36,25 @@ async fn a_restarted_agent_sends_only_what_differs_and_what_went_meanwhile_goes(
     assert!(keys.iter().all(|key| !key.ends_with("/one")));
 }
 
+/// A store from a backup has it as it was before; others saw it go and come back.
+#[tokio::test]
+async fn what_went_and_is_there_again_as_it_was_is_said_again() {
+    let store = store().await;
+    let mut agent = Agent::new(epoch("e", 1));
+    let all = [cluster(), namespace("one"), namespace("two")];
+    agent.says(&all, &crate::sync::CLUSTER_KINDS);
+    publish(&store, &mut agent).await;
+    agent.says(&[cluster(), namespace("two")], &crate::sync::CLUSTER_KINDS);
+    agent.says(&all, &crate::sync::CLUSTER_KINDS);
+    let (_, _, values) = publish(&store, &mut agent).await;
+    assert_eq!(values, 1);
+    let (key, _) = namespace("one");
+    let held = store::read(&*store, &key.to_string()).await.unwrap().unwrap();
+    let said = agent.writer.current();
+    assert_eq!(held.value, said.get(&key).unwrap().value);
+    assert_eq!(publish(&store, &mut agent).await.2, 0, "once");
+}
+
 #[tokio::test]
 async fn an_agent_that_does_not_know_all_of_a_kind_removes_nothing_of_it() {
     let store = store().await;
@@ -107,6 +126,22 @@ async fn who_may_not_publish_is_told_why() {
         );
         assert!(matches!(outcome.await, Err(SessionError::Refused(_))), "{caller}");
     }
+}
+
+#[tokio::test]
+async fn nobody_publishes_before_it_is_known_what_it_is_entitled_to() {
+    let store = store().await;
+    let check = async |op: store::Op| {
+        store.commit(store::Txn { guards: Vec::new(), ops: vec![op] }).await.unwrap();
+        let opened = open(&store, "uid", epoch("e", 1), Duration::ZERO).await;
+        let session = store::read(&*store, "/tombolo/local/v1/session/r/r-a").await.unwrap();
+        assert_eq!(session, None);
+        opened.unwrap_err()
+    };
+    let key = region_word().0.to_string();
+    assert_eq!(check(store::Op::delete(&key)).await, SessionError::Unsettled(owner()));
+    let unreadable = check(store::Op::put(&key, "rubbish")).await;
+    assert!(matches!(unreadable, SessionError::Store(_)), "{unreadable}");
 }
 
 /// Sends puts and tombstones as they are, past the publisher. Returns (key, reason) of each refusal.

@@ -73,7 +73,11 @@ fn any_request() -> impl Strategy<Value = wire::PublishRequest> {
     });
     let state = prop::collection::vec((any_key(), any_value()), 0..6).prop_map(|entries| {
         let entries = entries.into_iter();
-        let entries = entries.map(|(key, body_sha256)| wire::KeyHash { key, body_sha256 });
+        let entries = entries.map(|(key, body_sha256)| wire::KeyHash {
+            key,
+            body_sha256,
+            ..Default::default()
+        });
         Request::State(wire::State { entries: entries.collect(), last: true })
     });
     let kinds = prop::collection::vec("cluster|namespace|export|endpoints|region|gadget", 0..4);
@@ -275,11 +279,13 @@ async fn send(
 /// A cluster that has published `services` of 2 endpoints each, and its open session.
 async fn publishing(store: &Arc<dyn Store>, services: usize) -> (Session, Vec<Key>) {
     let mut agent = Agent::new(epoch("e", 1));
-    let body = slice("127.1.1.1").1;
     let slices = (0..services)
         .flat_map(|s| (0..2).map(move |p| format!("/tombolo/v1/r/r-a/endpoints/shop/s{s}/p{p}")));
     let slices: Vec<Key> = slices.map(|key| key.parse().unwrap()).collect();
-    let mut says: Vec<_> = slices.iter().map(|key| (key.clone(), Arc::clone(&body))).collect();
+    let bodies = ["127.1.1.1", "127.1.1.2"].map(|address| slice(address).1);
+    let bodies = bodies.iter().cycle();
+    let mut says: Vec<_> =
+        slices.iter().zip(bodies).map(|(key, body)| (key.clone(), Arc::clone(body))).collect();
     says.insert(0, cluster());
     agent.says(&says, &crate::sync::CLUSTER_KINDS);
     let (_, session, _) = publish(store, &mut agent).await;
@@ -315,6 +321,28 @@ async fn a_hundred_percent_of_tombstones_pass_if_explained_and_are_held_if_not()
     assert_eq!(send(&mut session, Vec::new(), explained).await, []);
     assert_eq!(stored(&store).await.len(), 1);
     assert_eq!(session.take_tally().removed, [(Removal::Explained, 80)].into());
+}
+
+#[tokio::test]
+async fn slices_that_change_their_names_in_one_batch_take_nothing_away() {
+    let store = store().await;
+    let (mut session, slices) = publishing(&store, 50).await;
+    let renamed = |(key, sequence): (&Key, u64)| {
+        let address = if sequence % 2 == 0 { "127.1.1.1" } else { "127.1.1.2" };
+        let key: Key = format!("{key}-new").parse().unwrap();
+        let origin = Origin { epoch: epoch("e", 1), sequence, ..Origin::default() };
+        let body = (*slice(address).1).clone();
+        let value = Record { key: key.clone(), origin, body }.seal().value;
+        wire::Put { key: key.to_string(), value }
+    };
+    let puts: Vec<_> = slices.iter().zip(1000..).map(renamed).collect();
+    let keys: Vec<Key> = puts.iter().map(|put| put.key.parse().unwrap()).collect();
+    let gone = tombstones(&slices, wire::Removal::Unexplained, 2000);
+    assert_eq!(send(&mut session, puts, gone).await, []);
+    assert_eq!(stored(&store).await.len(), 101);
+    // But what is there in the end counts, however it is called.
+    let gone = tombstones(&keys, wire::Removal::Unexplained, 3000);
+    assert_eq!(send(&mut session, Vec::new(), gone).await.len(), 80);
 }
 
 #[tokio::test]
@@ -400,6 +428,7 @@ async fn a_declaration_cannot_speak_for_another_and_a_want_does_not_ask_for_it()
     let entries = KEYS.iter().map(|key| wire::KeyHash {
         key: (*key).to_owned(),
         body_sha256: Bytes::from_static(b"hash"),
+        sequence: 0,
     });
     let state = wire::State { entries: entries.collect(), last: true };
     let request = wire::PublishRequest { message: Some(Request::State(state)) };

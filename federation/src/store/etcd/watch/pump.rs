@@ -11,7 +11,7 @@ use tracing::debug;
 use super::super::failure::{Failure, Refusal, classify};
 use super::super::range::{compacted_at, current_of};
 use super::super::{EtcdConfig, signed, start_of, unsigned};
-use super::joiner::{Joined, Joiner};
+use super::joiner::{Joined, Joiner, Nonsense};
 use super::{Opened, Scope, Wanted, compacted};
 use crate::store::{Revision, StoreError, WatchEvent};
 
@@ -144,9 +144,7 @@ impl Pump {
             }
             return Ok(());
         }
-        let joined = self.joiner.take(response).map_err(|nonsense| {
-            Over(Some(WatchEvent::Ended(StoreError::Damaged(nonsense.to_string()))))
-        })?;
+        let joined = self.joiner.take(response).map_err(|nonsense| senseless(&nonsense))?;
         self.joined(joined).await
     }
 
@@ -248,6 +246,26 @@ impl Pump {
     }
 }
 
+/// Another member, or the same one asked anew, may make sense; what is stored is not ours to judge
+/// by one answer.
+fn senseless(nonsense: &Nonsense) -> Over {
+    ended(&format!("an answer makes no sense: {nonsense}"))
+}
+
 fn ended(why: &str) -> Over {
     Over(Some(WatchEvent::Ended(StoreError::Unavailable(format!("watch of etcd: {why}")))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_makes_no_sense_is_no_damage() {
+        let Over(last) = senseless(&Nonsense::Order { at: 3, after: 4 });
+        let Some(WatchEvent::Ended(StoreError::Unavailable(why))) = last else {
+            unreachable!("{last:?}")
+        };
+        assert!(why.contains("revision 3 comes after one of 4"), "{why}");
+    }
 }
