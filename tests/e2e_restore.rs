@@ -253,3 +253,59 @@ fn a_region_that_lost_its_etcd_and_all_its_disks_recovers_from_its_peer() -> any
     eprintln!("{} samples, nothing withdrawn", sampler.end()?);
     regions.end()
 }
+
+#[test]
+fn a_backup_under_processes_that_are_all_new_gives_way_to_what_the_peer_holds() -> anyhow::Result<()>
+{
+    let test = "e2e_restore::a_backup_under_new_processes";
+    if regions::etcd_or_skip(test).is_none() {
+        return Ok(());
+    }
+    let mut regions = Regions::start("a_backup_under_new_processes", Setup::default())?;
+    let joined = members(&regions, US)?;
+    let snapshot = regions.path("backup.db");
+    regions.etcd(US)?.snapshot(0, &snapshot)?;
+    let m = &regions.manifests;
+    let (added, before, moved) = (m.us(1, 95), m.us(2, 21), m.us(2, 99));
+    m.write("us-west1/alpha/search.yaml", &service("search", &added))?;
+    m.edit("us-west1/beta/cart.yaml", &format!("[{before}]"), &format!("[{moved}]"))?;
+    m.drop_last_document("us-west1/alpha/checkout.yaml", "ServiceExport")?;
+    regions.converge(HEALED)?;
+    let digest = regions.agreed(SOON)?;
+
+    for name in agents(US) {
+        regions.kill(&name)?;
+    }
+    for name in replicas(US) {
+        regions.kill(&name)?;
+        std::fs::remove_dir_all(regions.state_dir(&name))?;
+    }
+    let sampler = regions.sample()?;
+    // A new process may show what the backup has, before the peer has answered.
+    sampler.may_go("shop/checkout us-west1-alpha");
+    sampler.may_go(&format!("shop/cart us-west1-beta {before}"));
+    regions.etcd(US)?.restore(&snapshot, &[])?;
+    for name in replicas(US) {
+        regions.run(&name)?;
+    }
+    wait_for("the peer has given back what the backup lacks", HEALED, || {
+        ask::same(&regions.agreed(HEALED)?, &digest)
+    })?;
+    wait_for("nobody is asked any more", HEALED, || {
+        let store = regions.status(&regions.leader(US)?)?["store"].take();
+        ensure!(store["asked"].is_null() && store["lost"] == 0, "{store}");
+        Ok(())
+    })?;
+    let keys = regions.etcd(US)?.ctl(&["get", "/tombolo/v1/", "--prefix", "--keys-only"])?;
+    let alpha = "us-west1/us-west1-alpha/export/shop";
+    ensure!(keys.contains(&format!("{alpha}/search")), "{keys}");
+    ensure!(!keys.contains(&format!("{alpha}/checkout")), "{keys}");
+
+    for name in agents(US) {
+        regions.run(&name)?;
+    }
+    regions.converge(HEALED)?;
+    assert_eq!(members(&regions, US)?, joined, "who joined when");
+    eprintln!("{} samples, nothing withdrawn", sampler.end()?);
+    regions.end()
+}

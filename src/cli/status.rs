@@ -98,6 +98,9 @@ pub(super) fn store_lines(store: Option<&StoreStatus>) -> String {
         let _ =
             writeln!(text, "store: {} records that it lost are not written back yet", store.lost);
     }
+    for (peer, why) in &store.asked {
+        let _ = writeln!(text, "store: peer {peer} has not said yet what may be lost here ({why})");
+    }
     for alarm in &store.alarms {
         let _ = writeln!(text, "store: {alarm}");
     }

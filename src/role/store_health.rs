@@ -1,11 +1,13 @@
 //! How the region's store is, asked of it every half minute.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
+use tombolo_federation::names::RegionName;
 use tombolo_federation::store::{Alarm, Complaint, Member, MemberState, Store};
 use tombolo_federation::sync::compactor::Compaction;
 use tombolo_federation::sync::follower::Following;
@@ -32,6 +34,9 @@ pub(crate) struct StoreStatus {
     pub(crate) other_history: Option<String>,
     /// Records that this process holds and the store has lost, and that are not written back yet.
     pub(crate) lost: usize,
+    /// Peers that have not said yet what it may have lost, and why; only where this process leads.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) asked: BTreeMap<RegionName, String>,
     /// Its servers; none for the embedded store.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) members: Vec<MemberStatus>,
@@ -77,6 +82,7 @@ impl StoreStatus {
             other_histories: following.other_histories,
             other_history: following.other_history.clone(),
             lost,
+            asked: BTreeMap::new(),
             members: members.iter().map(MemberStatus::of).collect(),
             compacted_age_seconds: compaction.last.map(|last| last.elapsed().as_secs_f64().floor()),
             alarms: alarms(members).into_iter().chain(growing(compaction)).collect(),

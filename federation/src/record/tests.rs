@@ -348,8 +348,13 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "local-founding",
-            local::Founding { id: "i".into(), founded_ms: 5, term: 6, recovered: true }
-                .encode_to_vec(),
+            local::Founding {
+                id: "i".into(),
+                founded_ms: 5,
+                term: 6,
+                past: Some(local::Past { epoch: epoch(), sequence: 7 }),
+            }
+            .encode_to_vec(),
         ),
         (
             "local-ask",

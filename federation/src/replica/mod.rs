@@ -148,6 +148,15 @@ impl Replica {
         self.removed.get(key).copied()
     }
 
+    /// Whether the record under `key` is known to have gone after this change of its owner.
+    #[must_use]
+    pub fn was_removed_since(&self, key: &Key, change: &Newest) -> bool {
+        let newest = self.holding(&key.owner).and_then(Holding::newest);
+        self.get(key).is_none()
+            && newest.is_some_and(|newest| change.is_older_than(newest))
+            && self.removed(key).is_some_and(|removed| removed.sequence > change.sequence)
+    }
+
     /// How it would be with `batch` applied.
     #[must_use]
     pub fn with(&self, batch: Batch, now: Instant) -> Self {

@@ -19,15 +19,16 @@ use crate::key::Kind;
 use crate::names::{Owner, RegionName};
 use crate::record::{READS_LEVEL, Region};
 use crate::replica::{self, Holding, Replica, Replicas};
-use crate::store::{Guard, Store, StoreError, election};
+use crate::store::{Guard, Store, election};
 use crate::sync::client::Link;
 use crate::sync::follower::{self, Following};
-use crate::sync::founding::{self, Term};
-use crate::sync::leader::{Leader, LeaderError};
+use crate::sync::founding::{self, Past, Term};
+use crate::sync::leader::{Leader, LeaderError, persist};
 use crate::sync::local::{self, Facts};
+use crate::sync::recover::{Asked, Recovery};
 use crate::sync::service::{FederationApi, WallClock};
-use crate::sync::spokesman::{Draw, Sources, Spokesman};
-use crate::sync::{Caller, facts, mirror, recover, reseed};
+use crate::sync::spokesman::{self, Draw, Sources};
+use crate::sync::{Caller, facts, mirror, reseed};
 
 /// As the binary has them.
 const LEADER_TTL: Duration = Duration::from_secs(3);
@@ -172,13 +173,16 @@ impl Candidate {
                 election::campaign(Arc::clone(&self.store), &key, &self.name, LEADER_TTL);
             let Ok(leadership) = campaign.await else { return };
             self.shared.journal.note(&format!("{} leads", self.name));
-            tokio::select! {
+            let ended = tokio::select! {
                 biased;
-                () = leadership.lost() => {}
-                _ = self.lead(leadership.fence()) => {}
-            }
+                () = leadership.lost() => LeaderError::NotLeader,
+                ended = self.lead(leadership.fence()) => ended,
+            };
             self.shared.journal.note(&format!("{} leads no more", self.name));
             leadership.resign().await;
+            if ended.may_pass() {
+                sleep(LEADER_TTL).await;
+            }
         }
     }
 
@@ -191,17 +195,23 @@ impl Candidate {
         if let Err(error) = reseed::follows(&self.following, &term).await {
             return error;
         }
+        let past = || async { founding::past(&leader, &self.region, &self.following).await };
+        let past = match persist("looking at the past", past).await {
+            Ok(past) => past,
+            Err(error) => return error,
+        };
         match reseed::reseed(&mut leader, &self.following).await {
             Ok(0) => {}
             Ok(records) => {
                 self.shared.journal.note(&format!("{} wrote {records} back", self.name));
             }
-            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                sleep(LEADER_TTL).await;
-                return LeaderError::NotLeader;
-            }
             Err(error) => return error,
         }
+        if let Err(error) = leader.caught_up(term.began).await {
+            return error;
+        }
+        let mut parts = JoinSet::new();
+        let asked = watch::Sender::<Asked>::default();
         let region = Region {
             addresses: vec![self.region.to_string()],
             reads_level: READS_LEVEL,
@@ -212,13 +222,12 @@ impl Candidate {
             settings: Arc::new(move || region.clone()),
             sessions: self.sessions.clone(),
             asks: self.asks.clone(),
-            recovered: watch::channel(true).1,
+            asked: asked.subscribe(),
             clock: Arc::clone(&self.clock),
             draw: self.draw(),
         };
-        let mut parts = JoinSet::new();
-        let spokesman = Spokesman::new(leader.clone(), self.region.clone(), &term, sources);
-        parts.spawn(spokesman.speak());
+        parts.spawn(spokesman::speak(leader.clone(), self.region.clone(), term, sources));
+        parts.spawn(self.recovery(leader.clone(), past, asked).run());
         parts.spawn(reseed::keep_seeded(
             leader.clone(),
             self.region.clone(),
@@ -229,7 +238,6 @@ impl Candidate {
             let link = watch::Sender::new(Link::default());
             let name = format!("{}'s mirror of {peer}", self.name);
             parts.spawn(watched(Arc::clone(&self.shared), name, link.subscribe()));
-            parts.spawn(recovered(leader.clone(), self.region.clone(), peer.clone(), wire.clone()));
             parts.spawn(mirror::mirror(leader.clone(), peer.clone(), wire, link, None));
         }
         match parts.join_next().await {
@@ -239,14 +247,25 @@ impl Candidate {
     }
 
     async fn begin(&self, leader: &Leader) -> Result<Term, LeaderError> {
-        let new_id = format!("founding-by-{}-at-{}", self.name, (self.clock)());
-        loop {
-            match founding::begin(leader, &new_id, (self.clock)()).await {
-                Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                    sleep(LEADER_TTL / 3).await;
-                }
-                begun => return begun,
-            }
+        let new_id = &format!("founding-by-{}-at-{}", self.name, (self.clock)());
+        let begin = || async move { founding::begin(leader, new_id, (self.clock)()).await };
+        persist("beginning a term", begin).await
+    }
+
+    fn recovery(
+        &self,
+        leader: Leader,
+        past: Option<Past>,
+        asked: watch::Sender<Asked>,
+    ) -> Recovery<Wire> {
+        let peers = self.peers.iter().map(|peer| (peer.clone(), self.wire(peer)));
+        Recovery {
+            leader,
+            region: self.region.clone(),
+            past,
+            peers: peers.collect(),
+            left: watch::channel(None).1,
+            asked,
         }
     }
 
@@ -268,13 +287,6 @@ impl Candidate {
             tasks: self.tasks.clone(),
             reached: Arc::default(),
         }
-    }
-}
-
-async fn recovered(leader: Leader, own: RegionName, peer: RegionName, wire: Wire) -> LeaderError {
-    match recover::recover(&leader, &own, &peer, wire).await {
-        Ok(_) => std::future::pending().await,
-        Err(error) => error,
     }
 }
 

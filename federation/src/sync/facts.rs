@@ -208,6 +208,22 @@ pub fn founding(value: &Bytes) -> Option<wire::Founding> {
     wire::Founding::decode(value.clone()).ok().filter(|founding| !founding.id.is_empty())
 }
 
+/// What is known of the region's own words, as the store's own identity has it.
+#[must_use]
+pub fn past_to_wire(known: Option<&Newest>) -> wire::Past {
+    wire::Past {
+        epoch: known.map(|known| epoch_to_wire(&known.epoch)),
+        sequence: known.map_or(0, |known| known.sequence),
+    }
+}
+
+/// Reads what [`past_to_wire`] wrote.
+#[must_use]
+pub fn past(past: &wire::Past) -> Option<Newest> {
+    let epoch = crate::record::epoch(past.epoch.clone()).ok()?;
+    Some(Newest { epoch, sequence: past.sequence })
+}
+
 /// Where an operator's word waits for the leader.
 #[must_use]
 pub fn ask_key(id: &str) -> String {

@@ -49,6 +49,10 @@ pub struct Following {
     /// What the store says of itself, as it was followed up to here: a leader that finds its own
     /// term in it knows that this is the store it writes to, with all that it has lost.
     pub founding: Option<Founding>,
+    /// Where the store was when it was listed or gone on with the last time: all commits since were
+    /// seen as they happened. Up to there it may have been restored to an earlier state, unnoticed
+    /// by who had seen less.
+    pub without_gap_since: Revision,
     /// Keys in the store that are no record keys, or have more under them than a record can be,
     /// and why: left alone, whoever wrote them. Up to 20.
     pub strays: BTreeMap<String, String>,
@@ -112,6 +116,7 @@ impl Follower {
                     self.from_disk = Some(current);
                     self.apply(Batch::default());
                 }
+                self.following.send_modify(|following| following.without_gap_since = current);
                 Ok(Some((watch, next)))
             }
             Resumed::Other(why) => {
@@ -152,7 +157,10 @@ impl Follower {
         self.show_lost();
         self.from_disk = None;
         self.apply(batch);
-        self.following.send_modify(|following| following.listings += 1);
+        self.following.send_modify(|following| {
+            following.listings += 1;
+            following.without_gap_since = revision;
+        });
         self.show();
         self.store.watch(ALL, marked.unwrap_or(revision + 1)).await
     }
@@ -181,7 +189,7 @@ impl Follower {
             };
             let batch = match event {
                 Some(WatchEvent::Commit { revision, events }) => {
-                    self.state.committed(revision, &events)
+                    self.state.committed(&self.writer.current(), revision, &events)
                 }
                 Some(WatchEvent::Progress { revision }) => self.state.progressed(revision),
                 Some(WatchEvent::Compacted { oldest }) if oldest <= self.state.revision() + 1 => {

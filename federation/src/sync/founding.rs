@@ -3,19 +3,23 @@
 //! Owns: [`begin`], the first fenced transaction of each leader. Promises: the region's epoch only
 //! grows, whichever replica leads, and also when the store is restored from a backup or lost: what
 //! a new leader says is newer than all that any old one said. A new store has a new id, the region's
-//! incarnation, by which peers tell that the old one was lost. Leaves to others: randomness
-//! and wall time, which are passed in; asking peers for what a lost store had said.
+//! incarnation, by which peers tell that the old one was lost. Also [`past`]: whether the store may
+//! be one that was restored, so that peers know more; nothing in it could say so, a backup has that
+//! too. Leaves to others: randomness and wall time, which are passed in; asking peers
+//! ([`recover`](super::recover)).
 //!
 //! Turned down: the epoch of a replica's state directory, of which there is one per replica, so
 //! that two leaders' words would have no order.
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tracing::{error, info};
 
-use super::facts;
+use super::facts::{self, Fact};
+use super::follower::Following;
 use super::leader::{Leader, LeaderError};
-use crate::names::RegionName;
+use crate::names::{Owner, RegionName};
 use crate::proto::local as wire;
 use crate::record::{Epoch, Newest, to_unix_ms};
 use crate::store::{self, Commit, Guard, Revision, Txn};
@@ -72,22 +76,86 @@ pub async fn begin(leader: &Leader, new_id: &str, now: Timestamp) -> Result<Term
     }
 }
 
+/// What is known of the region's own words from before its peers were asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Past {
+    /// Its newest change.
+    pub known: Option<Newest>,
+    /// It was asked for in an earlier term already, which may have said something since.
+    pub begun: bool,
+}
+
+/// Whether peers have to be asked what this store has lost, and if so, beyond what. It may have been
+/// restored before anybody followed it who still lives: only where the region's last word was heard
+/// as it was said, by a follower that has missed nothing since, is it known that it was not, or was
+/// made good. To be asked once the follower [`follows`](super::reseed::follows) the term, and before
+/// anything is written back, which would look like such a word.
+///
+/// # Errors
+/// See [`LeaderError`].
+pub async fn past(
+    leader: &Leader,
+    region: &RegionName,
+    following: &watch::Receiver<Following>,
+) -> Result<Option<Past>, LeaderError> {
+    let (_, founding) = held(leader).await?;
+    if let Some(past) = &founding.past {
+        return Ok(Some(Past { known: facts::past(past), begun: true }));
+    }
+    let (known, written) = last_word(leader, region).await?;
+    if written > following.borrow().without_gap_since {
+        return Ok(None);
+    }
+    record_past(leader, known.as_ref()).await?;
+    Ok(Some(Past { known, begun: false }))
+}
+
+/// Up to which change the store knows what the region said itself, and when that was written.
+pub(super) async fn last_word(
+    leader: &Leader,
+    region: &RegionName,
+) -> Result<(Option<Newest>, Revision), LeaderError> {
+    let key = facts::said_key(&Owner::region(region.clone()));
+    let Some(entry) = store::read(&*leader.store, &key).await? else { return Ok((None, 0)) };
+    let newest = match facts::read(&key, &entry.value) {
+        Some(Fact::Said(_, said)) => Some(said.newest),
+        _ => None,
+    };
+    Ok((newest, entry.mod_revision))
+}
+
+/// Records up to where the region's past is known, for the leaders that come before all peers have
+/// answered.
+///
+/// # Errors
+/// See [`LeaderError`].
+pub async fn record_past(leader: &Leader, known: Option<&Newest>) -> Result<(), LeaderError> {
+    write(leader, Some(facts::past_to_wire(known))).await
+}
+
 /// Records that all peers have said what they knew of the region.
 ///
 /// # Errors
 /// See [`LeaderError`].
-pub async fn recovered(leader: &Leader) -> Result<(), LeaderError> {
-    let key = facts::founding_key();
-    let held = store::read(&*leader.store, &key).await?;
-    let Some(founding) = held.as_ref().and_then(|held| facts::founding(&held.value)) else {
-        return Err(LeaderError::NotLeader);
-    };
-    let guards = vec![Guard::ModRevision(key, held.map_or(0, |held| held.mod_revision))];
-    let ops = vec![facts::founding_op(&wire::Founding { recovered: true, ..founding })];
+pub async fn answered(leader: &Leader) -> Result<(), LeaderError> {
+    write(leader, None).await
+}
+
+async fn write(leader: &Leader, past: Option<wire::Past>) -> Result<(), LeaderError> {
+    let (written, founding) = held(leader).await?;
+    let guards = vec![Guard::ModRevision(facts::founding_key(), written)];
+    let ops = vec![facts::founding_op(&wire::Founding { past, ..founding })];
     match leader.commit_guarded(Txn { guards, ops }).await? {
         Commit::Done(_) => Ok(()),
         Commit::GuardFailed => Err(LeaderError::NotLeader),
     }
+}
+
+/// What this leader began its term with, and when that was written.
+async fn held(leader: &Leader) -> Result<(Revision, wire::Founding), LeaderError> {
+    let held = store::read(&*leader.store, &facts::founding_key()).await?;
+    let read = held.and_then(|held| Some((held.mod_revision, facts::founding(&held.value)?)));
+    read.ok_or(LeaderError::NotLeader)
 }
 
 /// What the next leader writes over what is held.
@@ -192,10 +260,51 @@ mod tests {
         assert!(known.epoch.is_older_than(&term), "{term}");
     }
 
-    #[test]
-    fn what_peers_answered_is_kept_with_the_store() {
-        let held = wire::Founding { id: "x".into(), recovered: true, ..wire::Founding::default() };
-        let Op::Put { value, .. } = facts::founding_op(&held) else { unreachable!() };
-        assert!(next(Some(&value), "y", at(1)).recovered);
+    fn newest(count: u64, sequence: u64) -> Newest {
+        Newest { epoch: Epoch { id: "us".into(), count }, sequence }
+    }
+
+    async fn says(leader: &Leader, newest: Newest) -> Revision {
+        let owner: Owner = "us/_".parse().unwrap();
+        let said = facts::Said { newest, removed: Vec::new(), more: false };
+        let ops = vec![facts::said_op(&owner, &said)];
+        match leader.commit_guarded(Txn { guards: Vec::new(), ops }).await.unwrap() {
+            Commit::Done(revision) => revision,
+            Commit::GuardFailed => panic!("it leads"),
+        }
+    }
+
+    #[tokio::test]
+    async fn peers_are_asked_unless_the_last_word_was_heard_as_it_was_said() {
+        let store = store().await;
+        let (_won, leader) = elected(&store, "a").await;
+        begin(&leader, "id", at(5)).await.unwrap();
+        let us = "us".parse().unwrap();
+        let following = watch::Sender::<Following>::default();
+        let following_rx = following.subscribe();
+        let past = || past(&leader, &us, &following_rx);
+        let since = |revision| following.send_modify(|f| f.without_gap_since = revision);
+
+        // A store that nobody has said anything to may have lost it.
+        assert_eq!(past().await.unwrap(), Some(Past { known: None, begun: false }));
+        assert_eq!(past().await.unwrap(), Some(Past { known: None, begun: true }), "nor the next");
+        answered(&leader).await.unwrap();
+
+        // Listed with the word in it, as after a restore.
+        let said = says(&leader, newest(5, 2)).await;
+        since(said);
+        let known = Some(newest(5, 2));
+        assert_eq!(past().await.unwrap(), Some(Past { known: known.clone(), begun: false }));
+        // It said more while they were asked, and was followed by another.
+        since(says(&leader, newest(5, 3)).await);
+        says(&leader, newest(6, 1)).await;
+        assert_eq!(past().await.unwrap(), Some(Past { known, begun: true }), "as it was then");
+        let term = begin(&leader, "id", at(7)).await.unwrap();
+        assert!(term.founding.past.is_some(), "kept over terms: {term:?}");
+        record_past(&leader, Some(&newest(5, 9))).await.unwrap();
+        let known = Some(newest(5, 9));
+        assert_eq!(past().await.unwrap(), Some(Past { known, begun: true }));
+        answered(&leader).await.unwrap();
+        assert_eq!(past().await.unwrap(), None, "its word was heard as it was said");
     }
 }

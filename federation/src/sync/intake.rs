@@ -91,7 +91,6 @@ pub struct Intake {
     /// How much is taken of a region by its mirrors. An agent takes what its own region holds.
     pub(super) quota: Option<Quota>,
     synced: bool,
-    synced_at: u64,
     /// Owners that the other side spoke of.
     started: BTreeSet<Owner>,
     /// Those of them on which it is behind.
@@ -127,7 +126,6 @@ impl Intake {
             collecting: None,
             pending: Batch::default(),
             synced: false,
-            synced_at: 0,
             started: BTreeSet::new(),
             behind: Behind::default(),
             kept: Kept::default(),
@@ -198,7 +196,6 @@ impl Intake {
             Some(Message::End(end)) => self.end(end, held),
             Some(Message::Synced(synced)) => {
                 self.synced = true;
-                self.synced_at = synced.position;
                 let mut batch = self.finish(held);
                 // Who left may be told in the very last part.
                 let decided = batch.items.iter().any(|(key, _)| key.kind == Kind::Decision);
@@ -375,10 +372,14 @@ impl Intake {
         if rewinds(key, value, held) {
             return true;
         }
+        let Some(new) = Origin::of_value(value).map(|origin| origin.newest()) else { return false };
+        // Also where the other side had nothing of the owner, and then had it from who knew less.
+        if held.was_removed_since(key, &new) {
+            return true;
+        }
         if !self.behind.contains(&key.owner) {
             return false;
         }
-        let Some(new) = Origin::of_value(value).map(|origin| origin.newest()) else { return false };
         self.behind.shows(&key.owner, &new);
         let known = held.holding(&key.owner).and_then(Holding::newest);
         let known = known.is_some_and(|known| new == *known || new.is_older_than(known));
@@ -420,8 +421,13 @@ impl Intake {
                 if self.behind.contains(&owner) || is_older(held, &owner, kind, &epoch) {
                     return Ok(Step::default());
                 }
-                let absent = self.kept.absent(&owner, kind).into_iter().map(|key| (key, None));
-                let items = absent.collect();
+                let newest = held.holding(&owner).and_then(Holding::newest);
+                let absent = if counts_absence(&owner, &epoch, newest) {
+                    self.kept.absent(&owner, kind)
+                } else {
+                    Vec::new()
+                };
+                let items = absent.into_iter().map(|key| (key, None)).collect();
                 let complete = vec![(owner, kind, epoch)];
                 let batch = Batch { items, complete, ..Batch::default() };
                 Ok(Step { batch, ..Step::default() })
@@ -439,7 +445,9 @@ impl Intake {
         let holding = held.holding(&collected.owner);
         let older = |kind: &Kind, epoch: &Epoch| is_older(held, &collected.owner, *kind, epoch);
         let current = collected.ends.iter().filter(|(kind, epoch)| !older(kind, epoch));
-        let vouched: BTreeSet<Kind> = current.clone().map(|(kind, _)| *kind).collect();
+        let counts = |epoch| counts_absence(&collected.owner, epoch, collected.newest.as_ref());
+        let vouched = current.clone().filter(|(_, epoch)| counts(epoch));
+        let vouched: BTreeSet<Kind> = vouched.map(|(kind, _)| *kind).collect();
         let absent = holding.into_iter().flat_map(Holding::records).map(|(key, _)| key);
         let absent = absent.filter(|key| collected.whole && !collected.items.contains_key(*key));
         let (gone, kept): (Vec<&Key>, Vec<&Key>) =
@@ -468,8 +476,8 @@ impl Intake {
             let ours = ours.map(|holding| self.kept.digest_beside(holding, &owner, level));
             let ours = ours.unwrap_or_default().to_bytes();
             let same = ours[..] == theirs.digest[..];
-            // Right after the start it is known to be behind; a minute later it should not be.
-            let excused = self.behind.contains(&owner) && self.synced_at == digests.position;
+            // Known to differ: to subscribe anew would find the same, as long as it is so.
+            let excused = self.behind.contains(&owner);
             if same {
                 self.behind.end(&owner);
             } else if self.accepts(&owner) && !excused {
@@ -487,6 +495,14 @@ impl Intake {
 fn is_older(held: &Replica, owner: &Owner, kind: Kind, epoch: &Epoch) -> bool {
     let held = held.holding(owner).and_then(|holding| holding.complete().get(&kind));
     held.is_some_and(|held| epoch.is_older_than(held))
+}
+
+/// Whether what an owner completed in `epoch` says what is not there, now that it has said
+/// `newest`. A cluster's store goes only by the cluster's word. A region's leader begins its term by
+/// saying what it knows, and vouches for decisions only once no peer may know more of them: until
+/// then what an earlier leader vouched for may come from a backup.
+pub(super) fn counts_absence(owner: &Owner, epoch: &Epoch, newest: Option<&Newest>) -> bool {
+    owner.cluster.is_some() || newest.is_none_or(|newest| !epoch.is_older_than(&newest.epoch))
 }
 
 /// Whether it is an older version of what is held (RELIABILITY promise 14), for a mirror's store as

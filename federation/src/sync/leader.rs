@@ -10,8 +10,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::facts;
+use tracing::warn;
+
 use super::transactions::{Changes, by_owner, transactions};
+use super::{chain, client, facts};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
 use crate::replica::{Batch, Replicas};
@@ -29,6 +31,36 @@ pub enum LeaderError {
     /// Nobody fills the replica any more.
     #[error("this process is stopping")]
     Stopping,
+}
+
+impl LeaderError {
+    /// Whether the same may succeed later, also for this leader: the store is away, or does not
+    /// take it now. What is damaged stays so.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Store(error) if !matches!(error, StoreError::Damaged(_)))
+    }
+}
+
+/// Tries until the store has done it, or cannot. What it may have done without saying so must be
+/// harmless to do again.
+///
+/// # Errors
+/// Those that do not [pass](LeaderError::may_pass).
+pub async fn persist<T, F>(doing: &str, mut attempt: impl FnMut() -> F) -> Result<T, LeaderError>
+where
+    F: Future<Output = Result<T, LeaderError>>,
+{
+    let mut backoff = client::backoff();
+    loop {
+        match attempt().await {
+            Err(error) if error.may_pass() => {
+                warn!(doing, error = chain(&error), "the store does not take it yet, trying again");
+            }
+            done => return done,
+        }
+        tokio::time::sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
+    }
 }
 
 /// The own store, as a leader writes to it.

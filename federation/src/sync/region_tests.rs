@@ -20,6 +20,7 @@ use super::founding::{self, Term};
 use super::leader::{Leader, LeaderError};
 use super::local::{self, Facts};
 use super::own::OwnRecords;
+use super::recover::Asked;
 use super::spokesman::{Sources, Spokesman};
 use super::{BEACON_INTERVAL, settings};
 use super::{follower, transactions};
@@ -122,7 +123,7 @@ impl Bench {
                 settings: Arc::new(move || region.borrow().clone()),
                 sessions: self.asking.sessions.clone(),
                 asks: self.asks.clone(),
-                recovered: watch::channel(true).1,
+                asked: watch::channel(Asked { all: true, ..Asked::default() }).1,
                 clock: Arc::new(move || *clock.borrow()),
                 draw: Arc::new(|| "drawn for this test".to_owned()),
             },

@@ -5,7 +5,7 @@
 //! is written back by the leader, as it was received, so that every process and every peer goes on
 //! seeing it until its owner speaks again (RELIABILITY promise 16). Promises: an owner that has
 //! spoken to the new store wins: each transaction compares when the owner last said anything here;
-//! the fact up to which change an owner is known comes last, so that a part is never taken for all.
+//! each but the last says that more follows, so that a part is never taken for all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::record::{Epoch, Newest};
 use crate::replica::{Holding, Replica};
-use crate::store::{Commit, Guard, Revision, Txn};
+use crate::store::{Commit, Guard, Revision};
 
 /// One owner's records as somebody else still has them.
 #[derive(Debug, Clone, Default)]
@@ -126,37 +126,36 @@ pub async fn keep_seeded(
 /// # Errors
 /// See [`LeaderError`].
 pub async fn seed_owner(leader: &Leader, owner: &Owner, seed: Seed) -> Result<usize, LeaderError> {
-    let count = seed.records.len();
-    let mut said = seed.said_revision;
-    // Each part says that it is one: who reads the store in between would take what it lacks for
-    // gone by what the others say.
-    let changes = Changes {
-        items: seed.records,
-        newest: seed.newest,
-        complete: seed.complete,
-        ..Changes::default()
-    };
-    for mut txn in transactions(BTreeMap::from([(owner.clone(), changes)]), None)? {
-        txn.guards.push(Guard::ModRevision(facts::said_key(owner), said));
-        let says = txn.ops.iter().any(|op| facts::owner_of_said(op.key()).is_some());
-        match commit(leader, txn).await? {
-            Some(revision) if says => said = revision,
-            Some(_) => {}
-            None => {
-                info!(%owner, "the owner spoke for itself while its records were written back");
-                return Ok(0);
-            }
-        }
+    let Seed { records: items, complete, newest, said_revision } = seed;
+    let count = items.len();
+    let changes = Changes { items, newest, complete, ..Changes::default() };
+    if !say_again(leader, owner, changes, said_revision).await? {
+        return Ok(0);
     }
     warn!(%owner, records = count, "records that the store had lost were written back");
     Ok(count)
 }
 
-/// At which revision, `None` if it was not: of the guards only the leader's is not about the owner.
-async fn commit(leader: &Leader, txn: Txn) -> Result<Option<Revision>, LeaderError> {
-    match leader.commit_guarded(txn).await? {
-        Commit::Done(revision) => Ok(Some(revision)),
-        Commit::GuardFailed if leader.leads().await? => Ok(None),
-        Commit::GuardFailed => Err(LeaderError::NotLeader),
+/// Commits what an owner had said, in as many parts as it takes, unless it has said something since
+/// `said`, when its last word was written. Returns whether all was committed. Each part says that it
+/// is one: whoever lists the store in between would take a part with the newest record for all.
+pub(super) async fn say_again(
+    leader: &Leader,
+    owner: &Owner,
+    changes: Changes,
+    mut said: Revision,
+) -> Result<bool, LeaderError> {
+    for mut txn in transactions(BTreeMap::from([(owner.clone(), changes)]), None)? {
+        txn.guards.push(Guard::ModRevision(facts::said_key(owner), said));
+        match leader.commit_guarded(txn).await? {
+            Commit::Done(revision) => said = revision,
+            // Of the guards only the leader's is not about the owner.
+            Commit::GuardFailed if leader.leads().await? => {
+                info!(%owner, "the owner spoke for itself while its records were written back");
+                return Ok(false);
+            }
+            Commit::GuardFailed => return Err(LeaderError::NotLeader),
+        }
     }
+    Ok(true)
 }

@@ -19,6 +19,7 @@ use super::founding::Term;
 use super::leader::{Leader, LeaderError};
 use super::local::Facts;
 use super::own::OwnRecords;
+use super::recover::{self, Asked};
 use super::service::WallClock;
 use super::{BEACON_INTERVAL, ask, chain, client, decisions, settings};
 use crate::key::{Key, Kind};
@@ -44,8 +45,8 @@ pub struct Sources {
     pub sessions: watch::Receiver<Facts>,
     /// The local facts of what operators asked for.
     pub asks: watch::Receiver<Facts>,
-    /// Whether all that the region had decided before is known: a new store asks the peers.
-    pub recovered: watch::Receiver<bool>,
+    /// Whether all that the region had decided before is known, or peers are still asked.
+    pub asked: watch::Receiver<Asked>,
     /// Wall time.
     pub clock: WallClock,
     /// What marks the store with each beacon.
@@ -63,6 +64,22 @@ pub struct Spokesman {
     nonce: u64,
     /// Asks that were answered and may still be seen.
     answered: BTreeSet<String>,
+}
+
+/// Speaks for the region in `term`, once what it said before is known, or was waited for.
+///
+/// # Errors
+/// Only when the leadership is lost, or the store is damaged.
+pub async fn speak(
+    mut leader: Leader,
+    region: RegionName,
+    term: Term,
+    from: Sources,
+) -> LeaderError {
+    if let Err(error) = recover::may_speak(&mut leader, from.asked.clone()).await {
+        return error;
+    }
+    Spokesman::new(leader, region, &term, from).speak().await
 }
 
 impl Spokesman {
@@ -129,7 +146,7 @@ impl Spokesman {
             view = self.leader.replicas.next() => view.is_some(),
             changed = self.from.sessions.changed() => changed.is_ok(),
             changed = self.from.asks.changed() => changed.is_ok(),
-            Ok(()) = self.from.recovered.changed() => true,
+            Ok(()) = self.from.asked.changed() => true,
         };
         sleep(TOGETHER).await;
         up
@@ -171,8 +188,8 @@ impl Spokesman {
     /// Until the peers have said what they know of the region, a decision that is not here may have
     /// been made: vouching for all that there is would take it from them.
     fn kinds_known(&self) -> BTreeSet<Kind> {
-        let recovered = *self.from.recovered.borrow();
-        let known = |kind: &Kind| recovered || *kind != Kind::Decision;
+        let all = self.from.asked.borrow().all;
+        let known = |kind: &Kind| all || *kind != Kind::Decision;
         super::REGION_KINDS.into_iter().filter(known).collect()
     }
 

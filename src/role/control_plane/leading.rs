@@ -1,8 +1,7 @@
-//! What a replica does while it leads: writes back what the store lost, asks the peers of a new one,
-//! begins a term, speaks for the region, forgets who left, and mirrors the peers.
+//! What a replica does while it leads: begins a term, writes back what the store lost, asks the peers
+//! what else it may have lost, speaks for the region, forgets who left, and mirrors the peers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::watch;
@@ -12,27 +11,25 @@ use tombolo_ca::identity::Identity;
 use tombolo_ca::material::Held;
 use tombolo_federation::names::RegionName;
 use tombolo_federation::replica::Replicas;
-use tombolo_federation::store::{Guard, Store, StoreError, election};
+use tombolo_federation::store::{Guard, Store, election};
 use tombolo_federation::sync::client::Link;
 use tombolo_federation::sync::departures::{Departures, forget_those_who_left, forgotten};
 use tombolo_federation::sync::follower::Following;
-use tombolo_federation::sync::founding::{self, Term};
-use tombolo_federation::sync::leader::{Leader, LeaderError};
+use tombolo_federation::sync::founding::{self, Past, Term};
+use tombolo_federation::sync::leader::{Leader, LeaderError, persist};
 use tombolo_federation::sync::local::Facts;
-use tombolo_federation::sync::spokesman::{Sources, Spokesman};
-use tombolo_federation::sync::{client, facts, mirror, recover, reseed};
+use tombolo_federation::sync::recover::{self, Asked, Recovery};
+use tombolo_federation::sync::spokesman::{self, Sources};
+use tombolo_federation::sync::{chain, facts, mirror, reseed};
 use tracing::{info, warn};
 
+use crate::config::Peer;
 use crate::role::grpc::Way;
 use crate::role::leader::LeaderStatus;
 use crate::role::wall_clock;
 use crate::state_dir::new_id;
 
 use super::view::View;
-
-/// How long a leader of a new store waits for what its peers know of the region. They are asked
-/// further.
-const PEERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Speaks for the region and mirrors its peers, whenever this process leads.
 pub(super) struct Candidate {
@@ -63,10 +60,19 @@ impl Candidate {
                 ended = self.lead(leadership.fence()) => Some(ended),
             };
             self.view.leads(false);
+            self.view.asked.send_replace(Asked::default());
             leadership.resign().await;
             match ended {
                 None => return Ok(()),
                 Some(Ok(LeaderError::NotLeader)) => warn!("leadership lost, campaigning anew"),
+                // Nothing that a store may get over ends a process that serves others meanwhile.
+                Some(Ok(error)) if error.may_pass() => {
+                    warn!(error = chain(&error), "cannot lead on this store, campaigning anew");
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(ttl) => {}
+                    }
+                }
                 Some(Ok(error)) => return Err(error.into()),
                 Some(Err(error)) => return Err(error),
             }
@@ -83,16 +89,16 @@ impl Candidate {
         if let Err(error) = reseed::follows(&self.following, &term).await {
             return Ok(error);
         }
+        let past =
+            || async { founding::past(&leader, &self.view.config.region, &self.following).await };
+        let past = match persist("looking whether the store may have been restored", past).await {
+            Ok(past) => past,
+            Err(error) => return Ok(error),
+        };
         // Before anybody is compared with the store: what it has lost would look like their word.
-        let written = reseed::reseed(&mut leader, &self.following).await;
-        match written {
+        match reseed::reseed(&mut leader, &self.following).await {
             Ok(0) => {}
             Ok(records) => warn!(records, "what the store had lost was written back"),
-            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                warn!(%error, "what the store has lost cannot be written back yet");
-                tokio::time::sleep(self.view.config.leader_ttl.0).await;
-                return Ok(LeaderError::NotLeader);
-            }
             Err(error) => return Ok(error),
         }
         let config = &self.view.config;
@@ -101,42 +107,31 @@ impl Candidate {
             return Ok(error);
         }
         let mut parts = JoinSet::new();
-        let recovered = self.recover(&mut parts, &leader, &term).await?;
-        // What the peers gave back of the region's own words, too.
-        match leader.catch_up().await {
-            Ok(()) => {}
-            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                warn!(%error, "the store went away while the term began");
-                return Ok(LeaderError::NotLeader);
-            }
-            Err(error) => return Ok(error),
-        }
+        let asked = self.view.asked.clone();
+        asked.send_replace(Asked::default());
+        parts.spawn(self.recovery(leader.clone(), past, asked.clone())?.run());
         let view = Arc::clone(&self.view);
-        let spokesman = Spokesman::new(
-            leader.clone(),
-            config.region.clone(),
-            &term,
-            Sources {
-                settings: Arc::new(move || view.region()),
-                sessions: self.view.asking.sessions.clone(),
-                asks: self.asks.clone(),
-                recovered,
-                clock: wall_clock(),
-                draw: Arc::new(new_id),
-            },
-        );
-        parts.spawn(spokesman.speak());
+        let sources = Sources {
+            settings: Arc::new(move || view.region()),
+            sessions: self.view.asking.sessions.clone(),
+            asks: self.asks.clone(),
+            asked: asked.subscribe(),
+            clock: wall_clock(),
+            draw: Arc::new(new_id),
+        };
+        parts.spawn(spokesman::speak(leader.clone(), config.region.clone(), term, sources));
         parts.spawn(reseed::keep_seeded(
             leader.clone(),
             config.region.clone(),
             self.following.clone(),
         ));
-        parts.spawn(forget_those_who_left(Departures {
+        let departures = Departures {
             leader: leader.clone(),
             region: config.region.clone(),
             sessions: self.view.asking.sessions.clone(),
             left: self.view.asking.left.clone(),
-        }));
+        };
+        parts.spawn(let_leave(departures, asked.subscribe()));
         for peer in &config.peers {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
             let way = Way::new(&peer.address, expected, &self.held)?;
@@ -150,48 +145,33 @@ impl Candidate {
 }
 
 impl Candidate {
-    /// A new store is that of a new region, or of one that lost its store: the peers know. They are
-    /// asked until each has answered; the first words of this region wait a little for them, since
-    /// what they return of its own (who joined when, what was decided) is not to be said anew.
-    async fn recover(
+    /// What the store may have lost, the peers know.
+    fn recovery(
         &self,
-        parts: &mut JoinSet<LeaderError>,
-        leader: &Leader,
-        term: &Term,
-    ) -> anyhow::Result<watch::Receiver<bool>> {
-        let (done, mut told) = watch::channel(term.founding.recovered);
-        if term.founding.recovered {
-            return Ok(told);
-        }
-        let mut asking = JoinSet::new();
-        for peer in &self.view.config.peers {
+        leader: Leader,
+        past: Option<Past>,
+        asked: watch::Sender<Asked>,
+    ) -> anyhow::Result<Recovery<Way>> {
+        let way = |peer: &Peer| {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
-            let way = Way::new(&peer.address, expected, &self.held)?;
-            let (leader, region) = (leader.clone(), self.view.config.region.clone());
-            let peer = peer.region.clone();
-            asking.spawn(async move { recover::recover(&leader, &region, &peer, way).await });
-        }
-        let leader = leader.clone();
-        parts.spawn(async move {
-            while let Some(asked) = asking.join_next().await {
-                match asked {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return error,
-                    Err(_) => return LeaderError::Stopping,
-                }
-            }
-            let recorded = founding::recovered(&leader).await;
-            done.send_replace(true);
-            match recorded {
-                Ok(()) => std::future::pending().await,
-                Err(error) => error,
-            }
-        });
-        let answered = told.wait_for(|done| *done);
-        if tokio::time::timeout(PEERS_ANSWER_WITHIN, answered).await.is_err() {
-            info!("not all peers have said what they know of this region, going on without");
-        }
-        Ok(told)
+            Ok((peer.region.clone(), Way::new(&peer.address, expected, &self.held)?))
+        };
+        Ok(Recovery {
+            leader,
+            region: self.view.config.region.clone(),
+            past,
+            peers: self.view.config.peers.iter().map(way).collect::<anyhow::Result<_>>()?,
+            left: self.view.asking.left.clone(),
+            asked,
+        })
+    }
+}
+
+/// Carries out who left, once it is known, or was waited for, whether that still stands.
+async fn let_leave(departures: Departures, asked: watch::Receiver<Asked>) -> LeaderError {
+    match recover::may_speak(&mut departures.leader.clone(), asked).await {
+        Ok(()) => forget_those_who_left(departures).await,
+        Err(error) => error,
     }
 }
 
@@ -222,14 +202,6 @@ pub(super) async fn follow_peer(
 
 /// The first thing that a leader writes, tried until it is known to be there.
 pub(super) async fn begin_term(leader: &Leader) -> Result<Term, LeaderError> {
-    let mut backoff = client::backoff();
-    loop {
-        match founding::begin(leader, &new_id(), wall_clock()()).await {
-            Err(LeaderError::Store(error)) if !matches!(error, StoreError::Damaged(_)) => {
-                warn!(%error, "the term cannot begin yet");
-                tokio::time::sleep(backoff.next().unwrap_or(client::MAX_BACKOFF)).await;
-            }
-            begun => return begun,
-        }
-    }
+    let begin = || async move { founding::begin(leader, &new_id(), wall_clock()()).await };
+    persist("beginning a term", begin).await
 }

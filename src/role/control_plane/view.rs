@@ -20,6 +20,7 @@ use tombolo_federation::sync::decisions::{self, Leaver};
 use tombolo_federation::sync::follower::Following;
 use tombolo_federation::sync::local::Facts;
 use tombolo_federation::sync::peers::{self, Disagreement};
+use tombolo_federation::sync::recover::Asked;
 use tombolo_federation::sync::settings;
 
 use crate::config::{ControlPlaneConfig, Peer};
@@ -40,6 +41,8 @@ pub(super) struct View {
     pub(super) asking: Asking,
     held: Held,
     pub(super) leading: watch::Sender<bool>,
+    /// While it leads.
+    pub(super) asked: watch::Sender<Asked>,
     pub(super) links: BTreeMap<RegionName, watch::Sender<Link>>,
     pub(super) serving: Serving,
     restored: Restored,
@@ -68,6 +71,7 @@ impl View {
             asking,
             held,
             leading: watch::Sender::new(false),
+            asked: watch::Sender::default(),
             links,
             serving,
             restored,
@@ -282,7 +286,7 @@ impl Visible for View {
             leader: Some(leads),
             led_by: LeaderStatus::of(&self.election.borrow()),
             catalog,
-            store: Some(store),
+            store: Some(StoreStatus { asked: self.asked.borrow().waiting.clone(), ..store }),
             sources: sources.status(),
             links: self.links(leads),
             problems,

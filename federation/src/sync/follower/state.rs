@@ -235,7 +235,12 @@ impl State {
     }
 
     /// Takes a commit; what is only a part of a change waits for the rest.
-    pub(super) fn committed(&mut self, revision: Revision, events: &[Event]) -> Batch {
+    pub(super) fn committed(
+        &mut self,
+        held: &Replica,
+        revision: Revision,
+        events: &[Event],
+    ) -> Batch {
         self.trail.note(revision, events);
         self.trailed = revision;
         if revision <= self.revision {
@@ -249,6 +254,7 @@ impl State {
         let speaking = self.speaking(revision, events);
         for event in events {
             match event {
+                Event::Put(entry) if self.withheld(held, entry) => {}
                 Event::Put(entry) => self.put(entry, &speaking, &mut parts, &mut more),
                 Event::Delete { key, .. } => self.delete(key, &mut parts, &mut whole),
             }
@@ -286,6 +292,22 @@ impl State {
             }
         }
         speaking
+    }
+
+    /// Whether it is a record that its owner is known to have removed since: the leader had it from a
+    /// peer that knew less. As [`withhold`] in a listing.
+    fn withheld(&mut self, held: &Replica, entry: &KeyValue) -> bool {
+        let Some(Ok(key)) = record_key(&entry.key) else { return false };
+        let origin = Origin::of_value(&entry.value).map(|origin| origin.newest());
+        if !origin.is_some_and(|change| held.was_removed_since(&key, &change)) {
+            return false;
+        }
+        let newest = held.holding(&key.owner).and_then(Holding::newest).cloned();
+        let lost = self.lost.owners.entry(key.owner.clone()).or_default();
+        lost.newest = newest;
+        lost.said_revision = lost.said_revision.max(entry.mod_revision);
+        lost.keys.insert(key, LostKey { held: None, there: Some(entry.value.clone()) });
+        true
     }
 
     fn put(
@@ -347,7 +369,9 @@ impl State {
     /// The store's word on what was lost counts again. What is there in an older version is taken
     /// anew: its owner, who confirmed it, had not to say it again.
     fn resolve(&mut self, owner: &Owner, kind: Kind) -> Vec<(Key, Option<Bytes>)> {
-        let Some(lost) = self.lost.owners.get_mut(owner) else { return Vec::new() };
+        // Nobody declares a beacon: the next one resolves it.
+        let lost = self.lost.owners.get_mut(owner).filter(|_| kind != Kind::Beacon);
+        let Some(lost) = lost else { return Vec::new() };
         let resolved = lost.keys.extract_if(.., |key, _| key.kind == kind);
         let items = resolved.flat_map(|(key, lost)| {
             let there = lost.there.map(|value| (key.clone(), Some(value)));

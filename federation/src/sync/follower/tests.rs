@@ -404,7 +404,7 @@ fn what_is_held_back_is_not_resumed_after() {
             Op::Delete { .. } => None,
         })
         .collect();
-    let batch = state.committed(1, &events);
+    let batch = state.committed(&replica::channel().0.current(), 1, &events);
     assert!(batch.items.is_empty() && state.has_unfinished());
     let flushed: Batch = state.flush();
     assert_eq!(flushed.items.len(), 1);

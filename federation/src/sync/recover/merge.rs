@@ -1,0 +1,86 @@
+//! What of a peer's answer is newer than what the store has. Pure.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use crate::key::{Key, Kind};
+use crate::record::{Epoch, Newest, Origin};
+use crate::replica::{Holding, is_rewind};
+use crate::sync::intake::counts_absence;
+use crate::sync::transactions::Changes;
+
+/// What an owner has said beyond what is held of it, as a peer has it; `None` if it is not known to
+/// have said more. Incarnations with different ids have no order: what is held stays, its owner is
+/// the one who published here.
+pub(super) fn newer(held: Option<&Holding>, theirs: Changes) -> Option<Changes> {
+    let newest = theirs.newest.as_ref()?;
+    let ours = held.and_then(Holding::newest);
+    let behind = |ours: &Newest| ours.epoch.id != newest.epoch.id || newest.is_older_than(ours);
+    if ours.is_some_and(behind) {
+        return None;
+    }
+    let gone = absent(held, &theirs, |_| true).into_iter().map(|key| (key, None));
+    let gone: Vec<_> = gone.collect();
+    let items = theirs.items.into_iter().filter(|(key, value)| differs(held, key, value.as_ref()));
+    let items: Vec<_> = items.chain(gone).collect();
+    let vouched = |kind: &Kind| held.and_then(|held| held.complete().get(kind));
+    let complete = theirs.complete.into_iter().filter(|(kind, epoch)| {
+        vouched(kind).is_none_or(|held| held != epoch && !epoch.is_older_than(held))
+    });
+    let complete: Vec<_> = complete.collect();
+    let same = items.is_empty() && complete.is_empty() && ours == Some(newest);
+    (!same).then(|| Changes { items, complete, newest: theirs.newest, ..Changes::default() })
+}
+
+/// What the peer knows of the region's decisions that was decided after `known`: the region has
+/// spoken since, so that its other words stand. What was known and is not held was withdrawn.
+pub(super) fn decided(
+    held: Option<&Holding>,
+    theirs: &Changes,
+    known: Option<&Newest>,
+) -> Vec<(Key, Option<Bytes>)> {
+    let Some(newest) = &theirs.newest else { return Vec::new() };
+    let news = |change: &Newest| known.is_none_or(|known| known.is_older_than(change));
+    if !news(newest) {
+        return Vec::new();
+    }
+    let puts = theirs.items.iter().filter(|(key, value)| {
+        let origin = value.as_ref().and_then(Origin::of_value);
+        key.kind == Kind::Decision
+            && origin.is_some_and(|origin| news(&origin.newest()))
+            && differs(held, key, value.as_ref())
+    });
+    // Not what was decided since.
+    let before = |decided: &Newest| decided.is_older_than(newest);
+    let gone = absent(held, theirs, before).into_iter().filter(|key| key.kind == Kind::Decision);
+    puts.cloned().chain(gone.map(|key| (key, None))).collect()
+}
+
+/// Whether a record is another one than what is held, and not an older version of it.
+fn differs(held: Option<&Holding>, key: &Key, value: Option<&Bytes>) -> bool {
+    let Some(entry) = held.and_then(|held| held.get(key)) else { return value.is_some() };
+    let Some(value) = value else { return false };
+    let older = |new: &Origin| entry.origin().is_some_and(|held| is_rewind(new, held));
+    entry.value != *value && !Origin::of_value(value).is_some_and(|new| older(&new))
+}
+
+/// Records that are held, of which the peer knows that they are gone.
+fn absent(held: Option<&Holding>, theirs: &Changes, before: impl Fn(&Newest) -> bool) -> Vec<Key> {
+    let Some((held, newest)) = held.zip(theirs.newest.as_ref()) else { return Vec::new() };
+    let there: BTreeSet<&Key> = theirs.items.iter().map(|(key, _)| key).collect();
+    let vouched = |key: &Key| {
+        let told = theirs.complete.iter().find(|(kind, _)| *kind == key.kind);
+        let older = |epoch: &Epoch| {
+            held.complete().get(&key.kind).is_some_and(|held| epoch.is_older_than(held))
+        };
+        told.is_some_and(|(_, epoch)| {
+            counts_absence(&key.owner, epoch, Some(newest)) && !older(epoch)
+        })
+    };
+    let gone = held.records().filter(|(key, entry)| {
+        let known = entry.origin().is_some_and(|origin| before(&origin.newest()));
+        key.kind != Kind::Beacon && known && !there.contains(key) && vouched(key)
+    });
+    gone.map(|(key, _)| key.clone()).collect()
+}
