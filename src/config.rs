@@ -296,7 +296,7 @@ impl ControlPlaneConfig {
             (Duration::from_secs(1)..=Duration::from_hours(1)).contains(&ttl),
             "leaderTtl: {ttl:?} is not from 1s to 1h"
         );
-        self.store.as_ref().map_or(Ok(()), |store| store.check(ttl))
+        self.store.as_ref().map_or(Ok(()), StoreConfig::check)
     }
 
     /// The region's replicas but this one, as far as it can be told from them.

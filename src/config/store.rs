@@ -98,14 +98,14 @@ fn request_timeout() -> Span {
 }
 
 impl StoreConfig {
-    /// What no single field can show to be wrong, for leaders of this `leader_ttl`.
-    pub(crate) fn check(&self, leader_ttl: Duration) -> anyhow::Result<()> {
-        self.etcd.as_ref().map_or(Ok(()), |etcd| etcd.check(leader_ttl))
+    /// What no single field can show to be wrong.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.etcd.as_ref().map_or(Ok(()), EtcdStore::check)
     }
 }
 
 impl EtcdStore {
-    fn check(&self, leader_ttl: Duration) -> anyhow::Result<()> {
+    fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.endpoints.is_empty(), "store.etcd.endpoints: no endpoint");
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             anyhow::ensure!(
@@ -135,20 +135,6 @@ impl EtcdStore {
             "store.etcd.requestTimeout: less than 100 ms"
         );
         anyhow::ensure!(self.quota != Some(0), "store.etcd.quota: nothing fits into 0 bytes");
-        self.check_share(leader_ttl)
-    }
-
-    /// Each of several members is asked for its share of the time, and a candidate's term counts from
-    /// before it asks for it: one that is frozen must leave some of that. One member alone has nobody
-    /// to be left for.
-    fn check_share(&self, leader_ttl: Duration) -> anyhow::Result<()> {
-        let members = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
-        let whole = self.request_timeout.0;
-        let share = whole / members;
-        anyhow::ensure!(
-            members < 2 || share < leader_ttl,
-            "store.etcd.requestTimeout: {whole:?} over {members} endpoints is {share:?} for each, not less than leaderTtl {leader_ttl:?}"
-        );
         Ok(())
     }
 }

@@ -114,11 +114,6 @@ fn what_is_wrong_with_a_regions_settings_is_named() {
     etcd("endpoints: ['https://h:0']", "is not https://HOST:PORT");
     etcd("endpoints: ['https://h:1/v3']", "is not https://HOST:PORT");
     etcd("endpoints: ['https://h:1', 'https://h:1/']", "endpoints[1]: https://h:1 stands twice");
-    let slow = "endpoints: ['http://a:1', 'http://b:1'], requestTimeout: 6s";
-    etcd(
-        slow,
-        "store.etcd.requestTimeout: 6s over 2 endpoints is 3s for each, not less than leaderTtl 3s",
-    );
     etcd("endpoints: ['https://a:1', 'http://b:1']", "some are https and some are http");
     etcd("endpoints: ['http://a:1'], ca: x", "store.etcd.ca: the endpoints are http");
     etcd("endpoints: ['https://a:1'], cert: x", "https needs ca, cert and key");
@@ -157,12 +152,6 @@ fn a_password_in_an_endpoint_is_refused_and_not_repeated() {
     let error = control_plane(line).unwrap_err();
     assert!(error.contains("store.etcd.endpoints[0]: name user and passwordFile"), "{error}");
     assert!(!error.contains("secret"), "{error}");
-}
-
-#[test]
-fn a_single_endpoint_may_take_longer_than_a_leaders_term() {
-    let line = "store: {etcd: {endpoints: ['http://h:1'], requestTimeout: 10s}}";
-    control_plane(line).unwrap().check().unwrap();
 }
 
 #[test]
