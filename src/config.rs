@@ -6,6 +6,8 @@
 
 mod limits;
 mod store;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -128,10 +130,12 @@ pub(crate) struct ControlPlaneConfig {
     /// The namespaces that a cluster may speak of and is told of; all, if it is not named.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) entitlements: BTreeMap<ClusterId, Namespaces>,
-    /// Regions that issue for this one's clusters while it is stale, the first that is up.
+    /// Regions that are to issue for this one's clusters while it is stale, the first that is up.
+    /// Published and compared; nothing acts upon it yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) stand_ins: Vec<RegionName>,
-    /// Regions in the order in which policy is activated.
+    /// Regions in the order in which policy is to be activated. Published and compared; nothing acts
+    /// upon it yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) rollout_order: Vec<RegionName>,
     /// Where operators' calls are taken; `operator.sock` in the state directory by default.
@@ -283,6 +287,7 @@ impl ControlPlaneConfig {
             "distances.{}: this region itself",
             self.region
         );
+        self.check_addresses()?;
         self.check_order("standIns", &self.stand_ins, false)?;
         self.check_order("rolloutOrder", &self.rollout_order, true)?;
         self.limits.check()?;
@@ -291,7 +296,24 @@ impl ControlPlaneConfig {
             (Duration::from_secs(1)..=Duration::from_hours(1)).contains(&ttl),
             "leaderTtl: {ttl:?} is not from 1s to 1h"
         );
-        self.store.as_ref().map_or(Ok(()), StoreConfig::check)
+        self.store.as_ref().map_or(Ok(()), |store| store.check(ttl))
+    }
+
+    /// The region's replicas but this one, as far as it can be told from them.
+    pub(crate) fn other_replicas(&self) -> Option<Dials> {
+        let own = Dial::from(self.listen.grpc);
+        Dials::of(self.addresses.iter().filter(|address| **address != own).cloned().collect())
+    }
+
+    /// Without `addresses` the region gives out where this replica listens.
+    fn check_addresses(&self) -> anyhow::Result<()> {
+        let listens = self.listen.grpc;
+        let dialled = !listens.ip().is_unspecified() && listens.port() != 0;
+        anyhow::ensure!(
+            dialled || !self.addresses.is_empty(),
+            "addresses: name what peers and agents dial, listen.grpc {listens} is nothing to dial"
+        );
+        Ok(())
     }
 
     fn check_order(&self, field: &str, list: &[RegionName], ourselves: bool) -> anyhow::Result<()> {
@@ -382,141 +404,4 @@ pub(crate) fn search_path() -> Vec<PathBuf> {
 #[expect(clippy::disallowed_methods, reason = "this module is the one that may")]
 pub(crate) fn log_filter(default: &str) -> String {
     std::env::var("TOMBOLO_LOG").unwrap_or_else(|_| default.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const AGENT: &str = "
-mesh: demo.example
-region: us-west1
-cluster: alpha
-stateDir: /var/lib/tombolo
-identity: /etc/tombolo
-listen: {grpc: '127.0.0.1:1', dns: '127.0.0.1:2', admin: '127.0.0.1:3'}
-controlPlane: 127.0.0.1:7443
-source: {directory: /manifests}
-";
-
-    #[test]
-    fn an_agent_needs_no_more_than_this() {
-        let config: AgentConfig = parse(AGENT).unwrap();
-        assert_eq!(config.cluster_id().unwrap().as_str(), "us-west1-alpha");
-        assert!(!config.source.export_all && config.network.is_empty());
-        assert_eq!(guard::Settings::from(config.guard), guard::Settings::default());
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        let check = |from: &str, to: &str, why: &str| {
-            let text = AGENT.replace(from, to);
-            assert_ne!(text, AGENT, "{from}");
-            let error = parse::<AgentConfig>(&text).unwrap_err();
-            assert!(error.contains(why), "{error}");
-        };
-        check("mesh:", "mash:", "unknown field `mash`");
-        check("{directory:", "{exportall: true, directory:", "source");
-        check("127.0.0.1:2", "127.0.0.1", "listen.dns");
-        check("us-west1", "US", "region: \"US\" is not a region name");
-        check("cluster: alpha", "", "missing field `cluster`");
-        let guard = "cluster: alpha\nguard: {percent: 101}";
-        check("cluster: alpha", guard, "guard.percent: 101 is no share: expected 0 to 100");
-        let guard = "cluster: alpha\nguard: {windowSeconds: -1}";
-        check("cluster: alpha", guard, "guard.windowSeconds");
-        check(
-            "controlPlane: 127.0.0.1:7443",
-            "controlPlane: nowhere",
-            "\"nowhere\" is not HOST:PORT",
-        );
-        check("127.0.0.1:7443", "host:0", "controlPlane: \"host:0\" is not HOST:PORT");
-    }
-
-    #[test]
-    fn a_region_has_each_other_region_for_a_peer_once() {
-        let check = |peers: &str, why: &str| {
-            let error = control_plane(&format!("peers: {peers}")).unwrap().check().unwrap_err();
-            assert!(error.to_string().contains(why), "{error}");
-        };
-        check("[{region: us-west1, address: 'h:1'}]", "peers[0]: us-west1 is this region itself");
-        check(
-            "[{region: eu, address: 'h:1'}, {region: eu, address: 'h:2'}]",
-            "peers[1]: eu is a peer",
-        );
-    }
-
-    /// A control plane of us-west1 with this besides.
-    fn control_plane(line: &str) -> Result<ControlPlaneConfig, String> {
-        let text = AGENT.replace("cluster: alpha", line);
-        let of_agents =
-            |line: &&str| line.starts_with("controlPlane") || line.starts_with("source");
-        parse(&text.lines().filter(|line| !of_agents(line)).collect::<Vec<_>>().join("\n"))
-    }
-
-    #[test]
-    fn settings_of_the_region_are_read_and_the_defaults_are_the_documented_ones() {
-        let plain = control_plane("").unwrap();
-        assert_eq!(plain.leader_ttl, Span(Duration::from_secs(3)));
-        assert_eq!(plain.operator_socket(), Path::new("/var/lib/tombolo/operator.sock"));
-        assert!(plain.store.is_none());
-        plain.check().unwrap();
-
-        let lines = "entitlements: {us-west1-a: [shop, pay], us-west1-b: ['*']}
-leaderTtl: 1m 30s
-standIns: [eu]
-rolloutOrder: [eu, us-west1]
-peers: [{region: eu, address: ['h:1', 'h:2']}]
-operatorSocket: /run/o.sock
-store: {etcd: {endpoints: ['https://e:2379'], ca: a, cert: b, key: c, user: u, passwordFile: p}}";
-        let config = control_plane(lines).unwrap();
-        config.check().unwrap();
-        assert_eq!(config.leader_ttl.0, Duration::from_secs(90));
-        assert_eq!(config.peers[0].address.as_slice().len(), 2);
-        assert_eq!(config.operator_socket(), Path::new("/run/o.sock"));
-        let again = serde_json::to_string(&config).unwrap();
-        let again: ControlPlaneConfig = parse(&again).unwrap();
-        assert_eq!(again.entitlements, config.entitlements);
-        assert_eq!(again.leader_ttl, config.leader_ttl);
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_regions_settings_is_named() {
-        let check = |line: &str, why: &str| {
-            let error = match control_plane(line) {
-                Ok(config) => config.check().expect_err(line).to_string(),
-                Err(error) => error,
-            };
-            assert!(error.contains(why), "{line}: {error}");
-        };
-        check("leaderTtl: 500ms", "leaderTtl: 500ms is not from 1s to 1h");
-        check("leaderTtl: soon", "leaderTtl: \"soon\" is not a length of time");
-        check("leaderTtl: -3s", "leaderTtl");
-        check("standIns: [eu, us-west1]", "standIns[1]: us-west1 is this region itself");
-        check("standIns: [eu, eu]", "standIns[1]: eu stands twice");
-        check("rolloutOrder: [eu, us-west1, eu]", "rolloutOrder[2]: eu stands twice");
-        check("distances: {us-west1: 1}", "distances.us-west1: this region itself");
-        check("entitlements: {eu-a: [shop]}", "entitlements.eu-a: not a cluster of this region");
-        check("entitlements: {us-west1-a: [shop, '*']}", "stands alone");
-        check("entitlements: {us-west1-a: [Shop]}", "namespace");
-        check("peers: [{region: eu, address: []}]", "peers[0].address: no address");
-        check("peers: [{region: eu, address: ['h:1', 'h:1']}]", "h:1 stands twice");
-        check("peers: [{region: eu, address: [nowhere]}]", "\"nowhere\" is not HOST:PORT");
-        let etcd = |rest: &str, why: &str| check(&format!("store: {{etcd: {{{rest}}}}}"), why);
-        etcd("endpoints: []", "store.etcd.endpoints: no endpoint");
-        etcd("endpoints: ['h:1']", "store.etcd.endpoints[0]: \"h:1\" is not https://HOST:PORT");
-        etcd("endpoints: ['https://a:1', 'http://b:1']", "some are https and some are http");
-        etcd("endpoints: ['http://a:1'], ca: x", "store.etcd.ca: the endpoints are http");
-        etcd("endpoints: ['https://a:1'], cert: x", "https needs ca, cert and key");
-        etcd("endpoints: ['http://a:1'], user: x", "user and passwordFile go together");
-        etcd("endpoints: ['http://a:1'], requestTimeout: 1ms", "store.etcd.requestTimeout");
-        etcd("endpoint: x", "unknown field `endpoint`");
-    }
-
-    #[test]
-    fn an_agents_region_may_have_several_addresses() {
-        let text = AGENT.replace("127.0.0.1:7443", "['127.0.0.1:7443', 'h:2']");
-        let config: AgentConfig = parse(&text).unwrap();
-        assert_eq!(config.control_plane.as_slice().len(), 2);
-        assert!(config.uses.is_empty());
-    }
 }

@@ -252,7 +252,7 @@ fn manifests_as_projects_publish_them_are_read_counted_and_exported_on_demand() 
     // Services without endpoints exist, and say exactly that.
     let web = Question::udp(agent.dns, "web.site.svc.clusterset.local", "A").dig(&[])?;
     assert!(web.is_nodata(), "{web:?}");
-    // Without a pod a headless one has no name either (MCS R73).
+    // Without a pod a headless one has no name either.
     let db = Question::udp(agent.dns, "db.data.svc.clusterset.local", "A").dig(&[])?;
     assert_eq!(db.status, "NXDOMAIN");
     let admin = agent.admin.to_string();

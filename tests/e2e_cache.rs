@@ -234,6 +234,8 @@ fn with_both_images_damaged_what_is_not_known_is_servfail_and_status_says_so() -
     let status = ask::status(listens.admin)?;
     assert_eq!(status["cache"]["problems"].as_array().map(Vec::len), Some(2), "{status}");
     assert!(status["cache"]["restored"].is_null() && status["ready"] == false, "{status}");
+    run(&["decisions", "--admin", &listens.admin.to_string()])?
+        .assert_refused(&["does not know yet what was decided"]);
     process.kill()
 }
 

@@ -243,5 +243,27 @@ fn client_certificates_and_passwords_are_used_and_what_is_wrong_with_them_is_sai
     let address = regions.manifests.us(1, 95);
     regions.manifests.write("us-west1/alpha/search.yaml", &service("search", &address))?;
     regions.all_answer("search", &[address], HEALED)?;
+    compaction_needs_root(&mut regions)?;
     regions.end()
+}
+
+/// What its user may not do is said by the leader, who is asked and not the store.
+fn compaction_needs_root(regions: &mut Regions) -> anyhow::Result<()> {
+    let leader = regions.leader(EU)?;
+    let grows = |regions: &Regions, name: &str| {
+        let alarms = regions.status(name)?["store"]["alarms"].take().to_string();
+        anyhow::Ok(alarms.contains("history cannot be compacted"))
+    };
+    wait_for("what cannot be compacted is shown", TOLD, || {
+        ask::same(&grows(regions, &leader)?, &true)
+    })?;
+    for name in replicas(EU).iter().filter(|name| **name != leader) {
+        assert!(!grows(regions, name)?, "{name} does not lead");
+    }
+    regions.etcd(EU)?.ctl(&["user", "grant-role", "tombolo", "root"])?;
+    wait_for("it is compacted", TOLD, || {
+        let store = regions.status(&leader)?["store"].take();
+        ensure!(store["compactedAgeSeconds"].is_number() && store["alarms"].is_null(), "{store}");
+        Ok(())
+    })
 }

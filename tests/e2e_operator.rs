@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use common::manifests::{Manifests, service};
 use common::processes::Apart;
 use common::{EU, Ended, SOON, US, ask, run, tombolo};
@@ -137,6 +137,11 @@ fn clusters_and_regions_leave_by_an_operators_word_alone() -> anyhow::Result<()>
         &["ask a control plane of europe-west4"],
     );
     mesh.all_answer("NOERROR")?;
+    let dry = ["leave", EU_BETA, "--live", "--dry-run"];
+    let would = mesh.operate(EU, &dry)?;
+    assert!(would.code == 0 && would.stdout.contains("would leave"), "{would:?}");
+    assert!(would.stdout.contains("europe-west4/europe-west4-beta: "), "{would:?}");
+    assert_eq!(decisions(mesh.admin(EU))?.len(), 0);
     let done = wait_for("its silence is known", SILENT, || {
         let ended = mesh.operate(EU, &["leave", EU_BETA, "--note", "burnt down"])?;
         ensure!(ended.code == 0, "{ended:?}");
@@ -213,6 +218,8 @@ fn who_may_ask_and_what_is_refused(mesh: &Running<'_>) -> anyhow::Result<()> {
     run(&nowhere)?
         .assert_refused(&["cannot reach the process behind /no/such.sock", "--config FILE"]);
     run(&["leave", "us-west1-alpha"])?.assert_refused(&["which process?", "--socket PATH"]);
+    let relative = ["leave", "us-west1-alpha", "--socket", "state/operator.sock"];
+    run(&relative)?.assert_refused(&["state/operator.sock", "a relative stateDir"]);
     let dead = scratch_file(&mesh.apart.path("no-socket"))?;
     run(&["leave", "us-west1-alpha", "--socket", &dead])?.assert_refused(&[&dead, "cannot reach"]);
     Ok(())
@@ -271,8 +278,64 @@ fn a_dead_region_leaves(mut mesh: Running<'_>) -> anyhow::Result<()> {
         mesh.processes.insert(name.to_owned(), process);
     }
     wait_for("it is back", REJOINED, || mesh.all_see(3))?;
-    // The cluster that left is still refused, or would be back by now: nobody runs it.
+    // The cluster that left is still refused, and whoever runs it is told.
+    let process = mesh.apart.start(EU_BETA)?;
+    mesh.processes.insert(EU_BETA.to_owned(), process);
+    wait_for("the cluster that left is refused", REJOINED, || {
+        let links = ask::status(mesh.admin(EU_BETA))?["links"].to_string();
+        ensure!(links.contains("left the mesh for good"), "{links}");
+        let metrics = http::get(mesh.admin(EU), "/metrics")?.text();
+        let counted = "tombolo_federation_refused_streams_total{call=\"publish\",reason=\"left\"}";
+        ensure!(metrics.contains(counted), "{metrics}");
+        Ok(())
+    })?;
+    assert!(mesh.log(EU)?.contains("a cluster that left the mesh was refused"));
+    assert_eq!(ask::exporters(mesh.admin(EU), "cart")?.len(), 3);
     mesh.end()
+}
+
+#[test]
+fn an_admin_address_off_loopback_has_probes_alone_and_the_operator_socket_the_rest()
+-> anyhow::Result<()> {
+    let scratch = Scratch::new("operator-reads")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let mut config = apart.control_plane_config(US);
+    config["listen"]["admin"] = "0.0.0.0:0".into();
+    let file = apart.write_config(US, &config)?;
+    let mut process = apart.start(US)?;
+    let admin = wait_for("it says where it listens", SOON, || {
+        let log = process.stderr()?;
+        let (_, rest) = log.split_once(" admin=0.0.0.0:").context("not yet")?;
+        let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        anyhow::Ok(SocketAddr::from(([127, 0, 0, 1], port.parse()?)))
+    })?;
+    wait_for("it is ready", REJOINED, || {
+        let ready = http::get(admin, "/readyz")?;
+        ensure!(ready.status == 200, "{}", ready.text());
+        Ok(())
+    })?;
+    for path in ["/livez", "/metrics"] {
+        assert_eq!(http::get(admin, path)?.status, 200, "{path}");
+    }
+    for path in ["/api/v1/status", "/api/v1/services", "/api/v1/proxies"] {
+        assert_eq!(http::get(admin, path)?.status, 404, "{path}");
+    }
+    let hint = ["404", "is not on loopback", "--config FILE or --socket PATH"];
+    run(&["decisions", "--admin", &admin.to_string()])?.assert_refused(&hint);
+
+    let socket = apart.path("state-us-west1/operator.sock");
+    let verbs: [&[&str]; 4] = [&["status"], &["services"], &["decisions"], &["dns", "nobody.shop"]];
+    for verb in verbs {
+        for to in [["--config", &file], ["--socket", &socket]] {
+            let shown = run(&[verb, &to, &["-o", "json"]].concat())?;
+            assert!(shown.code < 2, "{verb:?} {to:?}: {shown:?}");
+            serde_json::from_str::<Value>(&shown.stdout)?;
+        }
+    }
+    assert!(process.terminate(Duration::from_secs(10))?.success());
+    run(&["status", "--config", &file])?.assert_refused(&["cannot reach the process behind"]);
+    Ok(())
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! [`Bundles::accept`] is the only way in. Promises: which bundles are held depends on which were
 //! seen and not on their order; a bundle that cannot be read or accepted changes nothing, so that
 //! "fetch failed" never becomes "trust nobody". Turned down: a merged pool of all regions' CAs,
-//! in which each could mint the others' names (XDS T3).
+//! in which each could mint the others' names.
 //!
 //! A limit of bundles that are configured as files: the newest generation seen of a region, below
 //! which [`BundleError::TooOld`] refuses, is known in memory only, and for as long as its file is
@@ -330,7 +330,7 @@ impl Bundles {
         Ok(Self { mesh, roots: roots.into(), by_domain: BTreeMap::new() })
     }
 
-    /// Takes `bundle` in if its proof holds (DESIGN section 8) and its generation is not older
+    /// Takes `bundle` in if its proof holds and its generation is not older
     /// than the last but one.
     ///
     /// # Errors

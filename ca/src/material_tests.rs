@@ -91,7 +91,7 @@ fn what_does_not_belong_together_is_refused() {
     assert!(matches!(none, Err(MaterialError::Roots(BundleError::NoRoot))), "{none:?}");
 }
 
-/// RELIABILITY 3.2: "fetch failed" never becomes "empty", and one bad file costs no other.
+/// "Fetch failed" never becomes "empty", and one bad file costs no other.
 #[test]
 fn a_broken_bundle_keeps_what_it_held_and_a_removed_one_does_not() {
     let dir = tempfile::tempdir().unwrap();

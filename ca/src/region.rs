@@ -3,7 +3,7 @@
 //! The self-signed one is what verifiers anchor on; the one by the mesh root is the proof that
 //! admits the first into the mesh, names the trust domain and carries the key's generation. An
 //! issuing certificate by the shared root as the anchor was turned down: every region could then
-//! mint every other region's names (RELIABILITY 0.2).
+//! mint every other region's names.
 //!
 //! Promises: leaves are X.509-SVIDs of this region and of no other, live no longer than both
 //! certificates, and hold nothing that the caller chose but the public key; an issuer that is
@@ -34,8 +34,7 @@ use crate::x509::{self, Validity};
 /// Two years for a region's certificates.
 pub const LIFETIME: Duration = Duration::from_hours(2 * 365 * 24);
 
-/// A day for a leaf: with renewal at half life, 12 hours without a CA are survived (RELIABILITY
-/// P2).
+/// A day for a leaf: with renewal at half life, 12 hours without a CA are survived.
 pub const LEAF_LIFETIME: Duration = Duration::from_hours(24);
 
 /// What an issuer must have left to issue. A shorter leaf would be due for renewal almost at once,
@@ -198,7 +197,7 @@ impl RegionCa {
     ///
     /// # Errors
     /// When the identity is not of this region, or this CA's own certificates are not valid now
-    /// (RELIABILITY P31) or end before [`SHORTEST_LEAF`] (and before `grant`) does.
+    /// or end before [`SHORTEST_LEAF`] (and before `grant`) does.
     pub fn issue(
         &self,
         grant: &Grant,

@@ -53,7 +53,7 @@ fn asking_for_nothing_or_for_the_proven_id_is_fine() {
     check(&csr(&params)).unwrap();
 }
 
-/// B1, B2, B4, B5, B11, B12 of RELIABILITY 3.3: refused, whatever is asked for beyond one's own.
+/// Refused, whatever is asked for beyond one's own.
 #[test]
 fn asking_for_more_is_refused() {
     let own = uri(&proven().to_string());

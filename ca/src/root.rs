@@ -24,8 +24,7 @@ use crate::x509::{self, CertificateError, Validity, View};
 /// of them to be in a hurry.
 pub const LIFETIME: Duration = Duration::from_hours(20 * 365 * 24);
 
-/// Certificates begin this long before they are made, as clocks may be 10 minutes apart
-/// (RELIABILITY P24).
+/// Certificates begin this long before they are made, as clocks may be 10 minutes apart.
 pub const BACKDATE: Duration = Duration::from_mins(10);
 
 /// What can go wrong while making certificates, or loading what makes them.

@@ -1,7 +1,7 @@
 //! The CA's gRPC service: who is given a certificate, and for what.
 //!
-//! Promises: a certificate is for the identity that the caller proved and no other (RELIABILITY
-//! P30); an unknown kind of proof is refused before anything else is looked at; every issuance and
+//! Promises: a certificate is for the identity that the caller proved and no other;
+//! an unknown kind of proof is refused before anything else is looked at; every issuance and
 //! every refusal is one line of the log's `audit` target. Left to others: rate limits (the
 //! server's layers), and which identities may exist at all.
 

@@ -6,7 +6,7 @@ use tonic::Code;
 use super::*;
 use crate::identity::Identity;
 use crate::material::Credential;
-use crate::testing::{Mesh, NOW, agent, at, workload};
+use crate::testing::{Mesh, NOW, agent, at, control_plane, workload};
 
 fn csr() -> Vec<u8> {
     let key = KeyPair::generate().unwrap();
@@ -34,6 +34,19 @@ fn the_answer_is_for_whom_the_proof_is_and_where() {
     assert_eq!(peer.identity, agent("west", "west-a"));
     assert_eq!(peer.origin, proof.peer().origin);
     assert_eq!(peer.expires, at(3600 + 24 * 3600));
+}
+
+/// A replica of the region whose CA is another replica's.
+#[test]
+fn a_control_plane_is_renewed_by_its_own_regions_ca_alone() {
+    let mesh = Mesh::new();
+    let (own, other) = (control_plane("west"), control_plane("east"));
+    let (own, other) = (proven(&mesh.west, own, DAY), proven(&mesh.east, other, DAY));
+    let authority = authority(mesh.west, at(3600));
+    let leaf = authority.issue(&own, &csr()).unwrap();
+    let peer = crate::tls::peer_identity(&leaf.chain, authority.ca.mesh()).unwrap();
+    assert_eq!(peer.identity, control_plane("west"));
+    assert!(matches!(authority.issue(&other, &csr()), Err(SignError::NotPermitted(_))));
 }
 
 /// A leaf that was cut short by its issuer's end does not pass that on.

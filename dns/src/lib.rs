@@ -10,7 +10,7 @@
 //! keep. Every negative answer carries the SOA. No byte that a client sends ends the server.
 //!
 //! Leaves to others: what the catalog holds (`tombolo-federation`), recursion and forwarding (the
-//! cluster's own DNS), `cluster.local` (never ours, MCS R83).
+//! cluster's own DNS), `cluster.local` (never ours).
 
 pub mod answer;
 pub mod explain;

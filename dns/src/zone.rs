@@ -7,7 +7,7 @@ use hickory_proto::rr::rdata::{NS, SOA};
 use hickory_proto::rr::{Name, RData, Record};
 use tombolo_federation::names::MeshDomain;
 
-/// Seconds that any answer may be kept, positive or negative (MCS R81). A resolver's cache is then
+/// Seconds that any answer may be kept, positive or negative. A resolver's cache is then
 /// never further behind the mesh than this.
 pub(crate) const TTL: u32 = 5;
 
@@ -28,7 +28,7 @@ pub enum InvalidZone {
         "{0:?} is not a zone: expected DNS labels joined by '.', short enough for names below it"
     )]
     Malformed(String),
-    /// Kubernetes' own zone, in which names are a cluster's own (MCS R83).
+    /// Kubernetes' own zone, in which names are a cluster's own.
     #[error(
         "{0:?} is Kubernetes' own zone and is never served here: expected another, for example clusterset.local"
     )]
@@ -72,7 +72,7 @@ impl Zone {
     }
 
     /// `labels` (leaf first) below the zone, or `None` where that is no valid name: what does not
-    /// fit into a name simply does not exist (MCS R59).
+    /// fit into a name simply does not exist.
     pub(crate) fn below(&self, labels: &[&str]) -> Option<Name> {
         let labels = labels.iter().map(|label| label.as_bytes());
         Name::from_labels(labels.chain(self.origin.iter())).ok()

@@ -1,4 +1,4 @@
-//! The keys of stored records (DESIGN section 4, a wire format).
+//! The keys of stored records, a wire format.
 //!
 //! `/tombolo/v1/<region>/<cluster or _>/<kind>/<namespace or _>/<name>[/<part>]`. Owns: the one
 //! place that writes and reads them. Promises: [`Key`]s print to distinct texts and read back to

@@ -151,7 +151,7 @@ impl Bootstrap {
 }
 
 impl Tls {
-    /// Each trust domain's certificates are verified against that domain's bundle alone (XDS T3).
+    /// Each trust domain's certificates are verified against that domain's bundle alone.
     fn transport_socket(&self) -> Value {
         let domains: Vec<Value> = self
             .bundles

@@ -1,10 +1,10 @@
 //! Who a client is, as far as that decides what it is sent.
 //!
-//! Owns [`ClientClass`], the only thing besides the catalog that an encoder sees (XDS S1), and its
+//! Owns [`ClientClass`], the only thing besides the catalog that an encoder sees, and its
 //! projections: each type of resource takes just the fields that it reads, so that clients which
-//! differ elsewhere share one encoding (XDS S2), and no input can be forgotten in a cache key.
+//! differ elsewhere share one encoding, and no input can be forgotten in a cache key.
 //! Promises: region, cluster and network come from an authenticated [`ProxyIdentity`], never from
-//! the node message, which may only refine the zone (XDS T6). Leaves to others: authentication.
+//! the node message, which may only refine the zone. Leaves to others: authentication.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct ClientLocality {
     pub network: Arc<str>,
 }
 
-/// Which implementation of xDS a client has: both want other bytes for the same intent (XDS G17).
+/// Which implementation of xDS a client has: both want other bytes for the same intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientKind {

@@ -70,7 +70,7 @@ pub(crate) fn host(key: &ServiceKey, zone: &str) -> String {
 
 impl Target<'_> {
     /// The name of the cluster, and of its endpoints: one per cluster, since a new cluster on a
-    /// name that is already subscribed produces no request and stalls (XDS X41). Stable for the
+    /// name that is already subscribed produces no request and stalls. Stable for the
     /// life of the service, so that connections and statistics are.
     pub(crate) fn cluster_name(&self) -> String {
         format!("outbound|{}||{}", self.port.port, host(&self.service.key, self.zone))

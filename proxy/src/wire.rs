@@ -2,8 +2,8 @@
 //!
 //! Owns: wire-compatible subsets of the messages of `envoy.service.discovery.v3`. They exist beside
 //! `envoy-types` for two measured reasons. Bodies are [`Bytes`], so that one encoding is shared by
-//! all streams (XDS S3); and fields that are never used are skipped while decoding, above all the
-//! 516 extensions that Envoy's first request lists (XDS X4). The tests speak to the server with
+//! all streams; and fields that are never used are skipped while decoding, above all the
+//! 516 extensions that Envoy's first request lists. The tests speak to the server with
 //! `envoy-types`' messages, which holds the two to each other.
 
 use std::collections::HashMap;
@@ -123,7 +123,7 @@ pub(crate) struct ResourceError {
 }
 
 impl ResourceError {
-    /// There is no resource of this name (XDS X29).
+    /// There is no resource of this name.
     pub(crate) fn not_found(name: &str) -> Self {
         Self {
             resource_name: Some(ResourceName { name: name.to_owned() }),

@@ -1,4 +1,4 @@
-//! One GET of a loopback admin address, or one POST over a process's own socket.
+//! One GET of a loopback admin address, or one GET or POST over a process's own socket.
 
 use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -37,6 +37,26 @@ async fn exchange(address: &str, path: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// The body of `path` over the Unix socket at `socket`, if the answer is 200.
+pub(crate) async fn get_over(socket: &Path, path: &str) -> anyhow::Result<String> {
+    let exchange = async {
+        let request = Request::get(path).header(header::HOST, "operator").body(Full::default())?;
+        let (status, text) = send(dial(socket).await?, "the process", request).await?;
+        if !status.is_success() {
+            bail!("{path} over {} was answered {status}: {}", socket.display(), text.trim());
+        }
+        Ok(text)
+    };
+    tokio::time::timeout(DEADLINE, exchange).await.with_context(|| {
+        format!("{} did not answer within {} s", socket.display(), DEADLINE.as_secs())
+    })?
+}
+
+async fn dial(socket: &Path) -> anyhow::Result<UnixStream> {
+    let (short, _dir) = reachable(socket).with_context(|| no_socket(socket))?;
+    UnixStream::connect(short).await.with_context(|| no_socket(socket))
+}
+
 /// What `POST path` with a JSON document is answered over the Unix socket at `socket`, of whatever
 /// status, within `deadline`.
 pub(crate) async fn post(
@@ -47,26 +67,35 @@ pub(crate) async fn post(
 ) -> anyhow::Result<(StatusCode, String)> {
     let shown = socket.display();
     let exchange = async {
-        let (short, _dir) = reachable(socket).with_context(|| no_socket(socket))?;
-        let stream = UnixStream::connect(short).await;
-        let stream = stream.with_context(|| no_socket(socket))?;
+        let stream = dial(socket).await?;
         let request = Request::post(path)
             .header(header::HOST, "operator")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::from(json))?;
         send(stream, "the process", request).await
     };
-    tokio::time::timeout(deadline, exchange)
-        .await
-        .with_context(|| format!("{shown} did not answer within {} s", deadline.as_secs()))?
+    tokio::time::timeout(deadline, exchange).await.with_context(|| {
+        let within = deadline.as_secs();
+        format!(
+            "{shown} did not answer within {within} s: it may have been done, see `tombolo \
+                 decisions` and the process's log"
+        )
+    })?
 }
 
 fn no_socket(socket: &Path) -> String {
+    let shown = socket.display();
+    if socket.is_relative() {
+        return format!(
+            "cannot reach the process behind {shown}, which is looked for from here: a relative \
+             stateDir is one of the directory that the process was started in; ask from there, or \
+             name the whole path with --socket PATH"
+        );
+    }
     format!(
-        "cannot reach the process behind {}: it has to run on this machine, and only its own user \
-         and root may open its socket; name another one with --socket PATH, or the process's file \
-         with --config FILE",
-        socket.display()
+        "cannot reach the process behind {shown}: it has to run on this machine, and only its own \
+         user and root may open its socket; name another one with --socket PATH, or the process's \
+         file with --config FILE"
     )
 }
 

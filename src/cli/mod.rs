@@ -3,6 +3,7 @@
 pub(crate) mod ca;
 pub(crate) mod http;
 pub(crate) mod operate;
+mod status;
 pub(crate) mod table;
 pub(crate) mod verbs;
 
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::operator_socket_of;
 use crate::demo::{EXAMPLES, PortChoice};
 
 /// Keeps services of Kubernetes clusters in several regions in step, answers their names, and
@@ -50,13 +52,7 @@ The demo writes working files: see config/ in its --state-dir.")]
 The demo writes working files: see config/ in its --state-dir.")]
     Agent(RoleArgs),
     /// Show how a process and its sources are.
-    #[command(
-        after_help = "Exit code: 0 when ready and nothing is stale, 1 otherwise, 2 when it cannot be asked.
-
-Examples:
-  tombolo status
-  tombolo status --admin 127.0.0.1:7112 -o json"
-    )]
+    #[command(after_help = status::HELP)]
     Status(AskArgs),
     /// Show merged services with their endpoints by cluster.
     #[command(after_help = "Examples:
@@ -80,7 +76,7 @@ Examples:
     Leave(operate::LeaveArgs),
     /// Show operators' decisions and what became of them.
     #[command(
-        after_help = "Exit code: 0 when all are applied, 1 when one waits, 2 when it cannot be asked.
+        after_help = "Exit code: 0 when none waits, 1 when one does, 2 when it cannot be asked.
 
 Examples:
   tombolo decisions
@@ -136,13 +132,37 @@ pub(crate) struct RoleArgs {
 /// Of a verb that asks a running process.
 #[derive(Debug, Args)]
 pub(crate) struct AskArgs {
-    /// Admin address of a control plane or an agent, HOST:PORT; `$TOMBOLO_ADMIN`, or the demo's first
-    /// region (127.0.0.1:7102) by default.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Admin address of a control plane or an agent, HOST:PORT; `$TOMBOLO_ADMIN`, then
+    /// `$TOMBOLO_SOCKET`, or the demo's first region (127.0.0.1:7102) by default.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["socket", "config"])]
     pub(crate) admin: Option<String>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
     /// How to show it.
     #[arg(long, short, value_enum, default_value = "table")]
     pub(crate) output: Output,
+}
+
+/// Which process, by its operator socket.
+#[derive(Debug, Args)]
+pub(crate) struct SocketArgs {
+    /// The process's operator socket; `$TOMBOLO_SOCKET` by default.
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    socket: Option<PathBuf>,
+    /// The process's configuration file, which says where its socket is.
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl SocketArgs {
+    /// The socket, if one was named.
+    fn named(&self) -> anyhow::Result<Option<PathBuf>> {
+        match (&self.socket, &self.config) {
+            (Some(socket), _) => Ok(Some(socket.clone())),
+            (None, Some(config)) => Ok(Some(operator_socket_of(config)?)),
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 /// Of `services`.

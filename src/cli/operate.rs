@@ -1,6 +1,5 @@
 //! Verbs that change something: they go over the process's own Unix socket.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use serde::Serialize;
 use tombolo_federation::names::{ClusterId, RegionName};
 
 use super::verbs::{decisions_table, show};
-use super::{Output, http};
-use crate::config::{operator_socket_of, socket_from_environment};
+use super::{Output, SocketArgs, http};
+use crate::config::socket_from_environment;
 use crate::role::operator::{APPROVE, Answer, Approve, LEAVE, Leave, Leaving};
 
 /// What a process may take: 10 s for the decision and what it says about a missing one.
@@ -40,6 +39,7 @@ after --withdraw. One that is alive is refused: stop it and wait for 30 s of sil
 Exit code: 0 when done, 1 when refused, 2 when it could not be asked.
 
 Examples:
+  tombolo leave us-west1-alpha --config control-plane.yaml --dry-run
   tombolo leave us-west1-alpha --config control-plane.yaml --note 'decommissioned'
   tombolo leave --region europe-west4 --config control-plane.yaml
   tombolo leave us-west1-alpha --withdraw --config control-plane.yaml";
@@ -47,12 +47,8 @@ Examples:
 /// Which process, and how to show its answer.
 #[derive(Debug, Args)]
 pub(crate) struct ProcessArgs {
-    /// The process's operator socket; `$TOMBOLO_SOCKET` by default.
-    #[arg(long, value_name = "PATH", conflicts_with = "config")]
-    socket: Option<PathBuf>,
-    /// The process's configuration file, which says where its socket is.
-    #[arg(long, short, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    socket: SocketArgs,
     /// Why, for those who read the decision later.
     #[arg(long, default_value = "")]
     note: String,
@@ -66,7 +62,7 @@ pub(crate) struct ProcessArgs {
 pub(crate) struct ApproveArgs {
     /// The cluster's id.
     cluster: ClusterId,
-    /// The hold's id.
+    /// The hold's id, or at least 4 characters with which it alone begins.
     hold: String,
     #[command(flatten)]
     process: ProcessArgs,
@@ -87,6 +83,9 @@ pub(crate) struct LeaveArgs {
     /// Take the decision back.
     #[arg(long)]
     withdraw: bool,
+    /// Say what would be removed, or withdrawn, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     process: ProcessArgs,
 }
@@ -105,8 +104,8 @@ pub(crate) async fn leave(args: &LeaveArgs) -> anyhow::Result<ExitCode> {
         (None, Some(region)) => Leaving::Region(region.clone()),
         (None, None) => bail!("name a CLUSTER, or a region with --region"),
     };
-    let LeaveArgs { live, withdraw, process, .. } = args;
-    let call_of = Leave { who, live: *live, withdraw: *withdraw, note: process.note.clone() };
+    let &LeaveArgs { live, withdraw, dry_run, ref process, .. } = args;
+    let call_of = Leave { who, live, withdraw, dry_run, note: process.note.clone() };
     call(process, LEAVE, &call_of).await
 }
 
@@ -115,12 +114,7 @@ async fn call(
     path: &str,
     call: &impl Serialize,
 ) -> anyhow::Result<ExitCode> {
-    let socket = match (&process.socket, &process.config) {
-        (Some(socket), _) => Some(socket.clone()),
-        (None, Some(config)) => Some(operator_socket_of(config)?),
-        (None, None) => socket_from_environment(),
-    };
-    let socket = socket.context(
+    let socket = process.socket.named()?.or_else(socket_from_environment).context(
         "which process? name its socket with --socket PATH, or its configuration file with --config FILE",
     )?;
     let (status, text) = http::post(&socket, path, serde_json::to_string(call)?, DEADLINE).await?;

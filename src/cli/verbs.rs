@@ -9,11 +9,10 @@ use serde::Deserialize;
 use tombolo_federation::sync::peers::Disagreement;
 
 use super::table::table;
-use super::{AskArgs, DnsArgs, Output, ServicesArgs, http};
-use crate::config::{CLUSTERSET_ZONE, admin_from_environment};
+use super::{AskArgs, DnsArgs, Output, ServicesArgs, http, status};
+use crate::config::{CLUSTERSET_ZONE, admin_from_environment, socket_from_environment};
 use crate::role::mesh::DecisionStatus;
-use crate::role::status::{CacheStatus, ServiceStatus, Services, SourceStatus, Status};
-use crate::role::store_health::StoreStatus;
+use crate::role::status::{CacheStatus, LinkStatus, ServiceStatus, Services, SourceStatus, Status};
 
 /// The demo's first region.
 const DEFAULT_ADMIN: &str = "127.0.0.1:7102";
@@ -37,11 +36,7 @@ impl From<Verdict> for ExitCode {
 pub(crate) async fn status(args: &AskArgs) -> anyhow::Result<ExitCode> {
     let text = ask(args, "/api/v1/status").await?;
     let status: Status = parse(&text)?;
-    let odd = |source: &SourceStatus| {
-        source.stale || !source.holds.is_empty() || source.suspect.is_some()
-    };
-    let verdict =
-        if status.ready && !status.sources.iter().any(odd) { Verdict::Good } else { Verdict::Bad };
+    let verdict = if status::is_well(&status) { Verdict::Good } else { Verdict::Bad };
     show(args.output, &text, || status_table(&status))?;
     Ok(verdict.into())
 }
@@ -61,10 +56,22 @@ pub(crate) async fn services(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
 /// `tombolo decisions`
 pub(crate) async fn decisions(args: &AskArgs) -> anyhow::Result<ExitCode> {
     let status: Status = parse(&ask(args, "/api/v1/status").await?)?;
-    let waiting = status.decisions.iter().any(|decision| decision.state != "applied");
-    let text = serde_json::to_string(&status.decisions)?;
-    show(args.output, &text, || decisions_table(&status.decisions))?;
+    let decisions = decided(&status)?;
+    let waiting = decisions.iter().any(|decision| decision.state == "waiting");
+    let text = serde_json::to_string(decisions)?;
+    show(args.output, &text, || decisions_table(decisions))?;
     Ok(if waiting { Verdict::Bad } else { Verdict::Good }.into())
+}
+
+/// What is not known is not nothing.
+fn decided(status: &Status) -> anyhow::Result<&[DecisionStatus]> {
+    let waiting = match &status.pending[..] {
+        [] => "what its region says of itself".to_owned(),
+        pending => pending.join(", "),
+    };
+    let unknown =
+        || format!("the process does not know yet what was decided: it waits for {waiting}");
+    status.decisions.as_deref().with_context(unknown)
 }
 
 /// The parts of a DNS answer that the table shows; `-o json` has all of it.
@@ -99,8 +106,16 @@ pub(crate) async fn dns(args: &DnsArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn ask(args: &AskArgs, path: &str) -> anyhow::Result<String> {
-    let admin = args.admin.clone().or_else(admin_from_environment);
-    http::get(admin.as_deref().unwrap_or(DEFAULT_ADMIN), path).await
+    if let Some(socket) = args.socket.named()? {
+        return http::get_over(&socket, path).await;
+    }
+    if let Some(admin) = args.admin.clone().or_else(admin_from_environment) {
+        return http::get(&admin, path).await;
+    }
+    match socket_from_environment() {
+        Some(socket) => http::get_over(&socket, path).await,
+        None => http::get(DEFAULT_ADMIN, path).await,
+    }
 }
 
 fn parse<T: for<'a> Deserialize<'a>>(text: &str) -> anyhow::Result<T> {
@@ -150,17 +165,7 @@ fn escape(text: &str) -> String {
 }
 
 fn status_table(status: &Status) -> String {
-    let cluster = status.cluster.as_ref().map(|id| format!(", cluster {id}")).unwrap_or_default();
-    let state = if status.ready { "ready" } else { "not ready" };
-    let leader = match status.leader {
-        Some(true) => ", leads",
-        Some(false) => ", follows",
-        None => "",
-    };
-    let mut text = format!(
-        "{} of region {}{cluster}: {state}{leader} (mesh {}, version {})\n",
-        status.role, status.region, status.mesh, status.version
-    );
+    let mut text = status::head(status);
     for what in &status.pending {
         let _ = writeln!(text, "waiting for {what}");
     }
@@ -174,19 +179,20 @@ fn status_table(status: &Status) -> String {
             catalog.digest.get(..12).unwrap_or(&catalog.digest)
         );
     }
-    if let Some(expires) = status.certificate_expires {
-        let _ = writeln!(text, "certificate until {expires}, {} proxies connected", status.proxies);
-    }
-    text.push_str(&store_lines(status.store.as_ref()));
+    text.push_str(&status::certificate_lines(status));
+    text.push_str(&status::store_lines(status.store.as_ref()));
     text.push_str(&cache_lines(&status.cache));
     let _ = writeln!(text, "\n{}", sources_table(&status.sources));
     text.push_str(&held(&status.sources));
-    let _ = writeln!(text, "\n{}", links_table(status));
+    if let Some(members) = status::members_table(status.store.as_ref()) {
+        let _ = writeln!(text, "\n{members}");
+    }
+    let _ = writeln!(text, "\n{}", links_table(&status.links));
     if !status.disagreements.is_empty() {
         let _ = writeln!(text, "\n{}", disagreements_table(&status.disagreements));
     }
-    if !status.decisions.is_empty() {
-        let _ = writeln!(text, "\n{}", decisions_table(&status.decisions));
+    if let Some(decisions) = status.decisions.as_ref().filter(|all| !all.is_empty()) {
+        let _ = writeln!(text, "\n{}", decisions_table(decisions));
     }
     for problem in &status.problems {
         let _ = writeln!(text, "\nproblem: {problem}");
@@ -197,39 +203,13 @@ fn status_table(status: &Status) -> String {
     text
 }
 
-fn store_lines(store: Option<&StoreStatus>) -> String {
-    let mut text = String::new();
-    let Some(store) = store else { return text };
-    if let Some(problem) = &store.problem {
-        let _ = writeln!(text, "store: not followed ({problem}), what was read last is served");
-    }
-    if let Some(found) = &store.other_history {
-        let times = store.other_histories;
-        let _ = writeln!(
-            text,
-            "store: it was restored or lost, {times} time(s), the last time {found}"
-        );
-    }
-    if store.lost > 0 {
-        let _ =
-            writeln!(text, "store: {} records that it lost are not written back yet", store.lost);
-    }
-    for (peer, why) in &store.asked {
-        let _ = writeln!(text, "store: peer {peer} has not said yet what may be lost here ({why})");
-    }
-    for alarm in &store.alarms {
-        let _ = writeln!(text, "store: {alarm}");
-    }
-    text
-}
-
 fn cache_lines(cache: &CacheStatus) -> String {
     let mut text = String::new();
     if let Some(image) = &cache.restored {
         let (generation, saved_at) = (image.generation, image.saved_at);
-        let _ = writeln!(text, "restored from disk, generation {generation} of {saved_at}");
+        let _ = writeln!(text, "restored from disk, generation {generation} of {saved_at:.0}");
     }
-    let saved_at = cache.saved_at.map(|at| format!(" of {at}")).unwrap_or_default();
+    let saved_at = cache.saved_at.map(|at| format!(" of {at:.0}")).unwrap_or_default();
     let newest = cache.generation.map_or("nothing yet".to_owned(), |generation| {
         format!("generation {generation}{saved_at}")
     });
@@ -312,9 +292,13 @@ fn sources_table(sources: &[SourceStatus]) -> String {
     table(["SOURCE", "STATE", "AGE", "RECORDS", "QUARANTINED"], rows)
 }
 
-fn links_table(status: &Status) -> String {
-    let rows = status.links.iter().map(|link| {
-        let state = if link.synced { "in step" } else { "down" };
+fn links_table(links: &[LinkStatus]) -> String {
+    let rows = links.iter().map(|link| {
+        let state = match (link.left_to_leader, link.synced) {
+            (true, _) => "kept by the leader",
+            (false, true) => "in step",
+            (false, false) => "down",
+        };
         let problem = link.problem.clone().unwrap_or_default();
         let refused = link.refused.len().to_string();
         [link.name.clone(), state.to_owned(), refused, problem]
@@ -325,7 +309,11 @@ fn links_table(status: &Status) -> String {
 fn disagreements_table(disagreements: &[Disagreement]) -> String {
     let rows = disagreements.iter().map(|found| {
         let [one, other] = &found.regions;
-        let pair = format!("{one} and {other}");
+        let pair = if one == other {
+            format!("{one}: this replica's file and the region's record")
+        } else {
+            format!("{one} and {other}")
+        };
         [pair, found.field.clone(), found.ours.clone(), found.theirs.clone()]
     });
     table(["DISAGREE", "ON", "FIRST SAYS", "SECOND SAYS"], rows)
@@ -381,6 +369,8 @@ fn dns_table(explained: &Explained) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tombolo_federation::sync::client::Link;
+
     use super::*;
     use crate::role::status::{HoldStatus, SuspectStatus};
 
@@ -415,6 +405,33 @@ mod tests {
              are ready, since 2026-01-02T03:04:05Z\n  endpoints that were ready are used where \
              nothing better is\n  if they are down indeed: tombolo approve us-alpha ff\n"
         );
+    }
+
+    #[test]
+    fn decisions_that_are_not_known_are_not_none() {
+        let status = |decisions: &str| -> Status {
+            let rest = r#""role": "agent", "mesh": "m", "region": "us", "version": "1",
+                "ready": false, "pending": ["the feed of region us"], "sources": [], "links": []"#;
+            parse(&format!("{{{rest}{decisions}}}")).unwrap()
+        };
+        let error = decided(&status("")).unwrap_err().to_string();
+        assert!(error.contains("does not know yet") && error.contains("the feed of"), "{error}");
+        assert_eq!(decided(&status(r#", "decisions": []"#)).unwrap(), []);
+    }
+
+    #[test]
+    fn a_link_that_another_replica_keeps_is_neither_down_nor_in_step() {
+        let synced = Link { synced: true, ..Link::default() };
+        let named = |name: &str| format!("peer {name}");
+        let links = [
+            LinkStatus::of(named("eu"), &synced),
+            LinkStatus::of(named("us"), &Link::default()),
+            LinkStatus::left_to_leader(named("asia"), &synced),
+        ];
+        let table = links_table(&links);
+        let states = table.lines().skip(1).map(|line| line.split_once("  ").unwrap().1.trim());
+        let states: Vec<_> = states.map(|rest| rest.trim_end_matches([' ', '0'])).collect();
+        assert_eq!(states, ["in step", "down", "kept by the leader"]);
     }
 
     #[test]

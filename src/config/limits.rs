@@ -1,6 +1,7 @@
 //! What a control plane lets its callers use.
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tombolo_federation::sync::service::{Limits, Rate};
 
 use super::values::Span;
@@ -50,6 +51,8 @@ impl LimitsConfig {
         ] {
             anyhow::ensure!(value > 0, "limits.{field}: nobody could do anything with 0");
         }
+        let most = Semaphore::MAX_PERMITS;
+        anyhow::ensure!(self.full_transfers <= most, "limits.fullTransfers: more than {most}");
         anyhow::ensure!(self.silence.0.as_secs() >= 2, "limits.silence: less than 2 s");
         Ok(())
     }

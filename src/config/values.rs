@@ -17,6 +17,11 @@ use super::Dial;
 pub(crate) struct Dials(Vec<Dial>);
 
 impl Dials {
+    /// `None` for none.
+    pub(crate) fn of(addresses: Vec<Dial>) -> Option<Self> {
+        (!addresses.is_empty()).then_some(Self(addresses))
+    }
+
     /// At least one.
     pub(crate) fn as_slice(&self) -> &[Dial] {
         &self.0

@@ -1,4 +1,5 @@
-//! The admin server: probes, metrics and the API, over plain HTTP on loopback.
+//! The admin server: probes, metrics and, on loopback, the API, over plain HTTP. The API is also read
+//! over the operator socket, wherever the admin server listens.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,17 +47,31 @@ async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) -> 
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape));
-    let api = Router::new()
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/services", get(services))
-        .route("/api/v1/dns", get(dns))
-        .route("/api/v1/proxies", get(proxies));
     // Nobody is authenticated here, so what is more than a probe stays on this machine.
     let local = listener.local_addr()?.ip().is_loopback();
-    let router = if local { probes.merge(api) } else { probes };
+    let router = if local { probes.merge(api()) } else { probes.fallback(elsewhere) };
     let server = axum::serve(listener, router.with_state(admin));
     server.with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
+}
+
+fn api() -> Router<Admin> {
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/services", get(services))
+        .route("/api/v1/dns", get(dns))
+        .route("/api/v1/proxies", get(proxies))
+}
+
+/// The API alone, for another listener.
+pub(crate) fn reads(visible: Arc<dyn Visible>) -> Router {
+    api().with_state(Admin { visible })
+}
+
+async fn elsewhere() -> Response {
+    let hint = "this admin address is not on loopback and serves probes and metrics alone: ask on \
+                the process's machine, with --config FILE or --socket PATH\n";
+    (StatusCode::NOT_FOUND, hint).into_response()
 }
 
 /// An address that cannot be listened on.

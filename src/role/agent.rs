@@ -24,7 +24,7 @@ use tombolo_federation::names::Owner;
 use tombolo_federation::record::{Body, Cluster, Suspect};
 use tombolo_federation::replica::{self, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::{self, Link, Publication};
-use tombolo_federation::sync::decisions::{self, Refusal};
+use tombolo_federation::sync::decisions;
 use tombolo_federation::sync::departures;
 use tombolo_federation::sync::own::OwnRecords;
 use tombolo_proxy::ClientLocality;
@@ -34,7 +34,7 @@ use tracing::{error, info};
 use super::admin::{self, Visible};
 use super::cache::{self, Restored};
 use super::catalog::{Gate, build};
-use super::common::{OwnIdentity, Serving, Sockets};
+use super::common::{OwnIdentity, Serving, Sockets, certificate_problem};
 use super::grpc::{self, Way};
 use super::mesh::{DecisionStatus, MeshStatus};
 use super::operator::{self, Answer, Approve, CallError, Leave, Operated};
@@ -106,22 +106,12 @@ impl Agent {
         let belongs_to = format!("agent of {}/{owner}", config.mesh);
         let (image, restored, kept) = cache::open(&state, belongs_to).await?.into_parts();
         let mut tasks = Tasks::new(stop.clone());
-        let mut options = Options::new(config.region.clone(), config.cluster_id()?);
-        options.pod_cidrs.clone_from(&config.source.pod_cidrs);
-        options.export_all = config.source.export_all;
-        let (options, options_rx) = watch::channel(options);
-        let (source, desired) = Source::open(config.source.directory.clone(), options_rx).await?;
-        let source_stop = stop.clone();
-        tasks.start("source", async move {
-            // The options do not change, but the source follows them for as long as it runs.
-            let _options = options;
-            Ok(source.run(source_stop).await?)
-        });
-
+        let desired = follow_source(&config, &mut tasks, stop.clone()).await?;
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
         let whole = watch::Sender::new(image.is_some());
-        let (before, suspect) = restore(image, &owner, &writer);
+        let mut cluster = cluster_record(&config, &state);
+        let (before, suspect) = restore(image, &owner, &mut cluster, &writer);
         let held = identity.held();
         let view = Arc::new(View {
             owner: owner.clone(),
@@ -135,7 +125,7 @@ impl Agent {
             restored,
             approvals: watch::Sender::default(),
         });
-        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
+        operator::start(&mut tasks, operator, &view, calls, &stop);
         let routes = Routes::new(view.serving.ads.into_service());
         tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
         view.serving.start(&mut tasks, sockets.dns, &stop);
@@ -155,7 +145,7 @@ impl Agent {
         tasks.start_endless("approvals", following);
         let mut own = Own {
             records: OwnRecords::new(owner.clone(), state.epoch()),
-            cluster: cluster_record(&config, &state),
+            cluster,
             guard: Guarded::new(Guard::new(config.guard.into(), state.epoch()), before, suspect),
             ask_again: None,
             approvals: approvals_rx,
@@ -207,6 +197,25 @@ impl Agent {
     }
 }
 
+/// Reads the cluster's directory for as long as the tasks run.
+async fn follow_source(
+    config: &AgentConfig,
+    tasks: &mut Tasks,
+    stop: CancellationToken,
+) -> anyhow::Result<watch::Receiver<Arc<Desired>>> {
+    let mut options = Options::new(config.region.clone(), config.cluster_id()?);
+    options.pod_cidrs.clone_from(&config.source.pod_cidrs);
+    options.export_all = config.source.export_all;
+    let (options, options_rx) = watch::channel(options);
+    let (source, desired) = Source::open(config.source.directory.clone(), options_rx).await?;
+    tasks.start("source", async move {
+        // The options do not change, but the source follows them for as long as it runs.
+        let _options = options;
+        Ok(source.run(stop).await?)
+    });
+    Ok(desired)
+}
+
 /// What the cluster says of itself. Its zones are those that its endpoints name.
 fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
     Cluster {
@@ -220,10 +229,11 @@ fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
 }
 
 /// Makes the replica hold what was kept on disk. Returns what the agent itself had published of its
-/// source, and whether that was suspect.
+/// source, and whether that was suspect; of itself it goes on saying what was approved.
 fn restore(
     image: Option<Image>,
     owner: &Owner,
+    own: &mut Cluster,
     writer: &ReplicaWriter,
 ) -> (Records, Option<Suspect>) {
     let Some(image) = image else { return (Records::new(), None) };
@@ -231,7 +241,10 @@ fn restore(
     let mut published = Records::new();
     for (key, record) in image.records_of(owner) {
         match &record.body {
-            Body::Cluster(cluster) => suspect.clone_from(&cluster.suspect),
+            Body::Cluster(cluster) => {
+                suspect.clone_from(&cluster.suspect);
+                own.approved.clone_from(&cluster.approved);
+            }
             body if GUARDED.contains(&key.kind) => {
                 published.insert(key, Arc::new(body.clone()));
             }
@@ -349,6 +362,16 @@ impl View {
 }
 
 impl View {
+    /// What stands, and what became of it; `None` before the own region has said all of it.
+    fn decisions(&self, replica: &replica::Replica) -> Option<Vec<DecisionStatus>> {
+        let region = &self.owner.region;
+        let said = replica.holding(&Owner::region(region.clone()))?.complete();
+        // An agent has no store: it goes by what is left of an owner in the feed.
+        let (sessions, left) = (&None, &None);
+        let view = departures::View { replica, region, sessions, left, now: Instant::now() };
+        said.contains_key(&Kind::Decision).then(|| DecisionStatus::all(&view))
+    }
+
     fn let_go(&self, call: &Approve) -> Result<Answer, CallError> {
         let refused = |why: String| Err(CallError::Refused(why));
         let Approve { cluster, hold, .. } = call;
@@ -360,10 +383,10 @@ impl View {
         }
         let replica = self.replicas.peek();
         let present = decisions::holds(&replica, &self.owner);
-        if !present.contains(hold) {
-            let (cluster, hold) = (cluster.clone(), hold.clone());
-            return refused(Refusal::UnknownHold { cluster, hold, present }.to_string());
-        }
+        let hold = match decisions::hold_named(cluster, present.clone(), hold) {
+            Ok(hold) => hold,
+            Err(why) => return refused(why.to_string()),
+        };
         self.approvals.send_modify(|approvals| {
             approvals.insert(hold.clone());
             // What is over need not be remembered: as many as there are holds at a time.
@@ -375,11 +398,19 @@ impl View {
 }
 
 impl Operated for View {
-    fn approve(&self, call: Approve, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn approve(
+        self: Arc<Self>,
+        call: Approve,
+        _by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
         Box::pin(async move { self.let_go(&call) })
     }
 
-    fn leave(&self, _call: Leave, _by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn leave(
+        self: Arc<Self>,
+        _call: Leave,
+        _by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
         let region = &self.owner.region;
         let why = format!("an agent lets nobody leave: ask a control plane of {region}");
         Box::pin(async move { Err(CallError::Refused(why)) })
@@ -415,6 +446,7 @@ impl Visible for View {
             ready,
             pending,
             leader: None,
+            led_by: None,
             catalog,
             store: None,
             sources: sources.status(),
@@ -425,20 +457,13 @@ impl Visible for View {
             problems: desired.problems.iter().map(ToString::to_string).collect(),
             source: serde_json::to_value(&desired.counts).ok(),
             certificate_expires: Some(self.held.current().credential().expires()),
+            certificate_problem: certificate_problem(&self.held, true),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
             settings: mesh.settings,
             peers: mesh.peers,
             disagreements: mesh.disagreements,
-            decisions: DecisionStatus::all(&departures::View {
-                replica: &replica,
-                region: &self.owner.region,
-                // An agent has no store: it goes by what is left of an owner in the feed.
-                sessions: &None,
-                left: &None,
-                started: self.serving.started,
-                now: Instant::now(),
-            }),
+            decisions: self.decisions(&replica),
         }
     }
 

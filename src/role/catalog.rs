@@ -1,6 +1,6 @@
 //! Replica to catalog: the one task that builds what a process serves from.
 //!
-//! Serves nothing before its source is complete (RELIABILITY promise 4); what exactly has to be
+//! Serves nothing before its source is complete; what exactly has to be
 //! complete is the [`Gate`]'s word.
 
 use std::sync::Arc;

@@ -83,6 +83,28 @@ impl OwnIdentity {
     }
 }
 
+/// What somebody has to do about the certificate in use. Renewals begin at half its life; from the last
+/// quarter on it is told that none got through. `renewed`: somebody is asked for them.
+pub(crate) fn certificate_problem(held: &Held, renewed: bool) -> Option<String> {
+    let current = held.current();
+    let credential = current.credential();
+    overdue(credential.renewal_due(), credential.expires(), renewed, Timestamp::now())
+}
+
+fn overdue(due: Timestamp, expires: Timestamp, renewed: bool, now: Timestamp) -> Option<String> {
+    let half = expires.duration_since(due) / 2;
+    if now.duration_since(due) < half {
+        return None;
+    }
+    let why = if renewed {
+        "its renewals fail, the log says why"
+    } else {
+        "nobody renews it: issue another one, give this replica the region's CA, or name in its \
+         addresses the replicas that have it"
+    };
+    Some(format!("it ends at {expires} and should have been renewed at {due}: {why}"))
+}
+
 /// A role's sockets.
 pub(crate) struct Sockets {
     pub(crate) grpc: TcpListener,
@@ -187,5 +209,21 @@ impl Serving {
 
     pub(crate) fn proxies(&self) -> serde_json::Value {
         serde_json::to_value(self.ads.proxies()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_not_renewed_is_told_of_in_its_last_quarter() {
+        let at = |hour: i64| Timestamp::from_second(hour * 3600).unwrap();
+        let (due, expires) = (at(12), at(24));
+        assert_eq!(overdue(due, expires, true, at(0)), None);
+        assert_eq!(overdue(due, expires, true, at(17)), None);
+        let why = overdue(due, expires, true, at(18)).unwrap();
+        assert!(why.contains("its renewals fail"), "{why}");
+        assert!(overdue(due, expires, false, at(30)).unwrap().contains("nobody renews it"));
     }
 }

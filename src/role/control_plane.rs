@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
 use tombolo_ca::identity::Identity;
+use tombolo_ca::material::Held;
 use tombolo_ca::region::RegionCa;
 use tombolo_ca::renew::Issuer;
 use tombolo_ca::service::Authority;
@@ -22,9 +23,10 @@ use tombolo_federation::store::Store;
 use tombolo_federation::sync::ask::Asking;
 use tombolo_federation::sync::local::{self, Facts};
 use tombolo_federation::sync::service::FederationApi;
-use tombolo_federation::sync::{facts, follower};
+use tombolo_federation::sync::{compactor, facts, follower};
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
+use tracing::warn;
 
 use self::gate::{Told, settle, start_catalog};
 use self::leading::Candidate;
@@ -32,10 +34,11 @@ use self::view::View;
 use super::admin;
 use super::cache::{self, Opened};
 use super::common::{OwnIdentity, Serving, Sockets};
+use super::grpc::{self, Way};
 use super::operator::{self};
 use super::store_health::{self};
 use super::tasks::Tasks;
-use super::{grpc, store, wall_clock};
+use super::{store, wall_clock};
 use crate::config::ControlPlaneConfig;
 use crate::state_dir::StateDir;
 
@@ -112,9 +115,11 @@ impl ControlPlane {
             region: config.region.clone(),
             sessions: follow(&mut tasks, "sessions", &store, facts::sessions_prefix()),
             left: follow(&mut tasks, "departures", &store, facts::left_prefix()),
-            started: Instant::now(),
+            stop: stop.clone(),
         };
         let asks = follow(&mut tasks, "asks", &store, facts::asks_prefix());
+        let election = follow(&mut tasks, "election", &store, facts::election_key());
+        let issuer = issuer(&config, ca.as_ref(), &held)?;
         let (whole, whole_rx) = watch::channel(false);
         let api = FederationApi::new(
             config.region.clone(),
@@ -126,16 +131,23 @@ impl ControlPlane {
         )
         .with_limits(config.limits.into());
         api.register(serving.registry.sub_registry_with_prefix("tombolo"));
-        let view = Arc::new(View::new(config, asking, held.clone(), (serving, restored)));
-        operator::start(&mut tasks, operator, Arc::<View>::clone(&view), calls, &stop);
+        let view = Arc::new(View::new(
+            config,
+            asking,
+            held.clone(),
+            (serving, restored),
+            election,
+            issuer.is_some(),
+        ));
+        operator::start(&mut tasks, operator, &view, calls, &stop);
         let (settled, settled_rx) = watch::channel(false);
         let settling = settle(view.config.region.clone(), replicas.clone(), settled);
         tasks.start_endless("settling", settling);
         let api = api.once_settled(settled_rx);
         let mut routes =
             Routes::new(api.into_service()).add_service(view.serving.ads.into_service());
-        if let Some(ca) = &ca {
-            let authority = Authority::new(Arc::clone(ca), Clock::system());
+        if let Some(ca) = ca {
+            let authority = Authority::new(ca, Clock::system());
             routes = routes.add_service(authority.into_service());
         }
         tasks.start("grpc", grpc::serve(sockets.grpc, held.clone(), routes, stop.clone()));
@@ -153,18 +165,44 @@ impl ControlPlane {
         start_catalog(&mut tasks, &replicas, publisher, region, told);
         let health = store_health::watch(Arc::clone(&store), view.members.clone());
         tasks.start_endless("store health", health);
-        let id = format!("{}@{}", view.config.region, state.epoch());
+        let compacting = compactor::compact(
+            Arc::clone(&store),
+            replicas.clone(),
+            view.leading.subscribe(),
+            view.compaction.clone(),
+        );
+        tasks.start_endless("compactor", compacting);
         let following = view.following.subscribe();
-        let candidate = Candidate { id, store, replicas, following, held, asks, view };
+        let candidate = Candidate { store, replicas, following, held, asks, view };
         tasks.start("leader", candidate.run(stop.clone()));
-        if let Some(ca) = ca {
-            identity.renew(&mut tasks, Issuer::Local(ca), &stop);
+        if let Some(issuer) = issuer {
+            identity.renew(&mut tasks, issuer, &stop);
         }
         identity.watch(&mut tasks, stop);
         let outcome = tasks.run().await;
         drop(state);
         outcome
     }
+}
+
+/// Who renews this replica's certificate: the region's CA, which is here or at another replica.
+fn issuer(
+    config: &ControlPlaneConfig,
+    ca: Option<&Arc<RegionCa>>,
+    held: &Held,
+) -> anyhow::Result<Option<Issuer>> {
+    if let Some(ca) = ca {
+        return Ok(Some(Issuer::Local(Arc::clone(ca))));
+    }
+    let Some(others) = config.other_replicas() else {
+        warn!(
+            "nobody renews this certificate: there is no ca/ beside it, nor another replica in addresses"
+        );
+        return Ok(None);
+    };
+    let expected = Identity::ControlPlane { region: config.region.clone() };
+    let Way { endpoint, connector } = Way::new(&others, expected, held)?;
+    Ok(Some(Issuer::Remote { endpoint: Box::new(endpoint), connector }))
 }
 
 /// Follows local facts of the store.

@@ -59,9 +59,9 @@ pub(crate) struct DecisionStatus {
     pub(crate) at: Timestamp,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) note: String,
-    /// `applied` or `waiting`, as this process sees it.
+    /// `applied`, `waiting` or `over`, as this process sees it.
     pub(crate) state: String,
-    /// What it waits for.
+    /// What it waits for, or why it is over.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) reason: String,
 }
@@ -152,6 +152,7 @@ impl DecisionStatus {
         let (state, reason) = match decisions::state(view, told) {
             State::Applied => ("applied", String::new()),
             State::Waiting(why) => ("waiting", why),
+            State::Over(why) => ("over", why),
         };
         Self {
             region: told.said_by().to_string(),

@@ -1,5 +1,6 @@
 //! `/metrics`: what the crates count, and what status knows, as gauges made at each scrape.
 
+use jiff::Timestamp;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -63,9 +64,11 @@ impl Collector for OfStatus {
         gauge(
             &mut encoder,
             "peer_disagreements",
-            "Settings that regions do not say the same of; status names them",
+            "Settings that regions do not say the same of, or that this replica's file has otherwise than \
+             its region's record; status names them",
             to_f64(status.disagreements.len()),
         )?;
+        self.of_certificate(&mut encoder)?;
         self.of_cache(&mut encoder)?;
         self.of_store(&mut encoder)?;
         self.by_source(&mut encoder)?;
@@ -75,6 +78,16 @@ impl Collector for OfStatus {
 }
 
 impl OfStatus {
+    fn of_certificate(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(expires) = self.0.certificate_expires else { return Ok(()) };
+        let help = "When the certificate in use ends, in seconds since 1970";
+        gauge(encoder, "certificate_expires_timestamp_seconds", help, seconds(expires))?;
+        let help =
+            "1 while the certificate should have been renewed long ago; status says why it was not";
+        let overdue = u8::from(self.0.certificate_problem.is_some());
+        gauge(encoder, "certificate_overdue", help, overdue.into())
+    }
+
     fn of_cache(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let cache = &self.0.cache;
         let mut saves = encoder.encode_descriptor(
@@ -103,6 +116,10 @@ impl OfStatus {
         gauge(encoder, "store_other_histories", help, to_f64(store.other_histories))?;
         let help = "Records that the store has lost and that are not written back yet";
         gauge(encoder, "store_lost_records", help, to_f64(store.lost))?;
+        if let Some(age) = store.compacted_age_seconds {
+            let help = "Since this leader let history of the store go the last time";
+            gauge(encoder, "store_compacted_age_seconds", help, age)?;
+        }
         let help = "What an operator has to do something about; `tombolo status` names it";
         gauge(encoder, "store_alarms", help, to_f64(store.alarms.len()))
     }
@@ -146,19 +163,28 @@ impl OfStatus {
     }
 
     fn by_decision(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let values = ["applied", "waiting"].map(|state| {
-            let of_it = self.0.decisions.iter().filter(|decision| decision.state == state);
-            ([("state", state)], to_f64(of_it.count()))
+        // None is not said to stand before it is known.
+        let values = self.0.decisions.iter().flat_map(|decisions| {
+            ["applied", "waiting", "over"].map(|state| {
+                let of_it = decisions.iter().filter(|decision| decision.state == state);
+                ([("state", state)], to_f64(of_it.count()))
+            })
         });
         let help = "Operators' decisions that stand; status says what the waiting ones wait for";
-        family(encoder, "decisions", help, values.into_iter())
+        family(encoder, "decisions", help, values)
     }
 
     fn by_link(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let links = self.0.links.iter();
+        // Nobody is to be called for a link that another replica keeps.
+        let links = self.0.links.iter().filter(|link| !link.left_to_leader);
         let synced =
             links.map(|link| ([("link", link.name.as_str())], f64::from(u8::from(link.synced))));
-        family(encoder, "link_synced", "1 while a stream to a region is up and in step", synced)
+        family(
+            encoder,
+            "link_synced",
+            "1 while a stream to a region is up and in step; those to peers at the leader alone",
+            synced,
+        )
     }
 }
 
@@ -187,8 +213,55 @@ fn family<'a>(
     Ok(())
 }
 
+fn seconds(at: Timestamp) -> f64 {
+    to_f64(at.as_second().max(0))
+}
+
 /// Counts are exact up to 2^53, which none of them reaches.
 #[expect(clippy::cast_precision_loss, reason = "see above")]
 fn to_f64(count: impl TryInto<u64>) -> f64 {
     count.try_into().map_or(f64::NAN, |count| count as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode_registry;
+    use prometheus_client::registry::Registry;
+    use tombolo_federation::sync::client::Link;
+
+    use super::*;
+    use crate::role::status::LinkStatus;
+
+    fn encoded(status: Status) -> String {
+        let (mut text, mut registry) = (String::new(), Registry::with_prefix("tombolo"));
+        registry.register_collector(Box::new(OfStatus(status)));
+        encode_registry(&mut text, &registry).unwrap();
+        text
+    }
+
+    #[track_caller]
+    fn check(status: Status, has: &[&str], has_not: &[&str]) {
+        let text = encoded(status);
+        let has_line = |line: &&&str| text.lines().any(|known| known == **line);
+        assert_eq!(has.iter().find(|line| !has_line(line)), None, "{text}");
+        assert_eq!(has_not.iter().find(|part| text.contains(**part)), None, "{text}");
+    }
+
+    #[test]
+    fn a_certificate_says_when_it_ends_and_whether_that_is_overdue() {
+        let expires = Some(Timestamp::from_second(1_800_000_000).unwrap());
+        let status = Status { certificate_expires: expires, ..Status::default() };
+        let until = "tombolo_certificate_expires_timestamp_seconds 1800000000.0";
+        check(status.clone(), &[until, "tombolo_certificate_overdue 0.0"], &[]);
+        let status = Status { certificate_problem: Some("not renewed".to_owned()), ..status };
+        check(status, &[until, "tombolo_certificate_overdue 1.0"], &[]);
+    }
+
+    #[test]
+    fn only_who_keeps_a_link_says_how_it_is() {
+        let of = |name: &str| LinkStatus::of(name.to_owned(), &Link::default());
+        let kept = LinkStatus::left_to_leader("peer asia".to_owned(), &Link::default());
+        let status = Status { links: vec![of("peer eu"), kept], ..Status::default() };
+        check(status, &["tombolo_link_synced{link=\"peer eu\"} 0.0"], &["asia"]);
+    }
 }

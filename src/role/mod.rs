@@ -11,6 +11,7 @@ pub(crate) mod catalog;
 pub(crate) mod common;
 pub(crate) mod control_plane;
 pub(crate) mod grpc;
+pub(crate) mod leader;
 pub(crate) mod mesh;
 pub(crate) mod metrics;
 pub(crate) mod operator;

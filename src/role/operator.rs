@@ -1,13 +1,17 @@
-//! Operators' calls, over the process's own Unix socket and nowhere else.
+//! Operators' calls, over the process's own Unix socket and nowhere else. What the admin server shows
+//! is shown here too, for a process whose admin address is not on loopback.
 //!
 //! Whoever may open the socket may decide: it belongs to the process's user and has mode 0600.
-//! Promises: who called is what the kernel says of the other end; each call is audited, one line
-//! with target `audit`, and counted; a socket file that nobody listens on any more is replaced, one
-//! that a process listens on is not. Leaves to others: what may be decided, and what it does
+//! Promises: who called is what the kernel says of the other end; each call is audited with target
+//! `audit`, one line before anything is done and one with the outcome, and counted, also when the
+//! client goes away ([`desk`]); a socket file that nobody listens on any more is replaced, one that
+//! a process listens on is not. Leaves to others: what may be decided, and what it does
 //! ([`Operated`]).
 
+mod desk;
 mod socket;
 
+use std::future::IntoFuture as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,17 +23,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::serve::IncomingStream;
 use futures::future::BoxFuture;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tombolo_federation::names::{ClusterId, RegionName};
 use tracing::info;
 
+pub(crate) use self::desk::Calls;
+use self::desk::{Audit, Desk, Jobs};
 pub(crate) use self::socket::{Bound, reachable};
+use super::admin::{self, Visible};
 use super::mesh::DecisionStatus;
 use super::tasks::Tasks;
 
@@ -61,6 +64,9 @@ pub(crate) struct Leave {
     /// Take it back instead.
     #[serde(default)]
     pub(crate) withdraw: bool,
+    /// Only say what it would do. A process that does not know this takes no call that says it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) dry_run: bool,
     #[serde(default)]
     pub(crate) note: String,
 }
@@ -95,42 +101,20 @@ pub(crate) enum CallError {
     Failed(String),
 }
 
-/// What a role lets operators do.
+/// What a role lets operators do. A call goes on without whoever made it.
 pub(crate) trait Operated: Send + Sync + 'static {
     /// `by` is who calls.
-    fn approve(&self, call: Approve, by: String) -> BoxFuture<'_, Result<Answer, CallError>>;
+    fn approve(
+        self: Arc<Self>,
+        call: Approve,
+        by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>>;
     /// `by` is who calls.
-    fn leave(&self, call: Leave, by: String) -> BoxFuture<'_, Result<Answer, CallError>>;
-}
-
-/// How often what was called, with what outcome.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Calls(Family<CallLabels, Counter>);
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CallLabels {
-    verb: &'static str,
-    outcome: &'static str,
-}
-
-impl Calls {
-    pub(crate) fn register(registry: &mut Registry) -> Self {
-        let calls = Self::default();
-        let registry = registry.sub_registry_with_prefix("tombolo");
-        registry.register(
-            "operator_calls",
-            "Calls of operators over the process's socket",
-            calls.0.clone(),
-        );
-        calls
-    }
-}
-
-/// The server's state.
-#[derive(Clone)]
-struct Desk {
-    operated: Arc<dyn Operated>,
-    calls: Calls,
+    fn leave(
+        self: Arc<Self>,
+        call: Leave,
+        by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>>;
 }
 
 /// The other end of a connection, as the kernel knows it.
@@ -155,26 +139,38 @@ pub(crate) fn bind(path: &Path) -> anyhow::Result<Bound> {
 }
 
 /// Starts the server as a task of its role.
-pub(crate) fn start(
+pub(crate) fn start<V: Operated + Visible>(
     tasks: &mut Tasks,
     bound: Bound,
-    operated: Arc<dyn Operated>,
+    view: &Arc<V>,
     calls: Calls,
     stop: &CancellationToken,
 ) {
     info!(socket = %bound.path().display(), "taking operators' calls");
-    tasks.start("operator", serve(bound, Desk { operated, calls }, stop.clone()));
+    let (desk, jobs) = Desk::new(Arc::<V>::clone(view), calls);
+    let reads = admin::reads(Arc::<V>::clone(view));
+    tasks.start("operator", serve(bound, desk, jobs, reads, stop.clone()));
 }
 
-async fn serve(mut bound: Bound, desk: Desk, stop: CancellationToken) -> anyhow::Result<()> {
+async fn serve(
+    mut bound: Bound,
+    desk: Desk,
+    jobs: Jobs,
+    reads: Router,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let router = Router::new()
         .route(APPROVE, post(approve))
         .route(LEAVE, post(leave))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(desk)
+        .merge(reads)
         .into_make_service_with_connect_info::<Peer>();
     let server = axum::serve(bound.listener()?, router);
-    server.with_graceful_shutdown(stop.cancelled_owned()).await?;
+    let server = server.with_graceful_shutdown(stop.cancelled_owned());
+    // The server has the desks: when it ends, the calls do.
+    let (ended, ()) = tokio::join!(server.into_future(), desk::carry_out(jobs));
+    ended?;
     drop(bound);
     Ok(())
 }
@@ -185,9 +181,8 @@ async fn approve(
     axum::Json(call): axum::Json<Approve>,
 ) -> Response {
     let what = format!("{} of {}", call.hold, call.cluster);
-    let note = call.note.clone();
-    let outcome = desk.operated.approve(call, by.clone()).await;
-    desk.finish(Audit { verb: "approve", what, by, note }, outcome)
+    let audit = Audit { verb: "approve", what, by: by.clone(), note: call.note.clone() };
+    respond(desk.take(audit, |operated| operated.approve(call, by)).await)
 }
 
 async fn leave(
@@ -200,45 +195,17 @@ async fn leave(
         Leaving::Region(region) => format!("region {region}"),
     };
     let live = if call.live { ", alive" } else { "" };
-    let what = format!("{what}{live}");
+    let dry = if call.dry_run { ", dry run" } else { "" };
+    let what = format!("{what}{live}{dry}");
     let verb = if call.withdraw { "withdraw leave" } else { "leave" };
-    let note = call.note.clone();
-    let outcome = desk.operated.leave(call, by.clone()).await;
-    desk.finish(Audit { verb, what, by, note }, outcome)
+    let audit = Audit { verb, what, by: by.clone(), note: call.note.clone() };
+    respond(desk.take(audit, |operated| operated.leave(call, by)).await)
 }
 
-/// What an audit line says besides the outcome.
-struct Audit {
-    verb: &'static str,
-    what: String,
-    by: String,
-    note: String,
-}
-
-impl Desk {
-    /// Audits, counts and answers.
-    fn finish(&self, audit: Audit, outcome: Result<Answer, CallError>) -> Response {
-        let Audit { verb, what, by, note } = audit;
-        let (label, detail, status) = match &outcome {
-            Ok(answer) => ("done", &answer.message, StatusCode::OK),
-            Err(CallError::Refused(why)) => ("refused", why, StatusCode::CONFLICT),
-            Err(CallError::Failed(why)) => ("failed", why, StatusCode::SERVICE_UNAVAILABLE),
-        };
-        info!(
-            target: "audit",
-            by,
-            verb,
-            what,
-            note,
-            from = "operator socket",
-            outcome = label,
-            detail,
-            "operator call"
-        );
-        self.calls.0.get_or_create(&CallLabels { verb, outcome: label }).inc();
-        match outcome {
-            Ok(answer) => axum::Json(answer).into_response(),
-            Err(error) => (status, error.to_string()).into_response(),
-        }
+fn respond(outcome: Result<Answer, CallError>) -> Response {
+    match outcome {
+        Ok(answer) => axum::Json(answer).into_response(),
+        Err(CallError::Refused(why)) => (StatusCode::CONFLICT, why).into_response(),
+        Err(CallError::Failed(why)) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tombolo_federation::guard::Verdict;
+use tombolo_federation::guard::{Ending, Verdict};
 use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::manifests::{Desired, Guarded};
 use tombolo_federation::names::{ClusterId, Owner};
@@ -22,6 +22,9 @@ use tombolo_federation::sync::own::{OwnRecords, with_join};
 use tombolo_federation::sync::settings::mesh_level;
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
 use tracing::{debug, info, warn};
+
+/// So many holds that were approved are told of: far more than a day has.
+const APPROVED_KEPT: usize = 64;
 
 /// Everything that the task works on.
 pub(crate) struct Own {
@@ -112,6 +115,7 @@ impl Own {
             self.report(&verdict);
             self.cluster.holds.clone_from(&verdict.holds);
             self.cluster.suspect.clone_from(&verdict.suspect);
+            self.note_approved(&verdict);
             let mut bodies = with_join(&verdict.publish, joined);
             let key = Key::of_owner(self.records.owner().clone(), Kind::Cluster);
             bodies.insert(key, Arc::new(Body::Cluster(self.cluster.clone())));
@@ -126,6 +130,16 @@ impl Own {
             news
         });
         removed
+    }
+
+    /// By which operators see that it was their word that counted.
+    fn note_approved(&mut self, verdict: &Verdict) {
+        let holds = verdict.ended.iter().map(|(hold, ending)| (&hold.id, ending));
+        let suspicion = verdict.cleared.iter().map(|(suspect, ending)| (&suspect.id, ending));
+        let approved = holds.chain(suspicion).filter(|(_, ending)| **ending == Ending::Approved);
+        let known = &mut self.cluster.approved;
+        known.extend(approved.map(|(id, _)| id.clone()));
+        known.drain(..known.len().saturating_sub(APPROVED_KEPT));
     }
 
     /// Once at the start and once at the end of each, for whoever reads back what happened.

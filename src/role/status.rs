@@ -20,10 +20,12 @@ use tombolo_federation::sync::follower::Following;
 use tombolo_federation::sync::peers::Disagreement;
 use tombolo_federation::sync::{STALE_AFTER, chain};
 
+use super::leader::LeaderStatus;
 use super::mesh::{DecisionStatus, SettingsStatus};
 
 /// `/api/v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[cfg_attr(test, derive(Default))]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Status {
     /// `control-plane` or `agent`.
@@ -39,6 +41,9 @@ pub(crate) struct Status {
     /// Whether this process leads its region; absent for agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) leader: Option<bool>,
+    /// Which replica does; absent for agents, and while none is known to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) led_by: Option<LeaderStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) catalog: Option<CatalogStatus>,
     /// The region's store; absent for agents, which have none.
@@ -54,6 +59,9 @@ pub(crate) struct Status {
     pub(crate) source: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) certificate_expires: Option<Timestamp>,
+    /// Why somebody has to do something before then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate_problem: Option<String>,
     /// Proxies connected to this process, as `/api/v1/proxies` has them in full.
     #[serde(default)]
     pub(crate) proxies: usize,
@@ -66,9 +74,9 @@ pub(crate) struct Status {
     /// Where regions do not say the same of each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) disagreements: Vec<Disagreement>,
-    /// Operators' decisions that stand.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) decisions: Vec<DecisionStatus>,
+    /// Operators' decisions that stand; absent while this process does not know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decisions: Option<Vec<DecisionStatus>>,
     /// What this process keeps on disk for its next start.
     #[serde(default)]
     pub(crate) cache: CacheStatus,
@@ -184,6 +192,10 @@ const NAMED: usize = 20;
 pub(crate) struct LinkStatus {
     pub(crate) name: String,
     pub(crate) synced: bool,
+    /// Another replica leads and keeps this connection: how it stands is for that one to say. What
+    /// is counted here is from when this one led.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) left_to_leader: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) problem: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -322,7 +334,13 @@ impl ClusterEndpoints {
 impl LinkStatus {
     pub(crate) fn of(name: String, link: &Link) -> Self {
         let Link { synced, problem, refused, left_out, last_left_out, mismatches } = link.clone();
-        Self { name, synced, problem, refused, left_out, last_left_out, mismatches }
+        let left_to_leader = false;
+        Self { name, synced, left_to_leader, problem, refused, left_out, last_left_out, mismatches }
+    }
+
+    /// Of a replica that does not lead.
+    pub(crate) fn left_to_leader(name: String, link: &Link) -> Self {
+        Self { left_to_leader: true, ..Self::of(name, &link.given_up()) }
     }
 }
 
@@ -364,7 +382,9 @@ impl Sources<'_> {
         let own = self.own == Some(owner);
         let heard = holding.beacon_changed().map(|heard| heard.elapsed());
         let before = self.heard.get(owner);
-        let age = heard.or_else(|| Some(self.since((*before?)?)));
+        // Whatever the clock says since: not in the life of this process.
+        let unheard_for = || Some(self.since((*before?)?).max(self.started.elapsed()));
+        let age = heard.or_else(unheard_for);
         let silence = age.unwrap_or_else(|| self.started.elapsed());
         let unheard = if own { !has_spoken(holding) } else { heard.is_none() };
         let cluster = own_record(self.replica, owner);
@@ -469,5 +489,23 @@ mod tests {
         assert_eq!((sources[0].quarantined, sources[0].quarantine.len()), (30, NAMED));
         let why = &sources[0].quarantine["/tombolo/v1/r/r-a/namespace/_/n0"];
         assert!(why.starts_with("the value is not a valid Envelope message: "), "{why}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_back_makes_nobody_younger_than_this_process() {
+        let (writer, _readers) = replica::channel();
+        let key: Key = "/tombolo/v1/r/r-a/namespace/_/n".parse().unwrap();
+        let batch = Batch { items: vec![(key, Some("rubbish".into()))], ..Batch::default() };
+        writer.apply(batch, Instant::now());
+        let started = Instant::now();
+        let (now, hour) = (Timestamp::UNIX_EPOCH, Duration::from_hours(1));
+        let owner: Owner = Owner::cluster("r".parse().unwrap(), "r-a".parse().unwrap());
+        let heard = BTreeMap::from([(owner, Some(now + hour))]);
+        let replica = writer.current();
+        let sources = Sources { replica: &replica, own: None, started, heard: &heard, now };
+        let source = || sources.status().remove(0);
+        assert!(!source().stale);
+        tokio::time::advance(STALE_AFTER + Duration::from_secs(1)).await;
+        assert_eq!((source().stale, source().age_seconds), (true, Some(31.0)));
     }
 }

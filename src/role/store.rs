@@ -27,14 +27,18 @@ pub(crate) async fn open(config: &ControlPlaneConfig, state: &StateDir) -> anyho
     let Some(etcd) = etcd else {
         return Ok(Opened::Embedded(Arc::new(Embedded::open(state.file("store.redb")).await?)));
     };
-    let connected = Etcd::connect(etcd_config(etcd)?).await.context("store.etcd cannot be used")?;
-    info!(endpoints = ?etcd.endpoints, "the region's store is etcd");
+    let config = etcd_config(etcd)?;
+    let endpoints = config.endpoints.join(" ");
+    let connected = Etcd::connect(config).await.context("store.etcd cannot be used")?;
+    info!(endpoints, "the region's store is etcd");
     Ok(Opened::Etcd(Arc::new(connected)))
 }
 
 fn etcd_config(etcd: &EtcdStore) -> anyhow::Result<EtcdConfig> {
-    let mut config = EtcdConfig::new(&etcd.endpoints);
+    let endpoints: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
+    let mut config = EtcdConfig::new(&endpoints);
     config.request_timeout = etcd.request_timeout.0;
+    config.quota = etcd.quota;
     let files = etcd.clone();
     let reread = move || secrets(&files).map_err(|error| format!("{error:#}"));
     config.reload = Some(Reload::new(reread));

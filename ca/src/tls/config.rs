@@ -21,7 +21,7 @@ use crate::identity::Identity;
 use crate::material::Held;
 
 /// A server that presents `held`'s certificate, and verifies a client's if it presents one. Which
-/// methods need one is the service's to say (DESIGN section 2, Ports).
+/// methods need one is the service's to say.
 ///
 /// # Errors
 /// When the cryptography provider lacks TLS 1.3.

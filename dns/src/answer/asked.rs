@@ -45,8 +45,8 @@ pub(super) enum Below {
 }
 
 impl Asked {
-    /// Names compare case-insensitively (MCS R80). Labels that are not text, wildcards, and ids of
-    /// two labels (MCS R57: never given out here) are `Nowhere`.
+    /// Names compare case-insensitively. Labels that are not text, wildcards, and ids of
+    /// two labels (never given out here) are `Nowhere`.
     pub(super) fn parse(zone: &Zone, name: &Name) -> Self {
         if !zone.origin().zone_of(name) {
             return Self::Elsewhere;

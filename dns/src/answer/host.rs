@@ -11,7 +11,7 @@ use crate::Zone;
 
 /// The first label of an endpoint's own name.
 ///
-/// Of a headless service its hostname, else its address (MCS R68). Of a `ClusterSetIP` service
+/// Of a headless service its hostname, else its address. Of a `ClusterSetIP` service
 /// always its address: there the name is the target of an SRV record with the port of exactly
 /// this endpoint, so it must not be shared, as a hostname may be.
 pub(super) fn label(service: &Service, endpoint: &Endpoint) -> String {
@@ -40,7 +40,7 @@ pub(super) fn service_name(zone: &Zone, key: &ServiceKey) -> Option<Name> {
     zone.below(&[key.name.as_str(), key.namespace.as_str(), "svc"])
 }
 
-/// The endpoint's own name, or `None` where it does not fit into 255 bytes (MCS R59).
+/// The endpoint's own name, or `None` where it does not fit into 255 bytes.
 pub(super) fn endpoint_name(zone: &Zone, service: &Service, endpoint: &Endpoint) -> Option<Name> {
     let ServiceKey { namespace, name } = &service.key;
     let host = label(service, endpoint);

@@ -56,7 +56,7 @@ fn fixed(zone: &Zone, asked: &Asked) -> Option<Node<'static>> {
 }
 
 /// A namespace exists here if any cluster has it: this view belongs to no cluster whose own
-/// namespaces could be meant (MCS R52, R75 as they apply to the endpoints view).
+/// namespaces could be meant.
 fn has_namespace(catalog: &Catalog, namespace: &NamespaceName) -> bool {
     let known = catalog.namespaces.get(namespace).is_some_and(|clusters| !clusters.is_empty());
     known || has_service_in(catalog, namespace)
@@ -78,7 +78,7 @@ fn reach<'a>(catalog: &'a Catalog, view: &'a View, key: &ServiceKey) -> Result<R
     };
     let reach = Reach::of(catalog, view, service);
     if service.service_type == ServiceType::Headless && reach.chosen().is_none() {
-        return Err(Reason::NoReadyEndpoint); // MCS R73
+        return Err(Reason::NoReadyEndpoint);
     }
     Ok(reach)
 }
@@ -93,7 +93,7 @@ fn descend<'a>(zone: &Zone, reach: Reach<'a>, below: &Below) -> Result<Node<'a>,
             None => Err(Reason::NoSuchPort),
         },
         Below::Cluster(cluster) => match hosts(zone, &reach, cluster).next() {
-            Some(_) => Ok(Node::Empty), // MCS R71: never a record here; R77: but hosts below
+            Some(_) => Ok(Node::Empty), // never a record here, but hosts below
             None => Err(Reason::NoSuchHost),
         },
         Below::Host { host, cluster } => {
@@ -116,7 +116,7 @@ fn hosts<'a>(
     })
 }
 
-/// A port without a name has no SRV name of its own (MCS R64).
+/// A port without a name has no SRV name of its own.
 pub(super) fn port<'a>(
     service: &'a Service,
     name: &str,
@@ -128,7 +128,7 @@ pub(super) fn port<'a>(
     service.ports.iter().find(named)
 }
 
-/// With its `_`, a name of 63 characters is no label (MCS R60).
+/// With its `_`, a name of 63 characters is no label.
 fn has_srv(service: &Service, protocol: Protocol) -> bool {
     let fits = |port: &ServicePort| (1..63).contains(&port.name.len());
     service.ports.iter().any(|port| port.protocol == protocol && fits(port))

@@ -1,18 +1,18 @@
 //! What is said about a name: a pure function of a catalog, a view and a question.
 //!
-//! Owns the rules of the multicluster DNS specification (MCS.md section 7) as they read in the
+//! Owns the rules of the multicluster DNS specification as they read in the
 //! endpoints view, where nobody has a clusterset IP:
 //!
 //! - `<svc>.<ns>.svc.Z` has the addresses of the ready endpoints of the nearest tier (see
-//!   [`View`]), for headless services too: R65 allows a subset.
+//!   [`View`]), for headless services too: a subset is allowed.
 //! - Of a `ClusterSetIP` service those of them whose TCP and UDP ports have the service's own
 //!   numbers (see `reach`); when none has, A and AAAA are empty. SRV names single endpoints with
 //!   their real ports wherever the addresses are not all that serve a port under its number.
 //! - `<host>.<clusterid>.<svc>.<ns>.svc.Z` resolves for every reachable ready endpoint, whichever
 //!   tier is nearest, and for `ClusterSetIP` services too (by address, see `host`): an SRV target
 //!   stays resolvable when the tier or the service's ports change under it.
-//! - A name with nothing but names below it is an empty answer (R77, RFC 8020), a headless
-//!   service without a ready endpoint does not exist (R73), a `ClusterSetIP` one is empty.
+//! - A name with nothing but names below it is an empty answer (RFC 8020), a headless
+//!   service without a ready endpoint does not exist, a `ClusterSetIP` one is empty.
 //! - At most [`MAX_RECORDS`] records, evenly spread over all, so that any answer fits into a TCP
 //!   message. A and AAAA are cut from the same endpoints.
 //!
@@ -45,13 +45,13 @@ pub const MAX_RECORDS: usize = 200;
 /// What a client asks.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
-    /// As the client wrote it; records repeat its case (MCS R80).
+    /// As the client wrote it; records repeat its case.
     pub name: &'a Name,
     /// Any type, known or not.
     pub qtype: RecordType,
     /// Only IN has names here.
     pub class: DNSClass,
-    /// A number that differs from query to query: decides which record comes first (MCS R82).
+    /// A number that differs from query to query: decides which record comes first.
     pub turn: u64,
 }
 

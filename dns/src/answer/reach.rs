@@ -1,11 +1,11 @@
 //! Which endpoints an asker is given: the nearest region that has a ready one it can reach.
 //!
-//! Owns what ports mean for that choice where clusters do not expose the same ones (MCS R22 to
-//! R24). Clients of an address bring the service's own port numbers, so for `ClusterSetIP`:
+//! Owns what ports mean for that choice where clusters do not expose the same ones.
+//! Clients of an address bring the service's own port numbers, so for `ClusterSetIP`:
 //!
 //! - An endpoint counts by the ports that its own cluster exposes and it serves
 //!   ([`Service::serving`]). One that serves none of the service's ports is not usable: its cluster
-//!   lost them all to older exports (R22), and traffic for the service must not go there (R24).
+//!   lost them all to older exports, and traffic for the service must not go there.
 //! - An endpoint is an address answer if every TCP and UDP port that it serves has the service's
 //!   number. One with another number is left out, but SRV names it. If the nearest tier has only
 //!   such ones, address answers are empty: they do not skip to the next tier, since clients that
@@ -191,7 +191,7 @@ impl<'a> Tier<'a> {
     }
 }
 
-/// MCS R79, and no fallback to serving-terminating ones.
+/// No fallback to serving-terminating ones.
 fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint.endpoint.ready && !endpoint.endpoint.terminating
 }

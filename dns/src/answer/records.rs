@@ -16,7 +16,7 @@ use super::{Found, MAX_RECORDS, Question, host};
 use crate::Zone;
 use crate::zone::TTL;
 
-/// The version of the multicluster DNS specification that is followed (MCS R62).
+/// The version of the multicluster DNS specification that is followed.
 const DNS_VERSION: &str = "1.0.0";
 
 /// What is at `node` for `question`.
@@ -73,7 +73,7 @@ fn at_service(reach: &Reach<'_>, question: &Question<'_>) -> Found {
     if endpoints.is_empty() {
         return Err(Reason::PortsDiffer);
     }
-    // Cut before the family is looked at: A and AAAA show the same endpoints (MCS R65).
+    // Cut before the family is looked at: A and AAAA show the same endpoints.
     let endpoints = spread(endpoints, MAX_RECORDS);
     of_family(question.name, question.qtype, endpoints.iter().map(|endpoint| endpoint.address()))
 }
@@ -117,7 +117,7 @@ struct Target {
     addresses: Vec<IpAddr>,
 }
 
-/// SRV records of `ports` at `owner`; each (target, number) once, whatever the protocol (MCS R70).
+/// SRV records of `ports` at `owner`; each (target, number) once, whatever the protocol.
 fn srv<'p>(
     zone: &Zone,
     reach: &Reach<'_>,
@@ -179,7 +179,7 @@ fn targets(
     spread(each.collect(), MAX_RECORDS)
 }
 
-/// As `CoreDNS` has it: all alike, and as a share of a hundred (MCS R69).
+/// As `CoreDNS` has it: all alike, and as a share of a hundred.
 fn weight(targets: usize) -> u16 {
     let share = 100 / targets.max(1);
     u16::try_from(share.max(1)).unwrap_or(1)

@@ -119,7 +119,7 @@ pub(crate) fn data(record: &Resource) -> String {
     record.data.to_string().replace(".clusterset.local.", "").trim_matches('"').to_owned()
 }
 
-/// What holds for every answer, whatever was asked (MCS R74, R80, R81, R82; RFC 2308).
+/// What holds for every answer, whatever was asked (RFC 2308).
 fn hold_to_rules(given: &Answer, asked: &Name) {
     for record in &given.answers {
         assert!(record.name.eq_case(asked), "{} echoes {asked}", record.name);

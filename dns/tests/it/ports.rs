@@ -1,4 +1,4 @@
-//! `ClusterSetIP` services whose exporters disagree on ports (MCS R22 to R24).
+//! `ClusterSetIP` services whose exporters disagree on ports.
 
 use crate::mesh;
 
@@ -83,7 +83,7 @@ fn only_endpoints_with_other_numbers_are_left_out_of_addresses() {
     );
 }
 
-/// What another region would give is not what SRV names here: DESIGN's "NODATA there".
+/// What another region would give is not what SRV names here: there is no data there.
 #[test]
 fn a_nearest_tier_of_other_numbers_has_srv_and_no_addresses() {
     let text = "

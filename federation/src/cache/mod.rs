@@ -3,7 +3,7 @@
 //! Owns: the last two good images of a replica, and the count of starts that ended too soon after
 //! one was loaded. Promises: the newer image is never touched, a new one is written aside, synced
 //! and renamed over the older, so that a full disk, a torn write or a kill at any moment leaves at
-//! least one good image (RELIABILITY promise 23); a damaged one falls back to the other, never to a
+//! least one good image; a damaged one falls back to the other, never to a
 //! part of it; the third start that did not prove its image falls back as well, since its bytes may
 //! be what ended the process (promise 28), and where all have ended three starts, the newest is
 //! tried again: a process that is killed for something else never serves nothing; an image of a newer version or of another owner is

@@ -1,15 +1,15 @@
 //! From what clusters say of one service to the service that all of them see.
 //!
-//! Owns: the rules of MCS.md section 3 (R21 to R31), one pure function. Promises: the same set of
-//! sources gives the same [`Service`], conflicts and messages included, whatever their order; a
-//! cluster without an export contributes nothing (R32). Leaves to others: collecting the sources
-//! (`builder`), computing precedence (whoever records the export, R30), reachability.
+//! Owns: the rules of KEP-1645 for exporters of one service, one pure function. Promises: the same
+//! set of sources gives the same [`Service`], conflicts and messages included, whatever their
+//! order; a cluster without an export contributes nothing. Leaves to others: collecting the sources
+//! (`builder`), computing precedence (whoever records the export), reachability.
 //!
-//! A winner that stays although an older export has turned up (which R29 permits) was turned down:
-//! it depends on history, and regions that saw other histories would differ. For the same reason
-//! a change between `ClusterSetIP` and Headless follows the oldest export here at once; whoever
-//! acts on a type (a derived Service must be made anew) sees `TypeConflict` as long as exporters
-//! disagree, and holds back until they agree or an operator decides.
+//! A winner that stays although an older export has turned up (which the KEP permits) was turned
+//! down: it depends on history, and regions that saw other histories would differ. For the same
+//! reason a change between `ClusterSetIP` and Headless follows the oldest export here at once;
+//! whoever acts on a type (a derived Service must be made anew) sees `TypeConflict` as long as
+//! exporters disagree, and holds back until they agree or an operator decides.
 
 mod contest;
 mod endpoints;
@@ -83,7 +83,7 @@ pub fn merge(key: &ServiceKey, sources: &[Source<'_>]) -> Option<Service> {
     })
 }
 
-/// By precedence, oldest first, ties by cluster id (R21).
+/// By precedence, oldest first, ties by cluster id.
 fn oldest_first<'a>(sources: &'a [Source<'a>]) -> Vec<Exporter<'a>> {
     let exporting = |source: &'a Source<'a>| Some(Exporter { source, export: source.export? });
     // Ids of regions `us` and `us-west1` can be equal (`us-west1-a`). That is a mistake in naming

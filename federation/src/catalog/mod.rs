@@ -55,7 +55,7 @@ pub struct Cluster {
     pub record: record::Cluster,
 }
 
-/// One service, merged from all its exports (KEP-1645; MCS.md section 3).
+/// One service, merged from all its exports (KEP-1645).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
@@ -79,13 +79,13 @@ pub struct Service {
     pub labels: BTreeMap<String, String>,
     /// Of the oldest export, whole.
     pub annotations: BTreeMap<String, String>,
-    /// What exporters disagree on, sorted by reason; it concerns every one of them (MCS R17).
+    /// What exporters disagree on, sorted by reason; it concerns every one of them.
     pub conflicts: Vec<Conflict>,
     /// Who exports it, oldest first.
     pub exports: Vec<ServiceExport>,
     /// All endpoints of all exporters, also those that are not ready, sorted and each address of
     /// a network once (networks may reuse addresses). Endpoints of clusters that do not export the
-    /// service (MCS R32), or of which nothing else is known yet, are not here.
+    /// service, or of which nothing else is known yet, are not here.
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -98,11 +98,11 @@ pub struct ServiceExport {
     pub region: RegionName,
     /// Decides which export is the oldest; ties by cluster id.
     pub precedence: Timestamp,
-    /// The ports that this cluster exposes: traffic for others must not go there (MCS R24).
+    /// The ports that this cluster exposes: traffic for others must not go there.
     pub ports: Vec<ServicePort>,
 }
 
-/// A field that exporters of one service disagree on (MCS.md R14 to R17).
+/// A field that exporters of one service disagree on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Conflict {
     /// `PortConflict` and the other reasons of the MCS API.

@@ -14,7 +14,7 @@ impl Service {
 
     /// The endpoints that serve `port`, one of [`Service::ports`], each with the number on which
     /// it does, also those that are not ready. Traffic for `port` must not go to any other: their
-    /// clusters do not expose it (MCS R24).
+    /// clusters do not expose it.
     pub fn serving<'a>(
         &'a self,
         port: &ServicePort,

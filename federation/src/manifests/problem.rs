@@ -34,9 +34,9 @@ pub enum Reason {
     Object,
     /// An object is defined more than once; the first definition counts.
     Duplicate,
-    /// A `ServiceExport` without a Service of its name (MCS R11).
+    /// A `ServiceExport` without a Service of its name.
     NoService,
-    /// A `ServiceExport` of a Service that cannot be exported (MCS R11).
+    /// A `ServiceExport` of a Service that cannot be exported.
     InvalidServiceType,
     /// An address outside what the cluster may use.
     AddressRefused,

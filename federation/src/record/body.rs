@@ -76,9 +76,10 @@ pub struct Region {
     pub pinned_roots: BTreeSet<[u8; 32]>,
     /// What its clusters may speak of and are told of; one that is not named is entitled to all.
     pub entitlements: BTreeMap<ClusterId, Entitlement>,
-    /// Regions that issue for its clusters while it is stale; the first that is up.
+    /// Regions that are to issue for its clusters while it is stale; the first that is up. Compared;
+    /// nothing acts upon it yet.
     pub stand_ins: Vec<RegionName>,
-    /// Regions in the order in which policy is activated.
+    /// Regions in the order in which policy is to be activated. Compared; nothing acts upon it yet.
     pub rollout_order: Vec<RegionName>,
     /// The clusters that joined it, by id.
     pub members: BTreeMap<ClusterId, Member>,
@@ -137,6 +138,9 @@ pub struct Cluster {
     pub holds: Vec<Hold>,
     /// Set while its readiness is not to be believed.
     pub suspect: Option<Suspect>,
+    /// Ids of holds and suspicions that ended because they were approved, the newest last, and not
+    /// for ever.
+    pub approved: Vec<String>,
 }
 
 /// Removals that an agent holds back until they are approved, explained, or seen twice.

@@ -211,6 +211,7 @@ fn cluster(cluster: wire::Cluster) -> Result<Cluster, RecordError> {
         directory: cluster.directory,
         holds: each("holds", cluster.holds, hold)?,
         suspect: cluster.suspect.map(suspect).transpose()?,
+        approved: cluster.approved,
     })
 }
 

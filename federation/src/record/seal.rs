@@ -137,6 +137,7 @@ fn cluster(cluster: &body::Cluster) -> wire::Cluster {
             ready: suspect.ready,
             of: suspect.of,
         }),
+        approved: cluster.approved.clone(),
     }
 }
 

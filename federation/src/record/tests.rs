@@ -123,6 +123,7 @@ fn sample(kind: &str) -> Record {
                     ready: 1,
                     of: 4,
                 }),
+                approved: vec!["a".into()],
                 ..Cluster::default()
             }),
         ),

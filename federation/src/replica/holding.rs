@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
@@ -12,6 +13,9 @@ use crate::digest::Digest;
 use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner};
 use crate::record::{Epoch, Newest, Origin, Record, RecordError};
+
+/// Beacons come every 5 s: whoever misses more of them than two in a row was not listening.
+pub const BEACON_GAP: Duration = Duration::from_secs(15);
 
 /// What is held of one owner.
 #[derive(Debug, Clone)]
@@ -24,6 +28,8 @@ pub struct Holding {
     pub(super) complete: BTreeMap<Kind, Epoch>,
     newest: Option<Newest>,
     beacon_changed: Option<Instant>,
+    /// The first of those that came without a gap up to `beacon_changed`.
+    beacons_since: Option<Instant>,
     quarantined: usize,
     bytes: usize,
 }
@@ -54,6 +60,7 @@ impl Holding {
             complete: BTreeMap::new(),
             newest: None,
             beacon_changed: None,
+            beacons_since: None,
             quarantined: 0,
             bytes: 0,
         }
@@ -118,6 +125,18 @@ impl Holding {
         })
     }
 
+    /// [`Self::digest_at`] of what is left without these keys.
+    pub fn digest_without<'a>(&self, level: u32, keys: impl Iterator<Item = &'a Key>) -> Digest {
+        let known = keys.filter(|key| key.kind.since_level() <= level);
+        known.filter_map(|key| self.records.get(key)).fold(
+            self.digest_at(level),
+            |mut sum, entry| {
+                sum -= entry.digest;
+                sum
+            },
+        )
+    }
+
     /// The owner's newest change that was seen: of a record that is held, a removal, or a beacon.
     #[must_use]
     pub fn newest(&self) -> Option<&Newest> {
@@ -135,6 +154,19 @@ impl Holding {
     #[must_use]
     pub fn beacon_changed(&self) -> Option<Instant> {
         self.beacon_changed
+    }
+
+    /// For how long, up to now, beacons have come without a gap of more than [`BEACON_GAP`]. Zero
+    /// if there is such a gap now: nothing is known of what happened in one.
+    #[must_use]
+    pub fn heard_without_gap(&self, now: Instant) -> Duration {
+        let (Some(last), Some(since)) = (self.beacon_changed, self.beacons_since) else {
+            return Duration::ZERO;
+        };
+        if now.saturating_duration_since(last) > BEACON_GAP {
+            return Duration::ZERO;
+        }
+        now.saturating_duration_since(since)
     }
 
     /// Records whose newest bytes could not be opened.
@@ -192,7 +224,7 @@ impl Holding {
             }
             self.forget(key, held);
             if key.kind == Kind::Beacon {
-                self.beacon_changed = Some(now);
+                self.beacon_came(now);
             }
         }
         self.change_digest(key, |digest| *digest += entry.digest);
@@ -203,6 +235,13 @@ impl Holding {
         }
         self.records.insert_mut(key.clone(), entry);
         true
+    }
+
+    fn beacon_came(&mut self, now: Instant) {
+        if self.heard_without_gap(now).is_zero() {
+            self.beacons_since = Some(now);
+        }
+        self.beacon_changed = Some(now);
     }
 
     fn forget(&mut self, key: &Key, held: &Entry) {

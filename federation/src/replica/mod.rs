@@ -23,7 +23,7 @@ use rpds::RedBlackTreeMapSync;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-pub use self::holding::{Entry, Holding, is_rewind};
+pub use self::holding::{BEACON_GAP, Entry, Holding, is_rewind};
 use self::log::Log;
 use crate::key::{Key, Kind};
 use crate::names::Owner;

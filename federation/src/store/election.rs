@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
@@ -53,9 +53,22 @@ pub async fn campaign(
     id: &str,
     ttl: Duration,
 ) -> Result<Leadership, StoreError> {
+    campaign_saying(store, key, || id.to_owned(), ttl).await
+}
+
+/// The same for a candidate whose `id` says since when it leads: it is asked at each attempt.
+///
+/// # Errors
+/// Those of [`campaign`].
+pub async fn campaign_saying(
+    store: Arc<dyn Store>,
+    key: &str,
+    id: impl Fn() -> String + Send + Sync,
+    ttl: Duration,
+) -> Result<Leadership, StoreError> {
     let ttl = ttl.min(LONGEST);
     loop {
-        match attempt(&store, key, id, ttl).await {
+        match attempt(&store, key, &id(), ttl).await {
             Ok(Some(won)) => return Ok(Leadership::start(store, key, ttl, won)),
             Ok(None) => match vacancy(&*store, key).await {
                 Ok(()) => {}
@@ -146,7 +159,10 @@ async fn attempt(
     ttl: Duration,
 ) -> Result<Option<Won>, StoreError> {
     let since = Instant::now();
-    let lease = store.grant_lease(ttl).await?;
+    // One that is granted later has run out, or is about to.
+    let granted = ending_by(since + ttl, store.grant_lease(ttl)).await;
+    let late = || StoreError::Unavailable("no lease in time".to_owned());
+    let lease = granted.unwrap_or_else(|_| Err(late()))?;
     let value = bytes::Bytes::copy_from_slice(id.as_bytes());
     let txn = Txn {
         guards: vec![Guard::CreateRevision(key.to_owned(), 0)],
@@ -238,27 +254,27 @@ impl Keeper {
 
     /// Why it ended.
     async fn keep(&self) -> &'static str {
-        let (mut alive, mut pause) = (self.won.since, self.ttl / SIGNS);
+        let mut alive = self.won.since;
+        let mut next = alive + self.ttl / SIGNS;
         loop {
             let end = alive + self.ttl - self.ttl / MARGIN;
-            if timeout_at(end, sleep(pause)).await.is_err() {
+            if timeout_at(end, sleep_until(next)).await.is_err() {
                 return "no sign of life got through in time";
             }
             let asked = Instant::now();
             // A server that does not answer may have its share of this, not of the time that is left.
-            match ending_by(end.min(asked + self.ttl / PER_SIGN), self.sign()).await {
-                Ok(Ok(true)) => (alive, pause) = (asked, self.ttl / SIGNS),
+            let why = match ending_by(end.min(asked + self.ttl / PER_SIGN), self.sign()).await {
+                Ok(Ok(true)) => {
+                    (alive, next) = (asked, asked + self.ttl / SIGNS);
+                    continue;
+                }
                 Ok(Ok(false)) => return "the election key is not ours any more",
                 Ok(Err(StoreError::NoLease(_))) => return "the lease has ended",
-                Ok(Err(error)) => {
-                    debug!(%error, "a sign of life did not get through");
-                    pause = self.ttl / AGAIN;
-                }
-                Err(_) => {
-                    debug!("a sign of life did not get through in time");
-                    pause = self.ttl / AGAIN;
-                }
-            }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "not in time".to_owned(),
+            };
+            debug!(why, "a sign of life did not get through");
+            next = Instant::now() + self.ttl / AGAIN;
         }
     }
 

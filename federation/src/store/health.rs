@@ -14,6 +14,8 @@ pub struct Member {
 /// What a server says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberState {
+    /// What the servers call it among themselves.
+    pub id: u64,
     /// As it says, like `3.6.16`.
     pub version: String,
     /// It leads the store's own quorum (nothing to do with [`super::election`]).
@@ -23,24 +25,36 @@ pub struct MemberState {
     pub db_size: u64,
     /// Of these, bytes in use.
     pub db_in_use: u64,
-    /// Bytes at which it refuses to write.
-    pub quota: u64,
-    /// What it complains about, for itself or another member.
-    pub alarms: Vec<Alarm>,
+    /// Bytes at which it refuses to write, if that is known.
+    pub quota: Option<u64>,
+    /// What it complains about. Each knows of the complaints of all, whether those answer or not.
+    pub alarms: Vec<Complaint>,
+}
+
+/// A server's complaint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// Which server is unwell, by [`MemberState::id`]; 0 if they do not know.
+    pub of: u64,
+    /// What it is.
+    pub alarm: Alarm,
 }
 
 impl MemberState {
-    /// How much of the quota is used up. 100 and more: nothing can be written.
+    /// How much of the quota is used up, if that is known. 100 and more: nothing can be written.
     #[must_use]
-    pub fn full_percent(&self) -> u64 {
-        match self.quota {
-            0 => 0,
-            quota => self.db_size.saturating_mul(100) / quota,
-        }
+    pub fn full_percent(&self) -> Option<u64> {
+        self.db_size.saturating_mul(100).checked_div(self.quota?)
+    }
+
+    /// How much of the quota would be used up after defragmenting, if that is known.
+    #[must_use]
+    pub fn in_use_percent(&self) -> Option<u64> {
+        self.db_in_use.saturating_mul(100).checked_div(self.quota?)
     }
 }
 
-/// A complaint of a server.
+/// What servers complain about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Alarm {
     /// The quota is used up: nothing is written until it was raised, or the store was compacted
@@ -59,6 +73,7 @@ mod tests {
     #[test]
     fn fullness_is_of_the_file_and_survives_odd_numbers() {
         let state = |db_size, quota| MemberState {
+            id: 1,
             version: String::new(),
             leader: true,
             db_size,
@@ -66,9 +81,10 @@ mod tests {
             quota,
             alarms: Vec::new(),
         };
-        assert_eq!(state(60, 100).full_percent(), 60);
-        assert_eq!(state(101, 100).full_percent(), 101);
-        assert_eq!(state(1, 0).full_percent(), 0, "no quota");
-        assert_eq!(state(u64::MAX, u64::MAX).full_percent(), 1, "saturates");
+        assert_eq!(state(60, Some(100)).full_percent(), Some(60));
+        assert_eq!(state(101, Some(100)).full_percent(), Some(101));
+        assert_eq!(state(1, Some(0)).full_percent(), None);
+        assert_eq!(state(1, None).full_percent(), None, "not known");
+        assert_eq!(state(u64::MAX, Some(u64::MAX)).full_percent(), Some(1), "saturates");
     }
 }

@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 
 pub use self::bulk::{Room, list, read, split, split_in_groups};
 pub use self::ending::ending_by;
-pub use self::health::{Alarm, Member, MemberState};
+pub use self::health::{Alarm, Complaint, Member, MemberState};
 
 /// Operations per transaction; etcd's own default limit.
 pub const MAX_OPS: usize = 128;

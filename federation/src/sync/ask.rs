@@ -1,20 +1,25 @@
 //! An operator's word, from whichever replica took it to the region's records.
 //!
 //! The replica that was told leaves an `ask` in the store, which is created once; the leader says
-//! it for the region and deletes the ask in the same transaction; the replica answers when it sees
-//! the decision among the region's records. So an operator may turn to any replica, a word that was
-//! answered survives every crash, and one that was not is taken back. Leaves to others: who may ask
-//! (the wiring), what may be decided ([`super::decisions`]).
+//! it for the region and deletes the ask in the same transaction, if it is still there; the replica
+//! answers when it sees the decision among the region's records. So an operator may turn to any
+//! replica, and a word that was answered survives every crash. One that was not is taken back, and
+//! whoever asked is told whether that is known to have worked. Leaves to others: who may ask,
+//! and that a call goes on when nobody waits for it any more (the wiring), what may be decided
+//! ([`super::decisions`]).
+
+mod pending;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::client;
-use super::decisions::{self, Leaver, Refusal};
+use self::pending::{Fate, Pending};
+use super::decisions::{self, Leaver, Preview, Refusal};
 use super::departures::View;
 use super::facts::{self, Ask};
 use super::local::Facts;
@@ -22,9 +27,9 @@ use crate::key::Key;
 use crate::names::{ClusterId, RegionName};
 use crate::record::{Decided, Decision};
 use crate::replica::Replicas;
-use crate::store::{Commit, Guard, Op, Store, StoreError, Txn, election};
+use crate::store::{Store, StoreError, election};
 
-/// How long an operator waits.
+/// How long an operator waits, however many decisions it takes.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// For what is done on top, once that is over.
 const LAST_WORD: Duration = Duration::from_secs(2);
@@ -42,15 +47,27 @@ pub enum AskError {
     #[error("this control plane has not read its store yet: ask again when it is ready")]
     NotReady,
     /// The ask could not be left.
-    #[error("the region's store did not take it within 10 s, nothing was decided")]
-    Store(#[source] StoreError),
+    #[error("the region's store did not take it within 10 s; {outlook}")]
+    Store {
+        /// Whether it may still happen.
+        outlook: &'static str,
+        /// What it said last.
+        #[source]
+        source: StoreError,
+    },
+    /// The process ends before there was an answer.
+    #[error("this control plane is stopping; {outlook}")]
+    Stopping {
+        /// Whether it may still happen.
+        outlook: &'static str,
+    },
     /// It is there and nobody says it.
-    #[error("nobody has said it within 10 s: {waiting}; {taken_back}")]
+    #[error("nobody has said it within 10 s: {waiting}; {outlook}")]
     Unanswered {
         /// What is missing.
         waiting: String,
         /// Whether it may still happen.
-        taken_back: &'static str,
+        outlook: &'static str,
     },
 }
 
@@ -91,8 +108,8 @@ pub struct Asking {
     pub sessions: watch::Receiver<Facts>,
     /// What stands under [`facts::left_prefix`].
     pub left: watch::Receiver<Facts>,
-    /// Since when this replica listens.
-    pub started: Instant,
+    /// The process stops: what is waited for is taken back.
+    pub stop: CancellationToken,
 }
 
 impl Asking {
@@ -114,7 +131,6 @@ impl Asking {
             region: &self.region,
             sessions: &sessions,
             left: &left,
-            started: self.started,
             now: Instant::now(),
         };
         Ok(decide(&view)?)
@@ -143,22 +159,44 @@ impl Asking {
         self.ask(what, word).await
     }
 
+    /// What [`Asking::leave`] would do, which this does not.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub fn preview(&self, leaver: &Leaver, live: bool) -> Result<Preview, AskError> {
+        self.decide(|view| decisions::preview(view, leaver, live))
+    }
+
+    /// What [`Asking::withdraw`] would take back, which this does not.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub fn withdrawable(&self, leaver: &Leaver) -> Result<Vec<Answer>, AskError> {
+        let said = self.decide(|view| decisions::withdraw(view, leaver))?;
+        let answer = |decision: Decision| {
+            let key = decisions::key(&self.region, &decision.what);
+            Answer { key, decision, already: false }
+        };
+        Ok(said.into_iter().map(answer).collect())
+    }
+
     /// Takes a leave back.
     ///
     /// # Errors
     /// See [`AskError`].
     pub async fn withdraw(&self, leaver: &Leaver, word: Word) -> Result<Vec<Answer>, AskError> {
-        let said = self.decide(|view| decisions::withdraw(view, leaver))?;
-        let mut answers = Vec::new();
-        for (index, decision) in said.into_iter().enumerate() {
-            let id = format!("{}-{index}", word.id);
-            let key = decisions::key(&self.region, &decision.what);
-            let ask = Ask { decision: decision.clone(), withdraw: true };
-            // Its age counts from now on.
-            let ask = Ask { decision: Decision { at: word.at, ..ask.decision }, ..ask };
-            self.settle(&id, &ask, &key).await?;
-            answers.push(Answer { key, decision, already: false });
+        let answers = self.withdrawable(leaver)?;
+        let mut asks = Vec::new();
+        for (index, Answer { key, decision, .. }) in answers.iter().enumerate() {
+            let Word { by, at, note, .. } = word.clone();
+            // Whoever takes it back says so in their own name, and its age counts from now on.
+            let ask = Ask {
+                decision: Decision { by, at, note, what: decision.what.clone() },
+                withdraw: true,
+            };
+            asks.push(Pending::new(format!("{}-{index}", word.id), ask, key.clone()));
         }
+        self.settle(asks).await?;
         Ok(answers)
     }
 
@@ -170,7 +208,7 @@ impl Asking {
         let Word { id, by, at, note } = word;
         let decision = Decision { by, at, note, what };
         let ask = Ask { decision: decision.clone(), withdraw: false };
-        self.settle(&id, &ask, &key).await?;
+        self.settle(vec![Pending::new(id, ask, key.clone())]).await?;
         Ok(Answer { key, decision, already: false })
     }
 
@@ -179,53 +217,58 @@ impl Asking {
         decisions::held(&replica).find(|told| told.key == key).map(|told| told.decision.clone())
     }
 
-    /// Leaves the ask and waits until the records are as it wants them.
-    async fn settle(&self, id: &str, ask: &Ask, key: &Key) -> Result<(), AskError> {
-        let deadline = Instant::now() + ANSWER_WITHIN;
-        self.leave_ask(id, ask, deadline).await.map_err(AskError::Store)?;
-        let mut replicas = self.replicas.clone();
-        let settled = replicas.wait_for(|replica| replica.get(key).is_some() != ask.withdraw);
-        if let Ok(Some(_)) = timeout_at(deadline, settled).await {
+    /// Leaves the asks and waits until the records are as they want them. Not to be dropped: what
+    /// is left then stays, and is answered after all.
+    async fn settle(&self, mut asks: Vec<Pending>) -> Result<(), AskError> {
+        // May be dropped: an ask knows what of it may have happened.
+        let settled = async {
+            for ask in &mut asks {
+                ask.leave(&*self.store).await?;
+            }
+            let mut replicas = self.replicas.clone();
+            let done = replicas.wait_for(|held| asks.iter().all(|ask| ask.is_settled(held))).await;
+            Ok::<bool, StoreError>(done.is_some())
+        };
+        let ended = tokio::select! {
+            ended = timeout(ANSWER_WITHIN, settled) => ended.unwrap_or(Ok(false)),
+            () = self.stop.cancelled() => Ok(false),
+        };
+        if let Ok(true) = ended {
             return Ok(());
         }
-        Err(self.take_back(id).await)
-    }
-
-    async fn leave_ask(&self, id: &str, ask: &Ask, deadline: Instant) -> Result<(), StoreError> {
-        let mut backoff = client::backoff();
-        let guards = vec![Guard::CreateRevision(facts::ask_key(id), 0)];
-        let txn = Txn { guards, ops: vec![facts::ask_op(id, ask)] };
-        let mut why = StoreError::Unavailable("it does not answer".to_owned());
-        loop {
-            match timeout_at(deadline, self.store.commit(txn.clone())).await {
-                // There already: an attempt before this one happened without an answer.
-                Ok(Ok(Commit::Done(_) | Commit::GuardFailed)) => return Ok(()),
-                Ok(Err(error @ StoreError::Unavailable(_))) => why = error,
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(why),
-            }
-            let pause = backoff.next().unwrap_or(client::MAX_BACKOFF);
-            if timeout_at(deadline, tokio::time::sleep(pause)).await.is_err() {
-                return Err(why);
+        // Before anything else, since a process that stops has little time.
+        let Some(outlook) = self.take_back(&asks).await.outlook() else { return Ok(()) };
+        let unanswered = || StoreError::Unavailable("it does not answer".to_owned());
+        let never_left = asks.iter().find(|ask| !ask.is_left());
+        let never_left = never_left.map(|ask| ask.problem().unwrap_or_else(unanswered));
+        match (ended.err().or(never_left), self.stop.is_cancelled()) {
+            (_, true) => Err(AskError::Stopping { outlook }),
+            (Some(source), false) => Err(AskError::Store { outlook, source }),
+            (None, false) => {
+                Err(AskError::Unanswered { waiting: self.waiting_for().await, outlook })
             }
         }
     }
 
-    /// Says what was waited for. What was answered with an error is not to happen later.
-    async fn take_back(&self, id: &str) -> AskError {
+    /// What was answered with an error is not to happen later.
+    async fn take_back(&self, asks: &[Pending]) -> Fate {
+        let taken_back = async {
+            let mut fates = Vec::new();
+            for ask in asks {
+                fates.push(ask.take_back(&*self.store).await);
+            }
+            Fate::of_all(&fates)
+        };
+        timeout(LAST_WORD, taken_back).await.unwrap_or(Fate::Unknown)
+    }
+
+    async fn waiting_for(&self) -> String {
         let election = facts::election_key();
-        let waiting = match timeout(LAST_WORD, election::leader(&*self.store, &election)).await {
+        match timeout(LAST_WORD, election::leader(&*self.store, &election)).await {
             Ok(Ok(None)) => "the region has no leader".to_owned(),
             Ok(Ok(Some(leader))) => format!("the leader is {leader}, see its log"),
             Ok(Err(error)) => format!("the region's store is away ({error})"),
             Err(_) => "the region's store does not answer".to_owned(),
-        };
-        let ops = vec![Op::delete(facts::ask_key(id))];
-        let deleted = self.store.commit(Txn { guards: Vec::new(), ops });
-        let taken_back = match timeout(LAST_WORD, deleted).await {
-            Ok(Ok(_)) => "it is taken back, ask again later",
-            Ok(Err(_)) | Err(_) => "it could not be taken back and may happen yet",
-        };
-        AskError::Unanswered { waiting, taken_back }
+        }
     }
 }

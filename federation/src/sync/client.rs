@@ -94,6 +94,15 @@ pub struct Link {
     pub mismatches: u64,
 }
 
+impl Link {
+    /// Nobody keeps this connection any more: how it stands is not known, what was counted is.
+    #[must_use]
+    pub fn given_up(&self) -> Self {
+        let Self { left_out, last_left_out, mismatches, .. } = self.clone();
+        Self { left_out, last_left_out, mismatches, ..Self::default() }
+    }
+}
+
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum StreamError {

@@ -6,17 +6,23 @@
 //! withdrawn. Leaves to others: saying ([`super::spokesman`]), asking for it ([`super::ask`]),
 //! carrying out a leave ([`super::departures`]).
 
+mod preview;
+
 use std::fmt::Write as _;
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use super::departures::{Verdict, View};
+pub use self::preview::{Held, Preview, preview};
+use super::departures::{Heard, Verdict, View};
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, ObjectName, Owner, RegionName};
 use crate::record::{Body, Cluster, Decided, Decision};
 use crate::replica::Replica;
 
+/// A hold may be named by so many characters of its id, if they begin no other's: fewer are too
+/// easily a slip, and none at all a variable that was not set.
+const SHORTEST_NAME: usize = 4;
 /// How long an approval stands.
 const APPROVAL: SignedDuration = SignedDuration::from_hours(24);
 
@@ -44,6 +50,8 @@ pub enum State {
     Applied,
     /// Not yet, and why.
     Waiting(String),
+    /// There is nothing left to do, and nobody says that this was the reason.
+    Over(String),
 }
 
 /// Why something cannot be decided. Each says what to do.
@@ -57,6 +65,16 @@ pub enum Refusal {
         /// What was asked for.
         hold: String,
         /// What there is.
+        present: Vec<String>,
+    },
+    /// Several holds.
+    #[error("{cluster} has more than one hold {hold:?}: {}", listed("it holds", .present))]
+    AmbiguousHold {
+        /// The cluster.
+        cluster: ClusterId,
+        /// What was asked for.
+        hold: String,
+        /// Those that begin so.
         present: Vec<String>,
     },
     /// Nothing is known of it.
@@ -233,18 +251,39 @@ fn cluster_record<'a>(replica: &'a Replica, owner: &Owner) -> Option<&'a Cluster
     }
 }
 
-/// Whether `hold` of `cluster` can be approved in `view.region`.
+/// The hold of `cluster` that `named` means: its id, or the beginning of one alone.
+///
+/// # Errors
+/// Says what there is instead.
+pub fn hold_named(
+    cluster: &ClusterId,
+    present: Vec<String>,
+    named: &str,
+) -> Result<String, Refusal> {
+    let (cluster, hold) = (cluster.clone(), named.to_owned());
+    if present.contains(&hold) {
+        return Ok(hold);
+    }
+    let short = named.len() < SHORTEST_NAME;
+    let begin_so = present.iter().filter(|id| !short && id.starts_with(named));
+    match begin_so.collect::<Vec<_>>()[..] {
+        [] => Err(Refusal::UnknownHold { cluster, hold, present }),
+        [one] => Ok(one.clone()),
+        ref several => {
+            let present = several.iter().map(ToString::to_string).collect();
+            Err(Refusal::AmbiguousHold { cluster, hold, present })
+        }
+    }
+}
+
+/// Whether `hold` of `cluster` can be approved in `view.region`; see [`hold_named`].
 ///
 /// # Errors
 /// Says what there is instead, or where to go.
 pub fn approve(view: &View<'_>, cluster: &ClusterId, hold: &str) -> Result<Decided, Refusal> {
     let owner = own_cluster(view, cluster)?;
-    let present = holds(view.replica, &owner);
-    if !present.iter().any(|id| id == hold) {
-        let (cluster, hold) = (cluster.clone(), hold.to_owned());
-        return Err(Refusal::UnknownHold { cluster, hold, present });
-    }
-    Ok(Decided::Approve { cluster: cluster.clone(), hold: hold.to_owned() })
+    let hold = hold_named(cluster, holds(view.replica, &owner), hold)?;
+    Ok(Decided::Approve { cluster: cluster.clone(), hold })
 }
 
 /// Who is to leave, or to come back.
@@ -261,6 +300,16 @@ pub enum Leaver {
 /// # Errors
 /// Says what there is instead, or where to go.
 pub fn leave(view: &View<'_>, leaver: &Leaver, live: bool) -> Result<Decided, Refusal> {
+    let (owner, incarnation, _) = departing(view, leaver, live)?;
+    Ok(Decided::Leave { owner, incarnation })
+}
+
+/// Who leaves, as which incarnation, and when it was heard.
+fn departing(
+    view: &View<'_>,
+    leaver: &Leaver,
+    live: bool,
+) -> Result<(Owner, String, Heard), Refusal> {
     let owner = match leaver {
         Leaver::Cluster(cluster) => own_cluster(view, cluster)?,
         Leaver::Region(region) => known_region(view, region)?,
@@ -269,7 +318,7 @@ pub fn leave(view: &View<'_>, leaver: &Leaver, live: bool) -> Result<Decided, Re
     if there.heard.may_be_live() && !live {
         return Err(Refusal::Live { owner, heard: there.heard.to_string() });
     }
-    Ok(Decided::Leave { owner, incarnation: there.incarnation.unwrap_or_default() })
+    Ok((owner, there.incarnation.unwrap_or_default(), there.heard))
 }
 
 /// The leaves of this region that are to be taken back for `leaver`.
@@ -300,10 +349,7 @@ pub fn state(view: &View<'_>, told: Told<'_>) -> State {
     match &told.decision.what {
         Decided::Approve { cluster, hold } => {
             let owner = Owner::cluster(told.said_by().clone(), cluster.clone());
-            if holds(view.replica, &owner).contains(hold) {
-                return State::Waiting(format!("{cluster} still holds it back"));
-            }
-            State::Applied
+            approval_state(cluster_record(view.replica, &owner), cluster, hold)
         }
         Decided::Leave { owner, incarnation } => {
             match view.verdict(told.said_by(), owner, incarnation) {
@@ -312,6 +358,21 @@ pub fn state(view: &View<'_>, told: Told<'_>) -> State {
                 Verdict::Wait(why) => State::Waiting(why),
             }
         }
+    }
+}
+
+/// By what the cluster says of itself: a hold also ends when what it held comes back, is explained,
+/// or was seen to be gone twice.
+fn approval_state(says: Option<&Cluster>, cluster: &ClusterId, hold: &String) -> State {
+    match says {
+        None => State::Over(format!("nothing is known of {cluster} any more")),
+        Some(says) if held_back(says).contains(hold) => {
+            State::Waiting(format!("{cluster} still holds it back"))
+        }
+        Some(says) if says.approved.contains(hold) => State::Applied,
+        Some(_) => State::Over(format!(
+            "{cluster} holds it back no more, and does not say that this was why"
+        )),
     }
 }
 

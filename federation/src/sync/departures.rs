@@ -3,8 +3,10 @@
 //! A leave names an incarnation and is the only way out for a whole cluster or region, also for a
 //! dead one. A region's word about its own clusters, and its own word about another region, is
 //! carried out at once; another region's word about a third only when that one is silent here too,
-//! so that nobody loses a region that it still hears (DESIGN section 5). Nothing that a region says
-//! removes a cluster of this one.
+//! so that nobody loses a region that it still hears (DESIGN section 5). Silence counts only from
+//! when it could have been broken: an outage here silences everybody, so it is measured against the
+//! beacons of this region and of the one whose word it is. Nothing that a region says removes a
+//! cluster of this one.
 //!
 //! Owns: [`View::verdict`], which is pure, and [`forget_those_who_left`], the leader's task.
 //! Promises: forgetting may end at any point and goes on at the next look; the session of a cluster
@@ -47,38 +49,40 @@ pub struct View<'a> {
     pub sessions: &'a Facts,
     /// Regions that were forgotten, as recorded.
     pub left: &'a Facts,
-    /// Since when it listens.
-    pub started: Instant,
     /// Now.
     pub now: Instant,
 }
 
-/// The last sign of life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
-    /// So long ago.
-    Ago(Duration),
-    /// None yet, for so long.
-    Never(Duration),
+/// The last sign of life, and what its absence is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// For how long there was none, if there ever was one.
+    pub silence: Option<Duration>,
+    /// For how long one would have been heard, without a break: a silence before that says nothing.
+    pub listening: Duration,
+    /// By whose beacons that is known.
+    pub by: Vec<RegionName>,
 }
 
 impl Heard {
     /// Silence is known only after listening for long enough.
     #[must_use]
-    pub fn may_be_live(self) -> bool {
-        let (Self::Ago(silence) | Self::Never(silence)) = self;
-        silence <= STALE_AFTER
+    pub fn may_be_live(&self) -> bool {
+        self.silence.map_or(self.listening, |silence| silence.min(self.listening)) <= STALE_AFTER
     }
 }
 
 impl fmt::Display for Heard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ago(silence) => write!(f, "heard {} s ago", silence.as_secs()),
-            Self::Never(silence) => {
-                write!(f, "not heard, but this process listens for {} s only", silence.as_secs())
-            }
+        match self.silence {
+            Some(silence) => write!(f, "heard {} s ago", silence.as_secs())?,
+            None => write!(f, "not heard")?,
         }
+        if !self.may_be_live() || self.silence.is_some_and(|silence| silence <= STALE_AFTER) {
+            return Ok(());
+        }
+        let by = self.by.iter().map(RegionName::as_str).collect::<Vec<_>>().join(" and ");
+        write!(f, ", but this process hears {by} for {} s only", self.listening.as_secs())
     }
 }
 
@@ -112,19 +116,25 @@ impl View<'_> {
     /// What is there of `owner`.
     #[must_use]
     pub fn there(&self, owner: &Owner) -> There {
-        match owner.cluster {
-            Some(_) => self.cluster(owner),
-            None => self.other_region(owner),
-        }
+        self.there_by(owner, &[self.region])
     }
 
     /// What to do about it that `said_by` says that this incarnation of `owner` left.
     #[must_use]
     pub fn verdict(&self, said_by: &RegionName, owner: &Owner, incarnation: &str) -> Verdict {
-        verdict(self.region, said_by, owner, incarnation, &self.there(owner))
+        let there = self.there_by(owner, &[self.region, said_by]);
+        verdict(self.region, said_by, owner, incarnation, &there)
     }
 
-    fn cluster(&self, owner: &Owner) -> There {
+    /// The regions in `by` have to be heard for silence to count.
+    fn there_by(&self, owner: &Owner, by: &[&RegionName]) -> There {
+        match owner.cluster {
+            Some(_) => self.cluster(owner, by),
+            None => self.other_region(owner, by),
+        }
+    }
+
+    fn cluster(&self, owner: &Owner, by: &[&RegionName]) -> There {
         let session = self.sessions.as_ref().and_then(|facts| {
             let key = facts::session_key(owner);
             Some(facts::member(&key, facts.get(&key)?)?.1.uid)
@@ -134,26 +144,35 @@ impl View<'_> {
         There {
             held: session.is_some() || holding.is_some_and(|holding| !holding.is_empty()),
             incarnation: session.or_else(said),
-            heard: self.heard(holding.and_then(crate::replica::Holding::beacon_changed)),
+            heard: self.heard(holding.and_then(crate::replica::Holding::beacon_changed), by),
             forgotten: None,
         }
     }
 
-    fn other_region(&self, owner: &Owner) -> There {
+    fn other_region(&self, owner: &Owner, by: &[&RegionName]) -> There {
         let of_it = || self.replica.owners().filter(|(of, _)| of.region == owner.region);
         let heard = of_it().filter_map(|(_, holding)| holding.beacon_changed()).max();
         let said = settings::incarnation(self.replica, owner);
         There {
             held: of_it().any(|(_, holding)| !holding.is_empty()),
             incarnation: said.map(str::to_owned),
-            heard: self.heard(heard),
+            heard: self.heard(heard, by),
             forgotten: forgotten(self.left, &owner.region),
         }
     }
 
-    fn heard(&self, at: Option<Instant>) -> Heard {
-        let since = |then| self.now.saturating_duration_since(then);
-        at.map_or(Heard::Never(since(self.started)), |at| Heard::Ago(since(at)))
+    fn heard(&self, at: Option<Instant>, by: &[&RegionName]) -> Heard {
+        let without_gap = |region: &&RegionName| {
+            let holding = self.replica.holding(&Owner::region((*region).clone()));
+            holding.map_or(Duration::ZERO, |holding| holding.heard_without_gap(self.now))
+        };
+        let mut by = by.to_vec();
+        by.dedup();
+        Heard {
+            silence: at.map(|at| self.now.saturating_duration_since(at)),
+            listening: by.iter().map(without_gap).min().unwrap_or_default(),
+            by: by.into_iter().cloned().collect(),
+        }
     }
 }
 
@@ -209,8 +228,6 @@ pub struct Departures {
     pub sessions: watch::Receiver<Facts>,
     /// What stands under [`facts::left_prefix`].
     pub left: watch::Receiver<Facts>,
-    /// Since when this process listens.
-    pub started: Instant,
 }
 
 /// Forgets owners that left, for as long as the leadership holds.
@@ -263,7 +280,6 @@ impl Departures {
             region: &self.region,
             sessions: &sessions,
             left: &left,
-            started: self.started,
             now: Instant::now(),
         };
         let mut done = None;

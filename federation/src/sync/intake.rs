@@ -8,6 +8,7 @@
 //! through an owner has changed nothing of it.
 
 mod behind;
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +16,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use self::behind::Behind;
+use self::kept::Kept;
 use super::decisions;
+use super::quota::{self, Quota, Usage};
 use super::transactions::MAX_RECORD_BYTES;
 use crate::key::{Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
@@ -83,13 +86,16 @@ pub struct Intake {
     uses: Vec<String>,
     collecting: Option<Collecting>,
     pending: Batch,
+    /// What is collected or pending, beyond what is held.
+    coming: Usage,
+    /// How much is taken of a region by its mirrors. An agent takes what its own region holds.
+    pub(super) quota: Option<Quota>,
     synced: bool,
     /// Owners that the other side spoke of.
     started: BTreeSet<Owner>,
     /// Those of them on which it is behind.
     behind: Behind,
-    /// Regions whose leader does not say yet which decisions there are, of which more are held.
-    unsure: BTreeSet<Owner>,
+    kept: Kept,
     refused: u64,
     last_refused: Option<String>,
 }
@@ -111,15 +117,18 @@ impl Intake {
     /// For the messages of one stream.
     #[must_use]
     pub fn new(accept: Accept) -> Self {
+        let quota = matches!(accept, Accept::Region(_)).then_some(quota::REGION);
         Self {
             accept,
+            quota,
+            coming: Usage::default(),
             uses: Vec::new(),
             collecting: None,
             pending: Batch::default(),
             synced: false,
             started: BTreeSet::new(),
             behind: Behind::default(),
-            unsure: BTreeSet::new(),
+            kept: Kept::default(),
             refused: 0,
             last_refused: None,
         }
@@ -184,7 +193,7 @@ impl Intake {
                 Ok(Step { batch, ..Step::default() })
             }
             Some(Message::Batch(batch)) => self.batch(batch, held),
-            Some(Message::End(end)) => self.end(end),
+            Some(Message::End(end)) => self.end(end, held),
             Some(Message::Synced(synced)) => {
                 self.synced = true;
                 let mut batch = self.finish(held);
@@ -240,6 +249,10 @@ impl Intake {
             self.behind.begin(owner.clone(), newest.clone());
         }
         self.started.insert(owner.clone());
+        if self.quota.is_some() && self.started.len() > quota::OWNERS {
+            let many = format!("more than {} owners", quota::OWNERS);
+            return Err(IntakeError::Unexpected(many));
+        }
         self.collecting = Some(Collecting {
             owner,
             current,
@@ -253,12 +266,23 @@ impl Intake {
     }
 
     fn batch(&mut self, batch: wire::Batch, held: &Replica) -> Result<Step, IntakeError> {
+        let before = self.held_beside(held);
+        let mut usage = before + self.coming;
         for item in batch.items {
             match self.item(item, held) {
-                Ok(Some((key, value, removed))) => self.take(key, value, removed),
+                Ok(Some((key, value, removed))) => self.take(key, value, removed, held, &mut usage),
                 Ok(None) => {}
                 Err(key) => self.refuse("record", &key),
             }
+        }
+        self.coming = usage - before;
+        // Removals, too, and what comes twice.
+        let waiting =
+            self.collecting.as_ref().map_or(self.pending.items.len(), |of| of.items.len());
+        if let Some(Quota { records, .. }) = self.quota.filter(|quota| waiting > 2 * quota.records)
+        {
+            let many = format!("a change of more than {} records", 2 * records);
+            return Err(IntakeError::Unexpected(many));
         }
         if self.collecting.is_some() || batch.more {
             return Ok(Step::default());
@@ -266,14 +290,45 @@ impl Intake {
         let newest = |owner: &Owner| held.holding(owner)?.newest();
         self.behind.settle(newest).map_err(|owner| IntakeError::CaughtUp { owner })?;
         let position = Some(batch.position);
+        self.coming = Usage::default();
         Ok(Step { batch: std::mem::take(&mut self.pending), position, synced: false })
     }
 
-    fn take(&mut self, key: Key, value: Option<Bytes>, removed: Option<Removed>) {
+    /// What is held of the other side, but for what is collected to take its place.
+    fn held_beside(&self, held: &Replica) -> Usage {
+        if self.quota.is_none() {
+            return Usage::default();
+        }
+        let replaced = self.collecting.as_ref().filter(|of| of.whole).map(|of| &of.owner);
+        let owners = held.owners().filter(|(owner, _)| self.accepts(owner));
+        owners.filter(|(owner, _)| Some(*owner) != replaced).map(|(_, of)| Usage::of(of)).sum()
+    }
+
+    fn take(
+        &mut self,
+        key: Key,
+        value: Option<Bytes>,
+        removed: Option<Removed>,
+        held: &Replica,
+        usage: &mut Usage,
+    ) {
+        let replaces = self.collecting.as_ref().is_some_and(|of| of.whole);
+        let before = held.get(&key).filter(|_| !replaces).map(|entry| entry.value.len());
+        if let (Some(quota), Some(value)) = (&self.quota, &value)
+            && let Err(error) = usage.put(quota, before, value.len())
+        {
+            self.refuse("record", &format!("{key}: {error}"));
+            // What is left out is not absent.
+            if let Some(collecting) = &mut self.collecting {
+                collecting.whole = false;
+            }
+            return;
+        }
         if let Some(collecting) = &mut self.collecting {
             collecting.removed.extend(removed.map(|removed| (key.clone(), removed)));
             collecting.items.insert(key, value);
         } else {
+            self.kept.told_of(&key);
             self.pending.removed.extend(removed.map(|removed| (key.clone(), removed)));
             self.pending.items.push((key, value));
         }
@@ -342,7 +397,7 @@ impl Intake {
         gone.map(|(owner, _)| owner.clone()).collect()
     }
 
-    fn end(&mut self, end: wire::End) -> Result<Step, IntakeError> {
+    fn end(&mut self, end: wire::End, held: &Replica) -> Result<Step, IntakeError> {
         let owner: Owner = parse(&end.owner)?;
         let Ok(kind) = end.kind.parse::<Kind>() else {
             // Of a newer version. It vouches for records that this one cannot hold anyway.
@@ -363,11 +418,15 @@ impl Intake {
                 Err(IntakeError::Unexpected(format!("an end marker of {owner} out of turn")))
             }
             None => {
-                // The next comparison counts.
-                self.unsure.remove(&owner);
-                let complete = (!self.behind.contains(&owner)).then_some((owner, kind, epoch));
-                let complete = complete.into_iter().collect();
-                let batch = Batch { complete, ..Batch::default() };
+                if self.behind.contains(&owner) || is_older(held, &owner, kind, &epoch) {
+                    return Ok(Step::default());
+                }
+                let newest = held.holding(&owner).and_then(Holding::newest);
+                let counts = counts_absence(&owner, &epoch, newest);
+                let absent = if counts { self.kept.absent(&owner, kind) } else { Vec::new() };
+                let items = absent.into_iter().map(|key| (key, None)).collect();
+                let complete = vec![(owner, kind, epoch)];
+                let batch = Batch { items, complete, ..Batch::default() };
                 Ok(Step { batch, ..Step::default() })
             }
         }
@@ -376,29 +435,21 @@ impl Intake {
     /// Compares what was collected of an owner with what is held of it.
     fn finish(&mut self, held: &Replica) -> Batch {
         let Some(collected) = self.collecting.take() else { return Batch::default() };
+        self.coming = Usage::default();
         if !collected.current {
             return Batch::default();
         }
         let holding = held.holding(&collected.owner);
-        let older = |kind: &Kind, epoch: &Epoch| {
-            let held = holding.and_then(|holding| holding.complete().get(kind));
-            held.is_some_and(|held| epoch.is_older_than(held))
-        };
+        let older = |kind: &Kind, epoch: &Epoch| is_older(held, &collected.owner, *kind, epoch);
         let current = collected.ends.iter().filter(|(kind, epoch)| !older(kind, epoch));
         let counts = |epoch| counts_absence(&collected.owner, epoch, collected.newest.as_ref());
         let vouched = current.clone().filter(|(_, epoch)| counts(epoch));
         let vouched: BTreeSet<Kind> = vouched.map(|(kind, _)| *kind).collect();
-        let absent = holding
-            .into_iter()
-            .flat_map(Holding::records)
-            .filter(|(key, _)| collected.whole && !collected.items.contains_key(key));
-        let (gone, kept): (Vec<_>, Vec<_>) =
-            absent.map(|(key, _)| key).partition(|key| vouched.contains(&key.kind));
-        // Digests do not cover beacons.
-        let kept = kept.iter().any(|key| key.kind != Kind::Beacon);
-        if kept && collected.owner.cluster.is_none() {
-            self.unsure.insert(collected.owner.clone());
-        }
+        let absent = holding.into_iter().flat_map(Holding::records).map(|(key, _)| key);
+        let absent = absent.filter(|key| collected.whole && !collected.items.contains_key(*key));
+        let (gone, kept): (Vec<&Key>, Vec<&Key>) =
+            absent.partition(|key| vouched.contains(&key.kind));
+        self.kept.insert(&collected.owner, kept.into_iter().cloned().collect());
         let gone = gone.into_iter().map(|key| (key.clone(), None));
         let complete = current.map(|(kind, epoch)| (collected.owner.clone(), *kind, epoch.clone()));
         let complete = complete.collect();
@@ -418,11 +469,12 @@ impl Intake {
         let level = digests.level.max(1);
         for theirs in &digests.owners {
             let owner: Owner = parse(&theirs.owner)?;
-            let ours = held.holding(&owner).map(|holding| holding.digest_at(level).to_bytes());
-            let ours = ours.unwrap_or_else(|| crate::digest::Digest::default().to_bytes());
+            let ours = held.holding(&owner);
+            let ours = ours.map(|holding| self.kept.digest_beside(holding, &owner, level));
+            let ours = ours.unwrap_or_default().to_bytes();
             let same = ours[..] == theirs.digest[..];
             // Known to differ: to subscribe anew would find the same, as long as it is so.
-            let excused = self.behind.contains(&owner) || self.unsure.contains(&owner);
+            let excused = self.behind.contains(&owner);
             if same {
                 self.behind.end(&owner);
             } else if self.accepts(&owner) && !excused {
@@ -442,6 +494,12 @@ impl Intake {
 /// then what an earlier leader vouched for may come from a backup.
 pub(super) fn counts_absence(owner: &Owner, epoch: &Epoch, newest: Option<&Newest>) -> bool {
     owner.cluster.is_some() || newest.is_none_or(|newest| !epoch.is_older_than(&newest.epoch))
+}
+
+/// Whether the owner's word on a kind is older than the one that is held.
+fn is_older(held: &Replica, owner: &Owner, kind: Kind, epoch: &Epoch) -> bool {
+    let held = held.holding(owner).and_then(|holding| holding.complete().get(&kind));
+    held.is_some_and(|held| epoch.is_older_than(held))
 }
 
 /// Whether it is an older version of what is held (RELIABILITY promise 14), for a mirror's store as

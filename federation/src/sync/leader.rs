@@ -17,7 +17,7 @@ use super::{chain, client, facts};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
 use crate::replica::{Batch, Replicas};
-use crate::store::{self, Commit, Guard, Op, Revision, Store, StoreError, Txn};
+use crate::store::{self, Commit, Guard, KeyValue, Op, Revision, Store, StoreError, Txn};
 
 /// Why a leader stops writing.
 #[derive(Debug, thiserror::Error)]
@@ -93,9 +93,36 @@ impl Leader {
         batch: Batch,
         last: Option<Op>,
     ) -> Result<Option<Revision>, LeaderError> {
+        self.commit_changes(self.sorted(batch), last).await
+    }
+
+    /// The same if `found` is still there as it was read, which `last` ends. Returns whether it was.
+    ///
+    /// # Errors
+    /// See [`LeaderError`], and [`commit_changes`](Self::commit_changes); some of the parts may have
+    /// been committed.
+    pub async fn commit_if_there(
+        &self,
+        found: &KeyValue,
+        batch: Batch,
+        last: Op,
+    ) -> Result<bool, LeaderError> {
+        for mut txn in transactions(self.sorted(batch), Some(last))? {
+            self.guard_words(&mut txn).await?;
+            txn.guards.push(Guard::ModRevision(found.key.clone(), found.mod_revision));
+            if self.commit_guarded(txn).await? != Commit::GuardFailed {
+                continue;
+            }
+            let now = store::read(&*self.store, &found.key).await?;
+            let same = now.is_some_and(|now| now.mod_revision == found.mod_revision);
+            return if same { Err(LeaderError::NotLeader) } else { Ok(false) };
+        }
+        Ok(true)
+    }
+
+    fn sorted(&self, batch: Batch) -> BTreeMap<Owner, Changes> {
         let replica = self.replicas.peek();
-        let epoch = |owner: &Owner| Some(&replica.holding(owner)?.newest()?.epoch);
-        self.commit_changes(by_owner(batch, epoch), last).await
+        by_owner(batch, |owner| Some(&replica.holding(owner)?.newest()?.epoch))
     }
 
     /// The same for changes that are sorted already.
@@ -109,10 +136,7 @@ impl Leader {
     ) -> Result<Option<Revision>, LeaderError> {
         let mut revision = None;
         for mut txn in transactions(changes, last)? {
-            for (owner, _) in words(&txn) {
-                let written = self.last_said(&owner).await?;
-                txn.guards.push(Guard::ModRevision(facts::said_key(&owner), written));
-            }
+            self.guard_words(&mut txn).await?;
             match self.commit_guarded(txn).await? {
                 Commit::Done(done) => revision = Some(done),
                 Commit::GuardFailed => return Err(LeaderError::NotLeader),
@@ -134,6 +158,15 @@ impl Leader {
             self.said().extend(words.into_iter().map(written));
         }
         Ok(committed)
+    }
+
+    /// That each owner's last word is still the one that this leader knows.
+    async fn guard_words(&self, txn: &mut Txn) -> Result<(), StoreError> {
+        for (owner, _) in words(txn) {
+            let written = self.last_said(&owner).await?;
+            txn.guards.push(Guard::ModRevision(facts::said_key(&owner), written));
+        }
+        Ok(())
     }
 
     /// When the owner's last word was written: as this leader did, or as it finds it the first time.

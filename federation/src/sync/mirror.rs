@@ -50,6 +50,18 @@ pub enum MirrorError {
     Left(String),
 }
 
+impl MirrorError {
+    /// Whether the store may have something else of the peer than what was committed and answered.
+    fn doubts_the_store(&self) -> bool {
+        match self {
+            Self::Peer(_) | Self::Closed | Self::Quiet(_) => false,
+            Self::Intake(error) => error.distrusts_positions(),
+            // What has left is deleted by others.
+            Self::Leader(_) | Self::Moved | Self::Left(_) => true,
+        }
+    }
+}
+
 impl From<tonic::Status> for MirrorError {
     fn from(status: tonic::Status) -> Self {
         Self::Peer(Box::new(status))
@@ -71,13 +83,20 @@ pub async fn mirror(
     let mut backoff = client::backoff();
     // What differs is sent whole after this.
     let mut distrusted = false;
+    // What the store has of the peer, while nothing casts doubt on that: a peer that is down is
+    // dialled at every attempt, and the store is not read for it.
+    let mut known: Option<Mirroring<'_>> = None;
     loop {
         let started = Instant::now();
         let mut intake = Intake::new(Accept::Region(peer.clone()));
-        let ended = match Mirroring::read(leader.clone(), &peer, &link).await {
+        let mirroring = match known.take() {
+            Some(mirroring) => Ok(mirroring),
+            None => Mirroring::read(leader.clone(), &peer, &link).await,
+        };
+        let ended = match mirroring {
             Ok(mirroring) => {
                 let mirroring = Mirroring { forgotten: forgotten.as_deref(), ..mirroring };
-                mirroring.run(way.dial(), &mut intake, distrusted).await
+                known.insert(mirroring).run(way.dial(), &mut intake, distrusted).await
             }
             Err(error) => Err(error),
         };
@@ -89,6 +108,9 @@ pub async fn mirror(
             Ok(never) => match never {},
         };
         distrusted = matches!(&error, MirrorError::Intake(error) if error.distrusts_positions());
+        if error.doubts_the_store() {
+            known = None;
+        }
         let mismatch = matches!(error, MirrorError::Intake(IntakeError::DigestMismatch { .. }));
         link.send_modify(|link| link.mismatches += u64::from(mismatch));
         client::note_left_out(&link, &intake);
@@ -117,8 +139,8 @@ struct Mirroring<'a> {
 }
 
 impl<'a> Mirroring<'a> {
-    /// A commit of an earlier attempt, or leader, may have happened without an answer: what follows
-    /// compares with the store as it is now.
+    /// A commit of an earlier leader, or one of this one that had no answer, may have happened: what
+    /// follows compares with the store as it is now.
     async fn read(
         leader: Leader,
         peer: &'a RegionName,
@@ -145,7 +167,7 @@ impl<'a> Mirroring<'a> {
     }
 
     async fn run(
-        mut self,
+        &mut self,
         channel: impl Transport,
         intake: &mut Intake,
         distrusted: bool,

@@ -30,6 +30,7 @@ pub mod mirror;
 pub mod own;
 pub mod peers;
 pub mod publisher;
+pub mod quota;
 pub mod recover;
 pub mod reseed;
 pub mod service;

@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::RegionName;
-use crate::record::Region;
+use crate::names::{ClusterId, RegionName};
+use crate::record::{Entitlement, Region};
 
 /// Two regions that do not say the same, or one whose word does not fit itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Disagreement {
-    /// Which, the one whose view this is first.
+    /// Which, the one whose view this is first. Twice the same one where a replica's file differs
+    /// from what its own region says.
     pub regions: [RegionName; 2],
     /// The setting, as configuration names it.
     pub field: String,
@@ -47,6 +48,48 @@ pub fn disagreements(
     found
 }
 
+/// Where the `file` of one replica of `own` differs from what the region says, its leader's file. What
+/// is `published` counts for all replicas, also for those whose file says else.
+#[must_use]
+pub fn drift(own: &RegionName, file: &Region, published: &Region) -> Vec<Disagreement> {
+    let ours = Side { name: own, record: file };
+    let theirs = Side { name: own, record: published };
+    let mut found = Vec::new();
+    let mut check = |field: &str, say: fn(&Region) -> String| {
+        let (our, their) = (say(file), say(published));
+        if our != their {
+            found.push(of(ours, theirs, field, our, their));
+        }
+    };
+    check("addresses", |region| listed(region.addresses.iter().collect::<BTreeSet<_>>()));
+    check("distances", |region| {
+        listed(region.distances.iter().map(|(to, distance)| format!("{to}: {distance}")))
+    });
+    check("peers", |region| listed(region.peers.iter().collect::<BTreeSet<_>>()));
+    // Only where both speak of them: a record of the first level does not.
+    if theirs.is_whole() {
+        check("roots", roots);
+        check("entitlements", |region| {
+            listed(region.entitlements.iter().map(|(cluster, to)| entitled(cluster, to)))
+        });
+        check("standIns", |region| names(&region.stand_ins));
+        check("rolloutOrder", |region| names(&region.rollout_order));
+    }
+    found
+}
+
+fn entitled(cluster: &ClusterId, to: &Entitlement) -> String {
+    match to {
+        Entitlement::All => format!("{cluster}: *"),
+        Entitlement::Namespaces(names) => format!("{cluster}: [{}]", listed(names)),
+    }
+}
+
+fn listed(items: impl IntoIterator<Item = impl ToString>) -> String {
+    let texts: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
+}
+
 #[derive(Clone, Copy)]
 struct Side<'a> {
     name: &'a RegionName,
@@ -73,10 +116,10 @@ fn pair(ours: Side<'_>, theirs: Side<'_>) -> Vec<Disagreement> {
     check("distances", distance(ours, theirs), distance(theirs, ours));
     check("readsLevel", ours.record.reads_level.to_string(), theirs.record.reads_level.to_string());
     if ours.is_whole() && theirs.is_whole() {
-        let listed = |from: Side<'_>, to: Side<'_>| {
+        let peer = |from: Side<'_>, to: Side<'_>| {
             if from.record.peers.contains(to.name) { "a peer" } else { "no peer" }.to_owned()
         };
-        check("peers", listed(ours, theirs), listed(theirs, ours));
+        check("peers", peer(ours, theirs), peer(theirs, ours));
         check("roots", roots(ours.record), roots(theirs.record));
         check(
             "rolloutOrder",
@@ -151,7 +194,7 @@ fn roots(region: &Region) -> String {
 mod tests {
     use super::*;
 
-    /// `us peers=eu,asia eu=100 root=1 order=us,eu standins=asia reads=1 at=h:1`
+    /// `us peers=eu,asia eu=100 root=1 order=us,eu standins=asia reads=1 at=h:1 may=us-a:shop`
     fn parse(text: &str) -> (RegionName, Region) {
         let mut words = text.split_whitespace();
         let name: RegionName = words.next().unwrap().parse().unwrap();
@@ -172,6 +215,12 @@ mod tests {
                 "reads" => region.reads_level = value.parse().unwrap(),
                 "incarnation" => region.incarnation = value.trim_matches('-').into(),
                 "at" => region.addresses = vec![value.into()],
+                "may" => {
+                    let (cluster, namespace) = value.split_once(':').unwrap();
+                    let namespaces = [namespace.parse().unwrap()].into();
+                    let to = Entitlement::Namespaces(namespaces);
+                    region.entitlements.insert(cluster.parse().unwrap(), to);
+                }
                 of => drop(region.distances.insert(of.parse().unwrap(), value.parse().unwrap())),
             }
         }
@@ -238,5 +287,31 @@ mod tests {
         check_dialled("us | eu at=h:1", "eu=h:1", &[]);
         check_dialled("us | eu at=h:1", "eu=h:2", &["us-eu addresses: h:2 / h:1"]);
         check_dialled("us | eu", "eu=h:2 asia=h:3", &[]);
+    }
+
+    #[track_caller]
+    fn check_drift(file: &str, published: &str, expected: &[&str]) {
+        let ((own, file), (_, published)) = (parse(file), parse(published));
+        let found = drift(&own, &file, &published);
+        assert!(found.iter().all(|d| d.regions == [own.clone(), own.clone()]), "{found:?}");
+        let found: Vec<_> =
+            found.iter().map(|d| format!("{}: {} / {}", d.field, d.ours, d.theirs)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_replica_whose_file_says_else_than_its_region_is_told_of_each_setting() {
+        let same = "us peers=eu,asia eu=100 order=us,eu standins=eu at=h:1 may=us-a:shop";
+        check_drift(same, same, &[]);
+        check_drift("us peers=eu,asia", "us peers=asia,eu", &[]);
+        check_drift("us eu=100", "us eu=90", &["distances: eu: 100 / eu: 90"]);
+        check_drift("us peers=eu", "us", &["peers: eu / none"]);
+        check_drift("us at=h:1", "us at=h:2", &["addresses: h:1 / h:2"]);
+        check_drift("us order=us,eu", "us", &["rolloutOrder: us, eu / none"]);
+        check_drift("us", "us standins=eu", &["standIns: none / eu"]);
+        check_drift("us", "us may=us-a:shop", &["entitlements: none / us-a: [shop]"]);
+        let (one, two) = ("0101010101010101", "0202020202020202");
+        check_drift("us root=1", "us root=2", &[&format!("roots: {one} / {two}")]);
+        check_drift("us order=us,eu", "us incarnation=-", &[]);
     }
 }

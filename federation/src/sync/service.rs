@@ -12,7 +12,7 @@ mod watched;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::Stream;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use self::admission::{Admission, Busy, Slot, Turn};
+use self::admission::{Admission, Busy, SharedBucket, Slot, Turn};
 use self::limits::Bucket;
 pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
@@ -211,16 +211,8 @@ impl FederationApi {
         let owner = format!("{}/{}", self.region, hello.cluster).parse::<Owner>().ok();
         let silent_for = owner.as_ref().map_or(Duration::ZERO, |owner| self.silent_for(owner));
         let (store, now) = (Arc::clone(&self.store), (self.clock)());
-        if let Some(decision) = owner.as_ref().and_then(|owner| {
-            let replica = self.replicas.peek();
-            decisions::has_left(&replica, owner, &hello.uid).cloned()
-        }) {
-            let Decision { by, at, .. } = decision;
-            return Err(Status::failed_precondition(format!(
-                "cluster {} left the mesh for good at {at}, by the word of {by}: withdraw that with \
-                 `tombolo leave {} --withdraw`, or let it join as another cluster",
-                hello.cluster, hello.cluster
-            )));
+        if let Some(owner) = &owner {
+            self.refuse_departed(slot, owner, &hello.uid)?;
         }
         let session = Session::open(store, &self.region, caller, hello, silent_for, now).await;
         let session = session.map(|session| session.continuing(&self.removals));
@@ -229,6 +221,25 @@ impl FederationApi {
             slot.refused(Refused::Session);
             status(&error)
         })
+    }
+
+    /// A cluster of which an operator said that it left is not taken back by its own word.
+    fn refuse_departed(&self, slot: &Slot, owner: &Owner, uid: &str) -> Result<(), Status> {
+        let Caller::Agent { region, cluster } = &slot.caller else { return Ok(()) };
+        // Who claims to be another one is refused for that, and learns nothing of it.
+        if *owner != Owner::cluster(region.clone(), cluster.clone()) {
+            return Ok(());
+        }
+        let replica = self.replicas.peek();
+        let Some(Decision { by, at, .. }) = decisions::has_left(&replica, owner, uid) else {
+            return Ok(());
+        };
+        warn!(caller = %slot.caller, %owner, uid, by, %at, "a cluster that left the mesh was refused");
+        slot.refused(Refused::Left);
+        Err(Status::failed_precondition(format!(
+            "cluster {cluster} left the mesh for good at {at}, by the word of {by}: withdraw that with \
+             `tombolo leave {cluster} --withdraw`, or let it join as another cluster"
+        )))
     }
 
     /// Who calls, and room for one more stream of theirs.
@@ -312,6 +323,7 @@ impl Federation for FederationApi {
             metrics: self.admission.metrics.clone(),
             messages: Bucket::full(limits.publish_messages, now),
             bytes: Bucket::full(limits.publish_bytes, now),
+            changes: Arc::clone(&slot.changes),
         };
         let answers = futures::stream::unfold(Some(publishing), |state| async {
             let mut state = state?;
@@ -424,6 +436,7 @@ struct Publishing {
     metrics: Metrics,
     messages: Bucket,
     bytes: Bucket,
+    changes: SharedBucket,
 }
 
 impl Publishing {
@@ -435,10 +448,7 @@ impl Publishing {
             let request = tokio::select! {
                biased;
                 () = self.stop.cancelled() => return Err(stopping()),
-                () = self.ended.cancelled() => {
-                    let error = SessionError::Superseded(self.session.owner().clone());
-                    return Err(status(&error));
-                }
+                () = self.ended.cancelled() => return Err(self.superseded()),
                 replica = self.replicas.next() => {
                     let replica = replica.ok_or_else(stopping)?;
                     self.follow(&replica)?;
@@ -447,7 +457,7 @@ impl Publishing {
                 request = self.requests.message() => request?,
             };
             let Some(request) = request else { return Ok(None) };
-            self.pace(&request).await;
+            self.pace(&request).await?;
             let answers = self.session.receive(request, (self.clock)()).await;
             self.metrics.records(&self.session.take_tally());
             let answers = answers.map_err(|error| {
@@ -478,13 +488,26 @@ impl Publishing {
     }
 
     /// A publisher that is too fast is read more slowly, and feels it by the transport.
-    async fn pace(&mut self, request: &wire::PublishRequest) {
-        let now = Instant::now();
-        let wait = self.messages.charge(1, now).max(self.bytes.charge(request.encoded_len(), now));
-        if !wait.is_zero() {
-            debug!(owner = %self.session.owner(), ?wait, "a publisher is too fast");
-            tokio::time::sleep(wait).await;
+    async fn pace(&mut self, request: &wire::PublishRequest) -> Result<(), Status> {
+        let (now, size) = (Instant::now(), request.encoded_len());
+        let changed =
+            if matches!(request.message, Some(PublishMessage::Changes(_))) { size } else { 0 };
+        let owed = self.changes.lock().unwrap_or_else(PoisonError::into_inner).charge(changed, now);
+        let wait = self.messages.charge(1, now).max(self.bytes.charge(size, now)).max(owed);
+        if wait.is_zero() {
+            return Ok(());
         }
+        debug!(owner = %self.session.owner(), ?wait, "a publisher is too fast");
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(stopping()),
+            () = self.ended.cancelled() => Err(self.superseded()),
+            () = tokio::time::sleep(wait) => Ok(()),
+        }
+    }
+
+    fn superseded(&self) -> Status {
+        status(&SessionError::Superseded(self.session.owner().clone()))
     }
 
     /// The first of a batch stands for the others: the owner logs each.

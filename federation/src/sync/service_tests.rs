@@ -2,6 +2,7 @@
 
 mod entitlement;
 mod limits;
+mod mirroring;
 mod permission;
 mod wire_limits;
 

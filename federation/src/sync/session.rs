@@ -15,10 +15,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 
-use self::refusal::Refusal;
 pub use self::refusal::{Reason, Tally};
+use self::refusal::{Refusal, acks};
 pub use self::removals::RemovalWindows;
 use self::removals::Removals;
+use super::quota::{self, Quota, Usage};
 use super::transactions::{Changes, transactions};
 use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, chain, facts};
 use crate::key::{Key, Kind};
@@ -41,8 +42,8 @@ mod removals;
 const WANT_KEYS: usize = 1000;
 /// What is refused is named with at most so many bytes: the longest key is shorter.
 const MAX_NAMED: usize = 1024;
-/// More keys than this are not taken from one cluster, whatever it declares.
-const MAX_KEYS: usize = 1_000_000;
+/// What is refused is named in the answer: publishers of this project send a quarter of this.
+const MAX_CHANGES: usize = 16_384;
 
 /// Why a stream ends. Where it is the agent's fault, the words are for it to read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,8 +80,12 @@ pub struct Session {
     /// What the owner holds, by its own word; built up by declaration and changes.
     present: BTreeSet<Key>,
     declared: BTreeMap<Key, Declared>,
+    declaration: Usage,
     /// What the store holds of it.
     held: BTreeMap<Key, Held>,
+    /// How much that is, and may be.
+    usage: Usage,
+    pub(super) quota: Quota,
     /// What it was told of and had not declared.
     told: BTreeSet<Key>,
     /// Its newest change in this epoch.
@@ -95,7 +100,7 @@ pub struct Session {
 /// What a record is by its owner's declaration.
 #[derive(Debug)]
 struct Declared {
-    hash: Bytes,
+    hash: [u8; 32],
     sequence: u64,
 }
 
@@ -107,7 +112,7 @@ impl Declared {
             Origin::of_value(stored)
                 .is_some_and(|held| held.epoch == *epoch && held.sequence < self.sequence)
         };
-        body_hash_of_value(stored).is_none_or(|held| held[..] != self.hash[..]) || older()
+        body_hash_of_value(stored).is_none_or(|held| held != self.hash) || older()
     }
 }
 
@@ -117,6 +122,8 @@ struct Held {
     newest: Option<Newest>,
     /// The addresses of its endpoints.
     addresses: BTreeSet<IpAddr>,
+    /// What it counts for in its owner's quota.
+    bytes: usize,
 }
 
 impl Held {
@@ -127,7 +134,7 @@ impl Held {
             Some(Body::Endpoints(slice)) => slice.endpoints.iter().map(|e| e.address).collect(),
             _ => BTreeSet::new(),
         };
-        Self { newest, addresses }
+        Self { newest, addresses, bytes: key.to_string().len() + value.len() }
     }
 }
 
@@ -185,7 +192,10 @@ impl Session {
                 joined,
                 present: BTreeSet::new(),
                 declared: BTreeMap::new(),
+                declaration: Usage::default(),
                 held: BTreeMap::new(),
+                usage: Usage::default(),
+                quota: quota::CLUSTER,
                 told: BTreeSet::new(),
                 sequence: 0,
                 removals: Arc::default(),
@@ -239,7 +249,7 @@ impl Session {
         match (request.message, self.phase) {
             (Some(Request::State(state)), Phase::Declaring) => self.declare(state).await,
             (Some(Request::Changes(changes)), Phase::Supplying | Phase::Flowing) => {
-                Ok(vec![self.change(changes, now).await?])
+                self.change(changes, now).await
             }
             (Some(Request::Complete(complete)), Phase::Supplying | Phase::Flowing) => {
                 self.complete(complete).await
@@ -257,15 +267,20 @@ impl Session {
         &mut self,
         state: wire::State,
     ) -> Result<Vec<wire::PublishResponse>, SessionError> {
+        // Twice what is taken, so that a cluster beyond its quota is told which records those are.
+        let Quota { records, bytes, .. } = self.quota;
+        let most = Quota { of: "declaration", records: 2 * records, bytes: bytes / 4 };
         for entry in state.entries {
             let Ok(key) = entry.key.parse::<Key>() else { continue };
-            if key.owner == self.owner {
-                let wire::KeyHash { body_sha256: hash, sequence, .. } = entry;
-                self.declared.insert(key, Declared { hash, sequence });
+            if key.owner != self.owner {
+                continue;
             }
-            // Leaving one out would make it look gone.
-            if self.declared.len() > MAX_KEYS {
-                return Err(SessionError::Refused(format!("more than {MAX_KEYS} records")));
+            // What is no digest is that of nothing. Copied: it would keep its whole message.
+            let hash = <[u8; 32]>::try_from(&entry.body_sha256[..]).unwrap_or_default();
+            let declared = Declared { hash, sequence: entry.sequence };
+            if self.declared.insert(key, declared).is_none() {
+                let room = self.declaration.put(&most, None, entry.key.len());
+                room.map_err(|error| SessionError::Refused(format!("key {} {error}", entry.key)))?;
             }
         }
         if !state.last {
@@ -283,6 +298,8 @@ impl Session {
         self.present = std::mem::take(&mut self.declared).into_keys().collect();
         let held = |(key, value): (&Key, &Bytes)| (key.clone(), Held::of(key, value));
         self.held = stored.iter().map(held).collect();
+        let bytes = self.held.values().map(|held| held.bytes).sum();
+        self.usage = Usage { records: self.held.len(), bytes };
         let mut answers = self.surplus(&stored, &CLUSTER_KINDS);
         answers.extend(want(&wanted));
         self.phase = Phase::Supplying;
@@ -328,13 +345,17 @@ impl Session {
         &mut self,
         changes: wire::Changes,
         now: Timestamp,
-    ) -> Result<wire::PublishResponse, SessionError> {
+    ) -> Result<Vec<wire::PublishResponse>, SessionError> {
+        if changes.puts.len() + changes.tombstones.len() > MAX_CHANGES {
+            return Err(SessionError::Protocol("more than 16384 changes in one message"));
+        }
         let mut taken: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
         let mut removed = BTreeMap::new();
         let mut refused = Vec::new();
         let base = self.removal_base(&changes.tombstones);
         for put in changes.puts {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
+            let outcome = outcome.and_then(|key| self.admit_more(key, &put));
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
                 Err(why) => {
@@ -355,7 +376,7 @@ impl Session {
             match outcome {
                 Ok((removal, key)) => {
                     // At once: the next one is judged by what is left.
-                    self.held.remove(&key);
+                    self.let_go(&key);
                     let sequence = tombstone.sequence;
                     self.tally.removed(removal);
                     removed.insert(key.clone(), Removed { removal, sequence });
@@ -372,7 +393,12 @@ impl Session {
                 Changes { items, removed, newest, more: changes.more, ..Changes::default() };
             self.commit(changes).await?;
         }
-        Ok(response(Response::Ack(wire::Ack { batch: changes.batch, refused })))
+        Ok(acks(changes.batch, refused))
+    }
+
+    /// Forgets a record that is held no more, and gives back its room.
+    fn let_go(&mut self, key: &Key) -> Option<Held> {
+        self.held.remove(key).inspect(|held| self.usage.removed(held.bytes))
     }
 
     fn refuse(&mut self, key: String, why: Refusal) -> wire::RefusedRecord {
@@ -435,7 +461,7 @@ impl Session {
         self.phase = Phase::Flowing;
         // The next time it may know more.
         self.told.clear();
-        Ok(vec![response(Response::Ack(wire::Ack { batch: complete.batch, refused }))])
+        Ok(acks(complete.batch, refused))
     }
 
     async fn commit(&mut self, changes: Changes) -> Result<(), SessionError> {

@@ -24,9 +24,9 @@ use super::service::WallClock;
 use super::{BEACON_INTERVAL, ask, chain, client, decisions, settings};
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
-use crate::record::{Beacon, Body, Region, Removal};
+use crate::record::{Beacon, Body, Decision, Region, Removal};
 use crate::replica::{Batch, Replica};
-use crate::store::{Op, StoreError};
+use crate::store::{self, Op, StoreError};
 
 /// Changes that come together are said once.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -210,17 +210,35 @@ impl Spokesman {
         let read = |(key, value): (&String, &bytes::Bytes)| (key.clone(), facts::ask(value));
         let mut waiting: Vec<(String, Option<Ask>)> = waiting.map(read).collect();
         waiting.sort_by_key(|(_, ask)| ask.as_ref().map(|ask| ask.decision.at));
-        for (key, ask) in waiting {
-            let mut batch = Batch::default();
-            match ask {
-                None => warn!(key, "an ask cannot be read, it is dropped"),
-                Some(ask) if now.duration_since(ask.decision.at) > ask::ASK_STANDS => {
-                    warn!(key, by = ask.decision.by, "an ask that nobody waits for is dropped");
-                }
-                Some(ask) => self.take(&mut batch, &ask),
-            }
-            self.commit(batch, Some(Op::delete(&key))).await?;
+        for (key, _) in waiting {
+            self.answer(&key, now).await?;
             self.answered.insert(key);
+        }
+        Ok(())
+    }
+
+    /// Says what is asked for and deletes the ask, if it is still there: whoever took it back has
+    /// told the operator so.
+    async fn answer(&mut self, key: &str, now: Timestamp) -> Result<(), LeaderError> {
+        let Some(found) = store::read(&*self.leader.store, key).await? else { return Ok(()) };
+        let mut batch = Batch::default();
+        let ask = facts::ask(&found.value);
+        let stands = |ask: &Ask| now.duration_since(ask.decision.at) <= ask::ASK_STANDS;
+        if let Some(ask) = ask.as_ref().filter(|ask| stands(ask)) {
+            self.take(&mut batch, ask);
+        }
+        let batch = self.numbered(batch);
+        let done = self.leader.commit_if_there(&found, batch, Op::delete(key)).await?;
+        match &ask {
+            _ if !done => info!(key, "an ask was taken back before it was said"),
+            None => warn!(key, "an ask cannot be read, it is dropped"),
+            Some(ask) if !stands(ask) => {
+                warn!(key, by = ask.decision.by, "an ask that nobody waits for is dropped");
+            }
+            Some(Ask { decision: Decision { by, note, what, .. }, withdraw }) => {
+                let decision = decisions::key(&self.own.owner().region, what);
+                info!(%decision, by, note, withdraw, "an operator's decision is said for the region");
+            }
         }
         Ok(())
     }
@@ -228,7 +246,6 @@ impl Spokesman {
     fn take(&mut self, batch: &mut Batch, ask: &Ask) {
         let Ask { decision, withdraw } = ask;
         let key = decisions::key(&self.own.owner().region, &decision.what);
-        info!(%key, by = decision.by, withdraw, "an operator's decision is said for the region");
         if *withdraw {
             self.unsay(batch, &key);
         } else {
@@ -243,14 +260,18 @@ impl Spokesman {
         batch.items.push((key.clone(), None));
     }
 
-    async fn commit(&self, mut batch: Batch, last: Option<Op>) -> Result<(), LeaderError> {
+    async fn commit(&self, batch: Batch, last: Option<Op>) -> Result<(), LeaderError> {
         if batch.is_empty() && last.is_none() {
             return Ok(());
         }
+        self.leader.commit(self.numbered(batch), last).await.map(drop)
+    }
+
+    /// With the newest change named: the replica may know only what the last leader said.
+    fn numbered(&self, mut batch: Batch) -> Batch {
         if !batch.is_empty() {
-            // The replica may know only what the last leader said.
             batch.newest = vec![(self.own.owner().clone(), self.own.newest())];
         }
-        self.leader.commit(batch, last).await.map(drop)
+        batch
     }
 }

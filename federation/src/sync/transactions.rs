@@ -1,8 +1,8 @@
 //! How changes of owners become transactions.
 //!
 //! Upserts first, deletes last, one service's records together, the markers that vouch for what
-//! went before after it, and what belongs to all of it (a resume point) only in the last part
-//! (DESIGN section 4). Each part says of each owner in it up to which change it goes, what it
+//! went before after it, and what belongs to all of it (a resume point) only in the last part.
+//! Each part says of each owner in it up to which change it goes, what it
 //! removes and why, and whether more follows, so that readers show a change whole.
 
 use std::collections::BTreeMap;

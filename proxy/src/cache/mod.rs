@@ -2,8 +2,8 @@
 //!
 //! Owns: the tables of every variant in use, and which class of clients reads which. Promises: a
 //! change costs in proportion to the services it touched and the variants in use, never to the
-//! number of clients; a change that alters no bytes of a class wakes none of its streams (XDS S7);
-//! nothing is served before the first complete catalog (X7), and while a later one is incomplete,
+//! number of clients; a change that alters no bytes of a class wakes none of its streams;
+//! nothing is served before the first complete catalog, and while a later one is incomplete,
 //! what it lacks stays. Leaves to others: what a stream was sent (`streams`). Variants are made
 //! when the first client of a class comes and dropped when the last has gone.
 //!

@@ -57,7 +57,7 @@ impl Table {
         Some(newer.flat_map(|(_, names)| names.iter().cloned()).collect())
     }
 
-    /// Replaces resources; those that are equal to what is held are no change (XDS S7). Returns
+    /// Replaces resources; those that are equal to what is held are no change. Returns
     /// whether there was one.
     pub(super) fn apply(&mut self, revision: u64, edits: Vec<Edit>) -> bool {
         let changed: Names = edits.into_iter().filter_map(|edit| self.edit(edit)).collect();

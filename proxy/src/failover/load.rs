@@ -1,10 +1,10 @@
-//! How Envoy splits load over priorities (XDS section 3.1): integers, percent.
+//! How Envoy splits load over priorities: integers, percent.
 
 /// Envoy's default, in percent: a tier is full until less than 1/1.4 of it is healthy.
 pub const OVERPROVISIONING_FACTOR: u32 = 140;
 
 /// In percent, and never 0: with 0, hosts that were ejected in every priority stay out for the
-/// ejection time although they are back (XDS P2).
+/// ejection time although they are back.
 pub const PANIC_THRESHOLD: u32 = 1;
 
 /// How much of a tier is there.

@@ -3,9 +3,9 @@
 //! Owns the two decisions of failover: endpoints into tiers ([`prioritise`]) and tiers' health into
 //! shares of the load ([`load_split`], Envoy's own arithmetic). Pure: the pusher uses both, and so
 //! can whoever asks "what if". Promises: every endpoint that can be reached and has been ready is
-//! in exactly one tier, tiers are never empty, addresses are unique (XDS P6, P9), and the result
+//! in exactly one tier, tiers are never empty, addresses are unique, and the result
 //! depends on nothing but the arguments. Leaves to others: merging, encoding. Turned down: sending
-//! ready endpoints only, which hides from Envoy how much of a tier is lost (XDS P5).
+//! ready endpoints only, which hides from Envoy how much of a tier is lost.
 
 mod load;
 #[cfg(test)]
@@ -76,7 +76,7 @@ pub enum Health {
 }
 
 impl Health {
-    /// `None` for what must not be sent: endpoints that terminate (XDS P4) and those that were
+    /// `None` for what must not be sent: endpoints that terminate and those that were
     /// never ready, since a scale-up is not a failover.
     #[must_use]
     pub fn of(endpoint: &Endpoint) -> Option<Self> {

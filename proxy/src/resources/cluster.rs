@@ -1,5 +1,5 @@
 //! Clusters: how to talk to a port of a service, and when to stop trying a host. Nothing here may
-//! depend on endpoints (XDS P14): a changed Cluster drains its pools and clears its ejections.
+//! depend on endpoints: a changed Cluster drains its pools and clears its ejections.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub(crate) fn cluster(kind: ClientKind, target: &Target<'_>) -> Resource {
     Resource::new(Type::Cluster, name, &message)
 }
 
-/// What gRPC understands as well: it refuses clusters with most of what Envoy takes (XDS G5, G7).
+/// What gRPC understands as well: it refuses clusters with most of what Envoy takes.
 fn common(name: String, policy: LbPolicy) -> Cluster {
     Cluster {
         name,
@@ -59,7 +59,7 @@ fn for_envoy(name: String, speaks: Speaks) -> Cluster {
         outlier_detection: Some(outlier_detection()),
         common_lb_config: Some(CommonLbConfig {
             healthy_panic_threshold: Some(Percent { value: PANIC_THRESHOLD.into() }),
-            // The default delays a lost host by up to a second of failed requests (XDS P11).
+            // The default delays a lost host by up to a second of failed requests.
             update_merge_window: duration(Duration::ZERO),
             ..CommonLbConfig::default()
         }),
@@ -91,7 +91,7 @@ fn outlier_detection() -> OutlierDetection {
         interval: duration(Duration::from_secs(1)),
         base_ejection_time: duration(Duration::from_secs(5)),
         max_ejection_time: duration(Duration::from_secs(30)),
-        // Of all hosts of all priorities; the default of 10 leaves a dead region in use (XDS P10).
+        // Of all hosts of all priorities; the default of 10 leaves a dead region in use.
         max_ejection_percent: number(100),
         ..OutlierDetection::default()
     }
@@ -102,7 +102,7 @@ fn circuit_breakers() -> CircuitBreakers {
         max_connections: number(CIRCUIT_LIMIT),
         max_pending_requests: number(CIRCUIT_LIMIT),
         max_requests: number(CIRCUIT_LIMIT),
-        // Bounds what retries add to the survivors of a failover (XDS P13).
+        // Bounds what retries add to the survivors of a failover.
         retry_budget: Some(RetryBudget {
             budget_percent: Some(Percent { value: 20.0 }),
             min_retry_concurrency: number(10),

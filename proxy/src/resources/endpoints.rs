@@ -19,7 +19,7 @@ use crate::failover::{Distances, Health, Member, OVERPROVISIONING_FACTOR, Tier, 
 use crate::intent::Target;
 
 /// The assignment for one port of a service. It exists also when there is no endpoint: that is how
-/// a proxy is told to forget the last one, since it ignores a removal (XDS X33).
+/// a proxy is told to forget the last one, since it ignores a removal.
 pub(crate) fn endpoints(
     view: &EndpointsView,
     target: &Target<'_>,
@@ -98,7 +98,7 @@ impl Told {
     }
 
     /// Envoy spreads a priority over its hosts and reads no locality weight; gRPC spreads it over
-    /// localities, and ignores those without weight (XDS G10). Healthy ones count there, since it
+    /// localities, and ignores those without weight. Healthy ones count there, since it
     /// uses no others, and never none, since an empty first priority is refused (G9).
     fn weight(self, members: &[&Member<'_>]) -> Option<UInt32Value> {
         match self.kind {

@@ -31,7 +31,7 @@ use crate::intent::Target;
 const STREAM_IDLE: Duration = Duration::from_hours(1);
 
 /// The one listener of an Envoy. Its routes come by RDS: one that named an unknown cluster inline
-/// would be refused (XDS X44).
+/// would be refused.
 pub(crate) fn outbound_listener(at: SocketAddr) -> Resource {
     let rds = Rds { config_source: ads(), route_config_name: OUTBOUND.to_owned() };
     let manager = HttpConnectionManager {
@@ -64,7 +64,7 @@ pub(crate) fn outbound_listener(at: SocketAddr) -> Resource {
 }
 
 /// The API listeners by which gRPC clients find a port: one for each name that a client may dial,
-/// with its route inline (XDS G2, X44).
+/// with its route inline.
 pub(crate) fn grpc_listeners(target: &Target<'_>) -> Vec<Resource> {
     let cluster = target.cluster_name();
     target.hosts().into_iter().map(|host| grpc_listener(host, &cluster)).collect()

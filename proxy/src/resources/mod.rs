@@ -1,11 +1,11 @@
 //! Envoy's messages, made from a catalog by pure functions.
 //!
 //! Owns: every message that a client is sent, its name and its version. Promises: equal inputs give
-//! equal bytes in every process and in whatever order the inputs arrived (XDS X43: a resend of
+//! equal bytes in every process and in whatever order the inputs arrived (a resend of
 //! equal bytes costs a proxy nothing, of other bytes it drains connections), so no message here has
-//! a map of more than one entry; and a Cluster carries nothing that changes with endpoints (XDS
-//! P14). Leaves to others: when to encode (`cache`), when to send (`streams`). Each function takes
-//! the projection of [`crate::ClientClass`] that it may read and nothing else (XDS S1).
+//! a map of more than one entry; and a Cluster carries nothing that changes with endpoints.
+//! Leaves to others: when to encode (`cache`), when to send (`streams`). Each function takes
+//! the projection of [`crate::ClientClass`] that it may read and nothing else.
 
 mod cluster;
 mod endpoints;
@@ -30,7 +30,7 @@ pub(crate) use route::{RouteTable, virtual_hosts};
 /// Name of the listener of an Envoy, and of the routes that it asks for.
 pub(crate) const OUTBOUND: &str = "outbound";
 
-/// The types of resources that are served, in the order in which they are sent (XDS X37).
+/// The types of resources that are served, in the order in which they are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Type {
     Cluster,
@@ -65,15 +65,15 @@ impl Type {
         Self::ALL.into_iter().find(|kind| kind.url() == url)
     }
 
-    /// Whether a state-of-the-world response must hold everything, absence being deletion (XDS
-    /// X18); the same types have the legacy wildcard (X22).
+    /// Whether a state-of-the-world response must hold everything, absence being deletion;
+    /// the same types have the legacy wildcard.
     pub(crate) fn is_whole(self) -> bool {
         matches!(self, Self::Cluster | Self::Listener)
     }
 }
 
 /// Names the content of a resource, or of a set of them: equal bytes give equal versions in every
-/// process, so that a proxy which changes servers keeps what it has (XDS X17).
+/// process, so that a proxy which changes servers keeps what it has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct Version(u128);
 

@@ -13,7 +13,7 @@ use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
 use prost::{Message, Name};
 
 /// How long a proxy waits for a resource that a new one needs. Explicit, since the default of 15 s
-/// withholds the ACK that long, and 0 waits for ever (XDS X45).
+/// withholds the ACK that long, and 0 waits for ever.
 const FETCH_TIMEOUT: StdDuration = StdDuration::from_secs(5);
 
 pub(super) fn any<M: Message + Name>(message: &M) -> Any {

@@ -126,7 +126,7 @@ fn route(of: RouteMatch, cluster: &str, retry_on: &str) -> Route {
 }
 
 /// Each attempt goes to another host of another tier, so that the first request after a region is
-/// lost succeeds (XDS P13); the cluster's budget bounds the sum.
+/// lost succeeds; the cluster's budget bounds the sum.
 fn retry_policy(retry_on: &str) -> RetryPolicy {
     let hosts = retry_host_predicate::ConfigType::TypedConfig(any(&PreviousHostsPredicate {}));
     let next_tier = PreviousPrioritiesConfig { update_frequency: 1 };

@@ -1,7 +1,7 @@
 //! What goes into one response of one type.
 //!
 //! Promises: nothing is in a response that the client has and is not owed; what is put and what is
-//! taken away are chosen apart, so that the session can put an order between them (XDS X37).
+//! taken away are chosen apart, so that the session can put an order between them.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use super::substream::Substream;
 use crate::cache::{Names, Table};
 use crate::resources::Resource;
 
-/// So many responses of a type may be on their way before the client answers (XDS X49).
+/// So many responses of a type may be on their way before the client answers.
 const WINDOW: usize = 2;
-/// Responses are cut near this size, so that one does not hold up the others (XDS X51).
+/// Responses are cut near this size, so that one does not hold up the others.
 const RESPONSE_BYTES: usize = 1 << 20;
 
 type Whole = Vec<Arc<Resource>>;
@@ -24,7 +24,7 @@ impl Substream {
 
     /// What exists among the dirty names and must be sent, up to a response's size, and which of
     /// it is new to the client. State-of-the-world clusters and listeners come whole or not at
-    /// all (X18).
+    /// all.
     pub(super) fn take_batch(
         &mut self,
         table: &Table,
@@ -88,7 +88,7 @@ impl Substream {
     }
 
     /// What the client holds, or asked for, and does not exist. A name stays subscribed, so that
-    /// the resource is sent when it appears (X28).
+    /// the resource is sent when it appears.
     pub(super) fn take_gone(&mut self, table: &Table) -> Vec<Arc<str>> {
         let absent = |name: &&Arc<str>| table.get(name).is_none() || !self.wants(name);
         let absent: Vec<Arc<str>> = self.dirty.iter().filter(absent).cloned().collect();

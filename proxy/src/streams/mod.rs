@@ -2,7 +2,7 @@
 //!
 //! Owns: who may open a stream and as which class of client ([`admit`]), the task of each stream
 //! (`serve`), and the list of who is connected (`status`). Promises: interest follows the
-//! authenticated identity, and a node that contradicts it is refused (XDS T6); streams end when the
+//! authenticated identity, and a node that contradicts it is refused; streams end when the
 //! server stops; a client that does not read or answer costs a bounded amount of memory for a
 //! bounded time. Leaves to others: TLS, and putting [`crate::ProxyIdentity`] into requests.
 

@@ -80,7 +80,7 @@ struct Stream<D> {
 }
 
 /// Reads the first request, and waits for a catalog: whatever was answered before there is one
-/// would delete what the client has (XDS X7).
+/// would delete what the client has.
 async fn open<D: Dialect>(
     inner: &Inner,
     identity: Option<ProxyIdentity>,
@@ -228,7 +228,7 @@ impl<D: Dialect> Stream<D> {
     }
 
     fn on_request(&mut self, inner: &Inner, mut request: D) -> Result<(), End> {
-        // A node is the same on every message, if it is there at all (XDS X3).
+        // A node is the same on every message, if it is there at all.
         if request.take_node().is_some_and(|node| node.id != self.node_id) {
             inner.metrics.differing_nodes.inc();
         }

@@ -21,7 +21,7 @@ use crate::wire::{
 };
 
 /// A reconnecting Envoy lists what it holds in one message, and the default of 4 MiB is reached
-/// near 35,000 resources (XDS X5). A stream's budget of names, with the versions that go with them,
+/// near 35,000 resources. A stream's budget of names, with the versions that go with them,
 /// stays below this.
 const MAX_REQUEST: usize = 16 << 20;
 

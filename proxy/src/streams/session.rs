@@ -1,9 +1,9 @@
 //! One stream, as a state machine without I/O: requests and views in, responses out.
 //!
-//! Owns: the order of types (XDS X37 to X42), nonces, the window of unanswered responses and when a
+//! Owns: the order of types, nonces, the window of unanswered responses and when a
 //! client has been silent for too long. Promises: types are independent of each other but for that
-//! order (X2); it answers nothing before it has a view (X7), whatever arrives first; a response is
-//! made when there is room to write it, from the newest view (X48). Leaves to others: reading,
+//! order; it answers nothing before it has a view, whatever arrives first; a response is
+//! made when there is room to write it, from the newest view. Leaves to others: reading,
 //! writing and timers (`serve`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -171,7 +171,7 @@ impl Session {
         Ok(answer)
     }
 
-    /// A client that waits for what there is not is told so (X6), once; nothing is kept of it.
+    /// A client that waits for what there is not is told so, once; nothing is kept of it.
     /// State of the world has no words for it, and repeats its names in every answer.
     fn on_unknown(&mut self, request: &Request) -> Result<Answer, TooMuch> {
         if !request.subscribe.is_empty() {
@@ -191,29 +191,29 @@ impl Session {
         let newest = |latest: u64| request.nonce.is_empty() || request.nonce == latest.to_string();
         let stale = sub.latest.is_some_and(|latest| !newest(latest));
         let table = self.view.table(of);
-        // Only listeners and clusters have the legacy wildcard (X22), and gRPC has none (X23).
+        // Only listeners and clusters have the legacy wildcard, and gRPC has none.
         let legacy = self.client == ClientKind::Envoy && of.is_whole();
         match self.variant {
             Variant::Delta => {
-                // Honoured whatever the nonce says of an earlier response (X10).
+                // Honoured whatever the nonce says of an earlier response.
                 sub.subscribe(&request.subscribe, legacy, &request.held, table)?;
                 sub.unsubscribe(&request.unsubscribe);
             }
-            // The client is about to say the same, or newer, with the latest nonce (X9).
+            // The client is about to say the same, or newer, with the latest nonce.
             Variant::StateOfTheWorld if stale => {}
             Variant::StateOfTheWorld => {
                 let first = !sub.opened;
                 sub.set_names(&request.names, legacy, table)?;
                 let whole: Version = table.iter().map(|resource| resource.version).sum();
                 let has_it = Version::parse(&request.version) == Some(whole);
-                // The version proves the content only if the subscription is all there is (X32).
+                // The version proves the content only if the subscription is all there is.
                 if first && has_it && sub.wildcard && request.names.is_empty() {
                     sub.assume_held(table);
                 }
             }
         }
         if of == Type::Endpoints {
-            // The reconnect trap (X39): the clusters were answered before this request was read,
+            // The reconnect trap: the clusters were answered before this request was read,
             // and what the client holds of their endpoints does not count for a changed cluster.
             sub.renew(self.unfollowed.iter().cloned());
         }
@@ -222,9 +222,9 @@ impl Session {
 
     /// The next response, if there is one to send now: first what is new or changed, clusters
     /// before endpoints before listeners before routes; then what is gone, the other way round, so
-    /// that no route names a cluster that is not there (X37). Types whose windows are full hold up
+    /// that no route names a cluster that is not there. Types whose windows are full hold up
     /// those that may name them. A cluster's endpoints follow it at
-    /// once and never wait for its ACK, which waits for them (X38, X40).
+    /// once and never wait for its ACK, which waits for them.
     pub(super) fn next(&mut self, now: Instant) -> Option<Response> {
         let put = Type::ALL.into_iter().find_map(|of| self.put(of, now));
         put.or_else(|| REMOVALS.into_iter().find_map(|of| self.remove(of, now)))
@@ -282,7 +282,7 @@ impl Session {
                 self.unfollowed.remove(name);
             }
         }
-        // Envoy has no use for being told in state-of-the-world that there is nothing (X28).
+        // Envoy has no use for being told in state-of-the-world that there is nothing.
         let silent = self.variant == Variant::StateOfTheWorld && self.client == ClientKind::Envoy;
         let greeting = std::mem::take(&mut sub.greeting);
         if (gone.is_empty() || silent) && !greeting {
@@ -352,7 +352,7 @@ fn names_clusters(of: Type) -> bool {
 }
 
 fn outcome(of: Type, answered: Option<Unanswered>, error: Option<Status>, now: Instant) -> Answer {
-    // Presence of the error alone makes a NACK (X11), also one for a response long answered.
+    // Presence of the error alone makes a NACK, also one for a response long answered.
     if let Some(error) = error {
         let version = answered.map(|sent| sent.version).unwrap_or_default();
         let text = error.message.chars().take(NACK_TEXT).collect();

@@ -282,7 +282,7 @@ impl Metrics {
             resources: Family::default(),
             removed: Family::default(),
             unknown_types: Counter::default(),
-            // Beyond a second an ACK waits for something: a cluster that warms (XDS X38).
+            // Beyond a second an ACK waits for something: a cluster that warms.
             ack_latency: Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0]),
             refused: Counter::default(),
             encoded: Counter::default(),

@@ -2,9 +2,9 @@
 //!
 //! The two protocols differ in how a request changes a subscription and in how a response is
 //! written; between the two they are one. Promises: a name is dirty or it is not, so memory is
-//! bounded by interest and never by the rate of changes (XDS X48); a resource is sent when the
+//! bounded by interest and never by the rate of changes; a resource is sent when the
 //! client is owed it or its version is not the one sent last, so a refused one is not sent again
-//! until it changes (X12).
+//! until it changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(super) struct Substream {
     pub(super) opened: bool,
     /// All that exists is subscribed.
     pub(super) wildcard: bool,
-    /// Some name was ever subscribed, which ends the legacy wildcard (XDS X20).
+    /// Some name was ever subscribed, which ends the legacy wildcard.
     named: bool,
     /// Subscribed by name.
     names: NameSet,
@@ -42,15 +42,15 @@ pub(super) struct Substream {
     claimed: NameSet,
     /// What the client holds as far as this stream knows.
     pub(super) sent: HashMap<Arc<str>, Version>,
-    /// State of the world: what the client holds and is gone, until it may be told (XDS X37).
+    /// State of the world: what the client holds and is gone, until it may be told.
     pub(super) leaving: BTreeMap<Arc<str>, Arc<Resource>>,
     /// May differ from what was sent.
     pub(super) dirty: Names,
     /// Must be answered whatever was sent before; a part of `dirty`.
     pub(super) owed: BTreeSet<Arc<str>>,
-    /// Resources that a changed parent makes due again, not bound by the window (XDS X49).
+    /// Resources that a changed parent makes due again, not bound by the window.
     pub(super) urgent: bool,
-    /// A response must be sent even if nothing is in it (XDS X30).
+    /// A response must be sent even if nothing is in it.
     pub(super) greeting: bool,
     pub(super) unanswered: VecDeque<Unanswered>,
     /// Nonce of the newest response.
@@ -123,7 +123,7 @@ impl Substream {
         })
     }
 
-    /// The client must be given these again: their parents changed (XDS X38).
+    /// The client must be given these again: their parents changed.
     pub(super) fn renew(&mut self, names: impl IntoIterator<Item = Arc<str>>) {
         let wanted: Vec<_> = names.into_iter().filter(|name| self.wants(name)).collect();
         self.urgent |= !wanted.is_empty();
@@ -194,8 +194,8 @@ impl Substream {
         for name in names.iter().filter(|name| *name != WILDCARD) {
             let name = interned(table, name);
             self.names.insert(Arc::clone(&name));
-            // What the client still holds from before is not sent again if it is the same (X31);
-            // everything else that it names is (X19).
+            // What the client still holds from before is not sent again if it is the same;
+            // everything else that it names is.
             if held.is_some_and(|held| held.contains_key(&*name)) {
                 self.dirty.insert(name);
             } else {
@@ -216,7 +216,7 @@ impl Substream {
     }
 
     /// A delta request's removals. Silent, but for a name that the wildcard still covers: the
-    /// client dropped it and must be told what it is (XDS X24).
+    /// client dropped it and must be told what it is.
     pub(super) fn unsubscribe(&mut self, names: &[String]) {
         for name in names {
             if name == WILDCARD {
@@ -232,7 +232,7 @@ impl Substream {
         }
     }
 
-    /// What is no longer subscribed needs no memory (XDS X36).
+    /// What is no longer subscribed needs no memory.
     fn drop_unwanted(&mut self) {
         if self.wildcard {
             return;
@@ -250,7 +250,7 @@ impl Substream {
     }
 
     /// The client already has all of this: a state-of-the-world wildcard that reconnects with the
-    /// version of the whole (XDS X32).
+    /// version of the whole.
     pub(super) fn assume_held(&mut self, table: &Table) {
         let all = table.iter();
         self.sent = all.map(|resource| (Arc::clone(&resource.name), resource.version)).collect();

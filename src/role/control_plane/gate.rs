@@ -74,7 +74,7 @@ fn first(restored: bool, region: &RegionName, replica: &Replica) -> Gate {
 /// Opens the catalog once the store was read, a cluster of this region is complete, and so is every
 /// owner that is held: what was complete when it was committed is complete when it is read back. A
 /// store that is new, or was lost, has nothing to vouch for until its agents have come, which they
-/// are given 10 s for; until then what is not found is not known (RELIABILITY promise 4), unless it
+/// are given 10 s for; until then what is not found is not known, unless it
 /// was restored from disk: then the catalog is open already.
 ///
 /// The same word goes to agents that subscribe. What is only taken for all is kept on disk a minute

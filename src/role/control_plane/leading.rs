@@ -1,6 +1,5 @@
 //! What a replica does while it leads: begins a term, writes back what the store lost, asks the peers
-//! what else it may have lost, speaks for the region, forgets who left, compacts, and mirrors the
-//! peers.
+//! what else it may have lost, speaks for the region, forgets who left, and mirrors the peers.
 
 use std::sync::Arc;
 
@@ -21,11 +20,12 @@ use tombolo_federation::sync::leader::{Leader, LeaderError, persist};
 use tombolo_federation::sync::local::Facts;
 use tombolo_federation::sync::recover::{self, Asked, Recovery};
 use tombolo_federation::sync::spokesman::{self, Sources};
-use tombolo_federation::sync::{chain, compactor, facts, mirror, reseed};
+use tombolo_federation::sync::{chain, facts, mirror, reseed};
 use tracing::{info, warn};
 
 use crate::config::Peer;
 use crate::role::grpc::Way;
+use crate::role::leader::LeaderStatus;
 use crate::role::wall_clock;
 use crate::state_dir::new_id;
 
@@ -33,8 +33,6 @@ use super::view::View;
 
 /// Speaks for the region and mirrors its peers, whenever this process leads.
 pub(super) struct Candidate {
-    /// Says to people who leads.
-    pub(super) id: String,
     pub(super) store: Arc<dyn Store>,
     pub(super) replicas: Replicas,
     pub(super) following: watch::Receiver<Following>,
@@ -47,19 +45,21 @@ impl Candidate {
     pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             let (key, ttl) = (facts::election_key(), self.view.config.leader_ttl.0);
-            let campaign = election::campaign(Arc::clone(&self.store), &key, &self.id, ttl);
+            let admin = self.view.config.listen.admin;
+            let says = move || LeaderStatus::ourselves(admin).to_string();
+            let campaign = election::campaign_saying(Arc::clone(&self.store), &key, says, ttl);
             let leadership = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 leadership = campaign => leadership?,
             };
             info!(region = %self.view.config.region, "leading");
-            self.view.leading.send_replace(true);
+            self.view.leads(true);
             let ended = tokio::select! {
                 () = stop.cancelled() => None,
                 () = leadership.lost() => Some(Ok(LeaderError::NotLeader)),
                 ended = self.lead(leadership.fence()) => Some(ended),
             };
-            self.view.leading.send_replace(false);
+            self.view.leads(false);
             self.view.asked.send_replace(Asked::default());
             leadership.resign().await;
             match ended {
@@ -130,14 +130,8 @@ impl Candidate {
             region: config.region.clone(),
             sessions: self.view.asking.sessions.clone(),
             left: self.view.asking.left.clone(),
-            started: self.view.asking.started,
         };
         parts.spawn(let_leave(departures, asked.subscribe()));
-        let compacting = compactor::compact(Arc::clone(&self.store), self.replicas.clone());
-        parts.spawn(async move {
-            compacting.await;
-            LeaderError::Stopping
-        });
         for peer in &config.peers {
             let expected = Identity::ControlPlane { region: peer.region.clone() };
             let way = Way::new(&peer.address, expected, &self.held)?;

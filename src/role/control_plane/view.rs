@@ -2,25 +2,32 @@
 //! calls.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tombolo_ca::material::Held;
 use tombolo_ca::root::RootCertificate;
 use tombolo_federation::names::RegionName;
-use tombolo_federation::record::{READS_LEVEL, Region};
+use tombolo_federation::record::{Decided, READS_LEVEL, Region};
+use tombolo_federation::replica::Replica;
 use tombolo_federation::store::Member;
 use tombolo_federation::sync::ask::{AskError, Asking, Word};
 use tombolo_federation::sync::chain;
 use tombolo_federation::sync::client::Link;
+use tombolo_federation::sync::compactor::Compaction;
 use tombolo_federation::sync::decisions::{self, Leaver};
 use tombolo_federation::sync::follower::Following;
+use tombolo_federation::sync::local::Facts;
+use tombolo_federation::sync::peers::{self, Disagreement};
 use tombolo_federation::sync::recover::Asked;
+use tombolo_federation::sync::settings;
 
 use crate::config::{ControlPlaneConfig, Peer};
 use crate::role::admin::Visible;
 use crate::role::cache::Restored;
-use crate::role::common::Serving;
+use crate::role::common::{Serving, certificate_problem};
+use crate::role::leader::LeaderStatus;
 use crate::role::mesh::{DecisionStatus, MeshStatus};
 use crate::role::operator::{Answer, Approve, CallError, Leave, Leaving, Operated};
 use crate::role::status::{CacheStatus, LinkStatus, Sources, Status, strays};
@@ -41,6 +48,11 @@ pub(super) struct View {
     restored: Restored,
     pub(super) following: watch::Sender<Following>,
     pub(super) members: watch::Sender<Vec<Member>>,
+    pub(super) compaction: watch::Sender<Compaction>,
+    /// What the store says under the key of the election.
+    election: watch::Receiver<Facts>,
+    /// The certificate is, by this region's CA here or at another replica.
+    renewed: bool,
 }
 
 impl View {
@@ -49,6 +61,8 @@ impl View {
         asking: Asking,
         held: Held,
         (serving, restored): (Serving, Restored),
+        election: watch::Receiver<Facts>,
+        renewed: bool,
     ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
@@ -63,6 +77,9 @@ impl View {
             restored,
             following: watch::Sender::default(),
             members: watch::Sender::default(),
+            compaction: watch::Sender::default(),
+            election,
+            renewed,
         }
     }
 
@@ -72,9 +89,9 @@ impl View {
         self.config.peers.iter().map(|peer| (peer.region.clone(), texts(peer))).collect()
     }
 
-    /// What stands, and what became of it.
-    fn decisions(&self) -> Vec<DecisionStatus> {
-        self.asking.decide(|view| Ok(DecisionStatus::all(view))).unwrap_or_default()
+    /// What stands, and what became of it; `None` before the store was read.
+    fn decisions(&self) -> Option<Vec<DecisionStatus>> {
+        self.asking.decide(|view| Ok(DecisionStatus::all(view))).ok()
     }
 
     /// What the region says of itself.
@@ -109,6 +126,28 @@ impl View {
         }
     }
 
+    /// Where this replica's file differs from what its region says.
+    fn drift(&self, replica: &Replica) -> Vec<Disagreement> {
+        let region = &self.config.region;
+        let published = settings::held(replica, region);
+        published.map_or_else(Vec::new, |published| peers::drift(region, &self.region(), published))
+    }
+
+    /// The leader alone follows the peers; what it last knew is not the next one's.
+    fn links(&self, leads: bool) -> Vec<LinkStatus> {
+        let of = if leads { LinkStatus::of } else { LinkStatus::left_to_leader };
+        self.links.iter().map(|(peer, link)| of(format!("peer {peer}"), &link.borrow())).collect()
+    }
+
+    /// Leads from now on, or no more. What was known of the peers in an earlier term is none of this
+    /// one.
+    pub(super) fn leads(&self, leads: bool) {
+        for link in self.links.values() {
+            link.send_modify(|link| *link = link.given_up());
+        }
+        self.leading.send_replace(leads);
+    }
+
     fn word(by: String, note: String) -> Word {
         Word { id: new_id(), by, at: wall_clock()(), note }
     }
@@ -120,6 +159,9 @@ impl View {
             }
             Leaving::Region(region) => (Leaver::Region(region.clone()), format!("region {region}")),
         };
+        if call.dry_run {
+            return self.would_leave(&leaver, &who, call.live, call.withdraw).map_err(call_error);
+        }
         let word = Self::word(by, call.note);
         let (answers, message) = if call.withdraw {
             let answers = self.asking.withdraw(&leaver, word).await.map_err(call_error)?;
@@ -134,6 +176,22 @@ impl View {
             (vec![answer], message)
         };
         Ok(Answer { message, decisions: self.shown(&answers) })
+    }
+
+    fn would_leave(
+        &self,
+        leaver: &Leaver,
+        who: &str,
+        live: bool,
+        withdraw: bool,
+    ) -> Result<Answer, AskError> {
+        if withdraw {
+            let answers = self.asking.withdrawable(leaver)?;
+            let message = format!("{who} could come back: this would be withdrawn");
+            return Ok(Answer { message, decisions: self.shown(&answers) });
+        }
+        let message = self.asking.preview(leaver, live)?.to_string();
+        Ok(Answer { message, decisions: Vec::new() })
     }
 
     /// As they stand now.
@@ -152,18 +210,27 @@ impl View {
 pub(super) fn call_error(error: AskError) -> CallError {
     match error {
         AskError::Refused(why) => CallError::Refused(why.to_string()),
-        error @ (AskError::NotReady | AskError::Store(_) | AskError::Unanswered { .. }) => {
-            CallError::Failed(chain(&error))
-        }
+        error @ (AskError::NotReady
+        | AskError::Store { .. }
+        | AskError::Stopping { .. }
+        | AskError::Unanswered { .. }) => CallError::Failed(chain(&error)),
     }
 }
 
 impl Operated for View {
-    fn approve(&self, call: Approve, by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn approve(
+        self: Arc<Self>,
+        call: Approve,
+        by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
         Box::pin(async move {
             let Approve { cluster, hold, note } = call;
             let word = Self::word(by, note);
             let answer = self.asking.approve(&cluster, &hold, word).await.map_err(call_error)?;
+            let hold = match &answer.decision.what {
+                Decided::Approve { hold, .. } => hold,
+                Decided::Leave { .. } => &hold,
+            };
             let message = if answer.already {
                 format!("{hold} of {cluster} is approved already")
             } else {
@@ -173,8 +240,12 @@ impl Operated for View {
         })
     }
 
-    fn leave(&self, call: Leave, by: String) -> BoxFuture<'_, Result<Answer, CallError>> {
-        Box::pin(self.let_leave(call, by))
+    fn leave(
+        self: Arc<Self>,
+        call: Leave,
+        by: String,
+    ) -> BoxFuture<'static, Result<Answer, CallError>> {
+        Box::pin(async move { self.let_leave(call, by).await })
     }
 }
 
@@ -186,6 +257,7 @@ impl Visible for View {
             Some(catalog) if !catalog.complete => vec!["this region's agents".to_owned()],
             Some(_) => Vec::new(),
         };
+        let leads = *self.leading.borrow();
         let replica = self.asking.replicas.peek();
         let sources = Sources {
             replica: &replica,
@@ -197,13 +269,12 @@ impl Visible for View {
         // One look at a time: a second one within the first waits for a writer that waits for it.
         let (store, problems) = {
             let following = self.following.borrow();
-            let members = self.members.borrow();
-            (StoreStatus::of(replica.position, &following, &members), strays(&following))
+            let (members, compaction) = (self.members.borrow(), self.compaction.borrow());
+            let store = StoreStatus::of(replica.position, &following, &members, &compaction);
+            (store, strays(&following))
         };
-        let links = self.links.iter();
-        let links =
-            links.map(|(peer, link)| LinkStatus::of(format!("peer {peer}"), &link.borrow()));
         let mesh = MeshStatus::of(&replica, &self.config.region, &self.dialled());
+        let drift = self.drift(&replica);
         Status {
             role: "control-plane".to_owned(),
             mesh: self.config.mesh.to_string(),
@@ -212,19 +283,21 @@ impl Visible for View {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: pending.is_empty(),
             pending,
-            leader: Some(*self.leading.borrow()),
+            leader: Some(leads),
+            led_by: LeaderStatus::of(&self.election.borrow()),
             catalog,
             store: Some(StoreStatus { asked: self.asked.borrow().waiting.clone(), ..store }),
             sources: sources.status(),
-            links: links.collect(),
+            links: self.links(leads),
             problems,
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
+            certificate_problem: certificate_problem(&self.held, self.renewed),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
             settings: mesh.settings,
             peers: mesh.peers,
-            disagreements: mesh.disagreements,
+            disagreements: mesh.disagreements.into_iter().chain(drift).collect(),
             decisions: self.decisions(),
         }
     }

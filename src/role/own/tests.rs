@@ -158,12 +158,20 @@ impl Bench {
     }
 }
 
-fn holds_of(replica: &Replica) -> Option<Vec<Hold>> {
+fn cluster_of(replica: &Replica) -> Option<&Cluster> {
     let key = Key::of_owner(owner(), Kind::Cluster);
     match &replica.get(&key)?.record.as_ref()?.body {
-        Body::Cluster(cluster) => Some(cluster.holds.clone()),
+        Body::Cluster(cluster) => Some(cluster),
         _ => None,
     }
+}
+
+fn holds_of(replica: &Replica) -> Option<Vec<Hold>> {
+    Some(cluster_of(replica)?.holds.clone())
+}
+
+fn approved_of(replica: &Replica) -> Vec<String> {
+    cluster_of(replica).map(|cluster| cluster.approved.clone()).unwrap_or_default()
 }
 
 #[tokio::test]
@@ -186,6 +194,7 @@ async fn an_empty_directory_is_believed_the_second_time() {
     bench.until(&["a", "b"], 1).await;
     bench.says(desired(&["a", "b"], Some(Lost::Empty), 3));
     bench.until(&[], 0).await;
+    assert_eq!(approved_of(&bench.replicas.peek()), [""; 0], "nobody had to");
 }
 
 #[tokio::test]
@@ -208,9 +217,10 @@ async fn a_missing_directory_is_believed_by_the_word_of_the_own_region_alone() {
     bench.until(&["a", "b"], 0).await;
     // Its operator can say so at the agent itself, with the region away.
     bench.says(desired(&["a", "b"], Some(Lost::Missing), 2));
-    let id = bench.until(&["a", "b"], 1).await[0].id.clone();
-    bench.here.send_replace(BTreeSet::from([id]));
+    let second = bench.until(&["a", "b"], 1).await[0].id.clone();
+    bench.here.send_replace(BTreeSet::from([second.clone()]));
     bench.until(&[], 0).await;
+    assert_eq!(approved_of(&bench.replicas.peek()), [id, second]);
     // Back, and all is as it was.
     bench.says(desired(&["a", "b"], None, 3));
     bench.until(&["a", "b"], 0).await;

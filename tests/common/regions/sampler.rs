@@ -37,6 +37,8 @@ pub(crate) struct Sampler {
 
 #[derive(Debug, Default)]
 struct Seen {
+    /// Processes that ran when watching began.
+    expected: Vec<String>,
     /// By process, since when.
     served: BTreeMap<String, BTreeMap<String, Instant>>,
     /// What names records that their owners have removed.
@@ -51,10 +53,12 @@ struct Seen {
 }
 
 impl Regions {
-    /// Begins to watch all processes, those that are started later included.
+    /// Begins to watch all processes, those that are started later included. Each of those that run
+    /// now has to answer at least once.
     pub(crate) fn sample(&self) -> anyhow::Result<Sampler> {
-        let mut sampler =
-            Sampler { stop: Arc::default(), seen: Arc::default(), threads: Vec::new() };
+        let seen = Seen { expected: self.running(), ..Seen::default() };
+        let seen = Arc::new(Mutex::new(seen));
+        let mut sampler = Sampler { stop: Arc::default(), seen, threads: Vec::new() };
         for name in Self::names() {
             let namespace = self.inside_thread(&name)?;
             let admin = self.listens(&name).admin;
@@ -95,12 +99,7 @@ impl Sampler {
     /// taken.
     pub(crate) fn end(mut self) -> anyhow::Result<usize> {
         self.join();
-        let seen = lock(&self.seen);
-        ensure!(seen.faults.is_empty(), "{} faults: {:#?}", seen.faults.len(), seen.faults);
-        let silent: Vec<_> =
-            seen.served.keys().filter(|name| !seen.samples.contains_key(*name)).collect();
-        ensure!(silent.is_empty() && !seen.samples.is_empty(), "no samples of {silent:?}");
-        Ok(seen.samples.values().sum())
+        lock(&self.seen).verdict()
     }
 
     fn join(&mut self) {
@@ -143,6 +142,14 @@ fn is_refused(error: &anyhow::Error) -> bool {
 }
 
 impl Seen {
+    fn verdict(&self) -> anyhow::Result<usize> {
+        let Self { faults, expected, samples, .. } = self;
+        ensure!(faults.is_empty(), "{} faults: {faults:#?}", faults.len());
+        let silent: Vec<_> = expected.iter().filter(|name| !samples.contains_key(*name)).collect();
+        ensure!(silent.is_empty() && !expected.is_empty(), "no samples of {silent:?}");
+        Ok(samples.values().sum())
+    }
+
     fn ended(&mut self, name: &str) {
         let saved = match self.ended.get(name) {
             None => SAVED,
@@ -208,4 +215,24 @@ fn records(answer: &Value) -> BTreeSet<String> {
         }
     }
     records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_never_sampled_is_a_failure() {
+        let expected = vec!["us-west1-0".to_owned(), "us-west1-1".to_owned()];
+        let mut seen = Seen { expected, ..Seen::default() };
+        let complete = serde_json::json!({"catalog": {"complete": true}});
+        let partial = serde_json::json!({"catalog": {"complete": false}});
+        seen.sampled("us-west1-0", &complete);
+        seen.sampled("us-west1-1", &partial);
+        let silent = seen.verdict().unwrap_err().to_string();
+        assert!(silent.contains("us-west1-1") && !silent.contains("us-west1-0"), "{silent}");
+        seen.sampled("us-west1-1", &complete);
+        assert_eq!(seen.verdict().unwrap(), 2);
+        assert!(Seen::default().verdict().is_err(), "nobody was watched");
+    }
 }

@@ -16,7 +16,7 @@ fn a_leaf_proves_what_its_regions_bundle_says() {
     verified(&mesh.bundles(), &[forged(&mesh.west, |_| {})], NOW).unwrap();
 }
 
-/// RELIABILITY P34, B29: what a stolen region key can do, and what it cannot.
+/// What a stolen region key can do, and what it cannot.
 #[test]
 fn a_region_cannot_mint_another_regions_names() {
     let mesh = Mesh::new();
@@ -146,7 +146,7 @@ fn an_intermediate_of_the_region_may_lead_to_its_anchor() {
     assert!(matches!(refused, PeerRefused::TooMany(_, 4)), "{refused}");
 }
 
-/// RELIABILITY P24: clocks 10 minutes apart refuse nothing fresh; beyond that, and after the end,
+/// Clocks 10 minutes apart refuse nothing fresh; beyond that, and after the end,
 /// they do.
 #[test]
 fn dates_count_and_leave_room_for_clocks() {

@@ -130,7 +130,7 @@ async fn a_client_without_a_certificate_is_nobody() {
     assert_eq!(server.accepted().await, None);
 }
 
-/// The containment of RELIABILITY P34, over sockets and in both directions.
+/// A stolen region key is contained, over sockets and in both directions.
 #[tokio::test]
 async fn a_forged_peer_is_refused_by_clients_and_by_servers() {
     let mesh = Mesh::new();

@@ -11,7 +11,7 @@ const DEFAULT_AFFINITY_TIMEOUT: u32 = 10_800;
 /// A value is shown up to here, in characters: nine messages must fit a condition's 32768 bytes.
 const SHOWN: usize = 200;
 
-/// A field's name in the MCS API and the reason of a conflict over it (R14).
+/// A field's name in the MCS API and the reason of a conflict over it.
 #[derive(Clone, Copy)]
 struct Field(&'static str, &'static str);
 
@@ -45,8 +45,7 @@ impl<'a> Contest<'a> {
         self.conflicts
     }
 
-    /// R22 for the union. R23: any difference between the sets is a conflict, another order is
-    /// none.
+    /// The union of all. Any difference between the sets is a conflict, another order is none.
     pub(super) fn ports(&mut self) -> Vec<ServicePort> {
         let used = ports::union(self.exporters.iter().map(|exporter| exporter.export));
         let disagree = self.disagree(|export| export.ports.iter().collect::<BTreeSet<_>>());
@@ -57,7 +56,7 @@ impl<'a> Contest<'a> {
         used
     }
 
-    /// R28: what all have in common, in the oldest's order. An export that names no family says
+    /// What all have in common, in the oldest's order. An export that names no family says
     /// nothing about them.
     pub(super) fn ip_families(&mut self) -> Vec<IpFamily> {
         let says = |exporter: &&Exporter<'a>| !exporter.export.ip_families.is_empty();
@@ -102,7 +101,7 @@ impl<'a> Contest<'a> {
         self.oldest.export.session_affinity_timeout
     }
 
-    /// R25: unset means `Cluster`.
+    /// Unset means `Cluster`.
     pub(super) fn internal_traffic_policy(&mut self) -> String {
         let policy = |export: &'a Export| match export.internal_traffic_policy.as_str() {
             "Cluster" => "",
@@ -116,18 +115,18 @@ impl<'a> Contest<'a> {
         self.oldest_wins(DISTRIBUTION, distribution, |value| or(value, "none")).to_owned()
     }
 
-    /// R26: the oldest map whole, no key-wise merge.
+    /// The oldest map whole, no key-wise merge.
     pub(super) fn labels(&mut self) -> BTreeMap<String, String> {
         self.oldest_wins(LABELS, |export| &export.exported_labels, |map| pairs(map)).clone()
     }
 
-    /// R26, as for labels.
+    /// As for labels.
     pub(super) fn annotations(&mut self) -> BTreeMap<String, String> {
         self.oldest_wins(ANNOTATIONS, |export| &export.exported_annotations, |map| pairs(map))
             .clone()
     }
 
-    /// R25: the whole value of the oldest export, and a conflict where others differ.
+    /// The whole value of the oldest export, and a conflict where others differ.
     fn oldest_wins<T: PartialEq>(
         &mut self,
         field: Field,
@@ -148,7 +147,7 @@ impl<'a> Contest<'a> {
         self.exporters.iter().filter(|exporter| value(exporter.export) != used).count()
     }
 
-    /// R16: names the field, the winner, the value used and how many disagree, in the words of
+    /// Names the field, the winner, the value used and how many disagree, in the words of
     /// KEP-1645's example.
     fn raise(
         &mut self,
@@ -186,7 +185,7 @@ fn has_family(export: &Export, family: IpFamily) -> bool {
     export.ip_families.contains(&family)
 }
 
-/// R27: no duplicates.
+/// No duplicates.
 fn distinct(families: &[IpFamily]) -> Vec<IpFamily> {
     let mut seen = BTreeSet::new();
     families.iter().copied().filter(|family| seen.insert(*family)).collect()

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::record::{Export, ServicePort};
 
-/// R22: first by name, the empty one counting as a name, then by (protocol, port); in either the
+/// First by name, the empty one counting as a name, then by (protocol, port); in either the
 /// first wins, so `exports` come oldest first. A port that loses by its number has still taken its
 /// name: a younger port of that name has lost to it before.
 pub(super) fn union<'a>(exports: impl Iterator<Item = &'a Export>) -> Vec<ServicePort> {

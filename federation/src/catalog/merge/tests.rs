@@ -410,7 +410,6 @@ fn reordered() -> impl Strategy<Value = (Vec<Said>, Vec<Said>)> {
 }
 
 proptest! {
-    /// R31.
     #[test]
     fn order_leaves_no_trace((one, other) in reordered()) {
         prop_assert_eq!(merged(&one), merged(&other));

@@ -104,7 +104,7 @@ pub(super) struct Namespace {
     pub(super) labels: BTreeMap<String, String>,
 }
 
-/// multicluster.x-k8s.io `ServiceExport`; both versions have one schema (MCS R1).
+/// multicluster.x-k8s.io `ServiceExport`; both versions have one schema.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Export {
     pub(super) created: Option<Timestamp>,

@@ -13,11 +13,11 @@ use crate::record::{IpFamily, ServicePort};
 /// How clients of the own cluster reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::manifests) enum Exposure {
-    /// `ClusterIP`, `NodePort` and `LoadBalancer` (MCS R40).
+    /// `ClusterIP`, `NodePort` and `LoadBalancer`.
     ClusterIP,
     /// `clusterIP: None`.
     Headless,
-    /// An alias: it has no endpoints and cannot be exported (MCS R12).
+    /// An alias: it has no endpoints and cannot be exported.
     ExternalName,
 }
 

@@ -24,8 +24,8 @@ pub(in crate::manifests) enum Ownership {
     Of(ServiceName),
     /// It has no label that says so.
     Nobodys,
-    /// Those of another cluster, written here by a Multi-Cluster Services implementation (MCS
-    /// R44): to pass them on would be to claim them as ours.
+    /// Those of another cluster, written here by a Multi-Cluster Services implementation:
+    /// to pass them on would be to claim them as ours.
     Imported,
     /// Names, which no consumer reads.
     Fqdn,

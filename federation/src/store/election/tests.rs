@@ -1,6 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::{campaign, campaign_saying, leader};
 use crate::store::Store;
 use crate::store::conformance::elections::{self, Pace};
 use crate::store::embedded::Embedded;
@@ -41,4 +44,20 @@ async fn a_deleted_key_ends_leadership() {
 #[tokio::test(start_paused = true)]
 async fn a_campaign_outlasts_an_absent_store() {
     elections::a_campaign_outlasts_an_absent_store(store().await, PACE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_says_when_it_won_not_when_it_began_to_wait() {
+    let store = store().await;
+    let began = Instant::now();
+    let first = campaign(Arc::clone(&store), "/leader", "first", TTL).await.unwrap();
+    let says = move || format!("second after {:?}", began.elapsed());
+    let mut second = tokio::task::JoinSet::new();
+    let waits = Arc::clone(&store);
+    second.spawn(async move { campaign_saying(waits, "/leader", says, TTL).await });
+    tokio::time::sleep(Duration::from_hours(1)).await;
+    first.resign().await;
+    let _leads = second.join_next().await.unwrap().unwrap().unwrap();
+    let says = leader(&*store, "/leader").await.unwrap();
+    assert_eq!(says.as_deref(), Some("second after 3600s"));
 }

@@ -35,14 +35,13 @@ pub struct EtcdConfig {
     /// How long a watch waits for a reader that does not read before it is ended.
     pub slow_reader: Duration,
     /// Bytes that the database may have, if the members do not say (they do from 3.6 on): what
-    /// `--quota-backend-bytes` was given.
-    pub quota: u64,
+    /// `--quota-backend-bytes` was given. Else it is not known how full they are.
+    pub quota: Option<u64>,
 }
 
 impl EtcdConfig {
     /// The defaults, for etcd at `endpoints`: no TLS, no credentials, 5 s per request, progress
-    /// every 2 s, watches ended after 10 s of silence or 30 s of not reading, etcd's own default
-    /// quota of 2 GiB.
+    /// every 2 s, watches ended after 10 s of silence or 30 s of not reading.
     pub fn new(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
@@ -53,7 +52,7 @@ impl EtcdConfig {
             watch_progress: Duration::from_secs(2),
             watch_stall: Duration::from_secs(10),
             slow_reader: Duration::from_secs(30),
-            quota: 2 << 30,
+            quota: None,
         }
     }
 

@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use super::failure::{Failure, Refusal};
 use super::members::{Members, One};
 use super::unsigned;
-use crate::store::{Alarm, Member, MemberState, StoreError};
+use crate::store::{Alarm, Complaint, Member, MemberState, StoreError};
 
 /// Asks all of them at once, each for as long as a request may take.
-pub(super) async fn members(members: &Members, quota: u64) -> Vec<Member> {
+pub(super) async fn members(members: &Members, quota: Option<u64>) -> Vec<Member> {
     let asked = members.all().iter().map(|one| async move {
         let state = status(members, one).await.map(|status| state(&status, quota));
         Member { endpoint: one.endpoint.clone(), state }
@@ -40,27 +40,36 @@ async fn status(members: &Members, one: &One) -> Result<StatusResponse, StoreErr
     })
 }
 
-fn state(status: &StatusResponse, quota: u64) -> MemberState {
-    let told = unsigned(status.db_size_quota());
+fn state(status: &StatusResponse, quota: Option<u64>) -> MemberState {
+    let id = status.header().map_or(0, etcd_client::ResponseHeader::member_id);
+    let told = Some(unsigned(status.db_size_quota())).filter(|told| *told > 0);
     MemberState {
+        id,
         version: status.version().to_owned(),
-        leader: status
-            .header()
-            .is_some_and(|header| header.member_id() == status.leader() && status.leader() != 0),
+        leader: id == status.leader() && status.leader() != 0,
         db_size: unsigned(status.db_size()),
         db_in_use: unsigned(status.0.db_size_in_use),
-        quota: if told == 0 { quota } else { told },
-        alarms: status.errors().iter().map(|words| alarm(words)).collect(),
+        quota: told.or(quota),
+        alarms: status.errors().iter().map(|words| complaint(id, words)).collect(),
     }
 }
 
-/// From `memberID:10276657743932975437 alarm:NOSPACE `.
-fn alarm(words: &str) -> Alarm {
-    match words.trim().rsplit_once("alarm:").map(|(_, kind)| kind) {
-        Some("NOSPACE") => Alarm::NoSpace,
-        Some("CORRUPT") => Alarm::Corrupt,
-        _ => Alarm::Other(words.trim().to_owned()),
-    }
+/// From `memberID:10276657743932975437 alarm:NOSPACE `, said by any member. Other words are of the
+/// one that says them.
+fn complaint(from: u64, words: &str) -> Complaint {
+    let known = |words: &str| {
+        let (of, kind) = words.strip_prefix("memberID:")?.split_once(" alarm:")?;
+        let alarm = match kind {
+            "NOSPACE" => Alarm::NoSpace,
+            "CORRUPT" => Alarm::Corrupt,
+            _ => return None,
+        };
+        Some(Complaint { of: of.parse().ok()?, alarm })
+    };
+    let words = words.trim();
+    // etcd leaves out a number that is 0.
+    let known = known(words).or_else(|| known(&format!("memberID:0 {words}")));
+    known.unwrap_or_else(|| Complaint { of: from, alarm: Alarm::Other(words.to_owned()) })
 }
 
 #[cfg(test)]
@@ -68,10 +77,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alarms_are_read_from_their_words() {
-        assert_eq!(alarm("memberID:10276657743932975437 alarm:NOSPACE "), Alarm::NoSpace);
-        assert_eq!(alarm("memberID:1 alarm:CORRUPT"), Alarm::Corrupt);
-        let other = "etcdserver: no leader";
-        assert_eq!(alarm(other), Alarm::Other(other.to_owned()));
+    fn complaints_are_read_from_their_words() {
+        let of = |of, alarm| Complaint { of, alarm };
+        let full = complaint(7, "memberID:10276657743932975437 alarm:NOSPACE ");
+        assert_eq!(full, of(10_276_657_743_932_975_437, Alarm::NoSpace));
+        assert_eq!(complaint(7, "memberID:1 alarm:CORRUPT"), of(1, Alarm::Corrupt));
+        assert_eq!(complaint(7, "alarm:CORRUPT "), of(0, Alarm::Corrupt));
+        for other in ["etcdserver: no leader", "memberID:1 alarm:TIRED", "memberID:x alarm:CORRUPT"]
+        {
+            assert_eq!(complaint(7, other), of(7, Alarm::Other(other.to_owned())));
+        }
     }
 }

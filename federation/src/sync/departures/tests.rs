@@ -1,8 +1,11 @@
 use super::*;
+use crate::record::{Beacon, Body, Epoch, Origin, Record};
+use crate::replica::Batch;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// `INCARNATION or - or ? | heard N or never N | held or gone [forgotten INCARNATION]`
+/// `INCARNATION or - or ? | heard N [of M] or never of M | held or gone [forgotten INCARNATION]`,
+/// where M is for how long it would have been heard.
 fn there(text: &str) -> There {
     let mut parts = text.split('|').map(str::trim);
     let incarnation = match parts.next().unwrap() {
@@ -10,11 +13,15 @@ fn there(text: &str) -> There {
         "-" => Some(String::new()),
         said => Some(said.to_owned()),
     };
-    let heard = match parts.next().unwrap().split_once(' ').unwrap() {
-        ("heard", seconds) => Heard::Ago(SECOND * seconds.parse().unwrap()),
-        ("never", seconds) => Heard::Never(SECOND * seconds.parse().unwrap()),
-        other => panic!("{other:?}"),
+    let heard: Vec<&str> = parts.next().unwrap().split_whitespace().collect();
+    let seconds = |text: &str| SECOND * text.parse().unwrap();
+    let (silence, listening) = match heard[..] {
+        ["heard", silence] => (Some(seconds(silence)), seconds("999")),
+        ["heard", silence, "of", listening] => (Some(seconds(silence)), seconds(listening)),
+        ["never", "of", listening] => (None, seconds(listening)),
+        _ => panic!("{heard:?}"),
     };
+    let heard = Heard { silence, listening, by: vec!["us".parse().unwrap()] };
     let mut held = parts.next().unwrap().split_whitespace();
     let is_held = held.next() == Some("held");
     let forgotten = held.nth(1).map(str::to_owned);
@@ -39,19 +46,26 @@ fn check(said_by: &str, owner: &str, text: &str, expected: &str) {
 fn our_own_word_is_carried_out_at_once() {
     check("us", "us/us-a", "1 | heard 3 | held", "apply");
     check("us", "us/us-a", "1 | heard 300 | held", "apply");
-    check("us", "us/us-a", "? | never 1 | held", "apply");
-    check("us", "us/us-a", "? | never 1 | gone", "done");
+    check("us", "us/us-a", "? | never of 1 | held", "apply");
+    check("us", "us/us-a", "? | never of 1 | gone", "done");
     check("us", "eu/_", "1 | heard 3 | held", "apply");
-    check("us", "eu/_", "? | never 300 | gone", "done");
+    check("us", "eu/_", "? | never of 300 | gone", "done");
 }
 
 #[test]
 fn another_regions_word_counts_once_who_left_is_silent_here_too() {
     check("asia", "eu/_", "1 | heard 30 | held", "may be alive: heard 30 s ago");
     check("asia", "eu/_", "1 | heard 31 | held", "apply");
-    check("asia", "eu/_", "1 | never 30 | held", "listens for 30 s only");
-    check("asia", "eu/_", "1 | never 31 | held", "apply");
-    check("asia", "eu/_", "? | never 31 | gone", "done");
+    check(
+        "asia",
+        "eu/_",
+        "1 | never of 30 | held",
+        "not heard, but this process hears us for 30 s only",
+    );
+    check("asia", "eu/_", "1 | never of 31 | held", "apply");
+    check("asia", "eu/_", "1 | heard 90 of 30 | held", "heard 90 s ago, but this process hears us");
+    check("asia", "eu/_", "1 | heard 90 of 31 | held", "apply");
+    check("asia", "eu/_", "? | never of 31 | gone", "done");
     check("eu", "eu/eu-a", "1 | heard 3 | held", "may be alive");
     check("eu", "eu/eu-a", "1 | heard 31 | held", "apply");
 }
@@ -59,7 +73,7 @@ fn another_regions_word_counts_once_who_left_is_silent_here_too() {
 #[test]
 fn what_was_forgotten_here_stays_so_whatever_is_heard() {
     check("asia", "eu/_", "1 | heard 1 | held forgotten 1", "apply");
-    check("asia", "eu/_", "? | never 1 | gone forgotten 1", "done");
+    check("asia", "eu/_", "? | never of 1 | gone forgotten 1", "done");
     check("asia", "eu/_", "1 | heard 1 | held forgotten 0", "may be alive");
 }
 
@@ -77,6 +91,83 @@ fn nobody_speaks_for_a_cluster_but_its_region_nor_a_region_for_itself() {
     check("eu", "us/_", "1 | heard 300 | held", "us does not forget itself");
     check("us", "us/_", "1 | heard 300 | held", "us does not forget itself");
     check("eu", "eu/_", "1 | heard 300 | held", "eu does not forget itself");
+}
+
+/// Beacons as a process in region us hears them, second by second.
+struct Ears {
+    writer: crate::replica::ReplicaWriter,
+    begun: Instant,
+    now: Duration,
+    nonce: u64,
+}
+
+impl Ears {
+    fn new() -> Self {
+        let (writer, _) = crate::replica::channel();
+        Self { writer, begun: Instant::now(), now: Duration::ZERO, nonce: 0 }
+    }
+
+    /// So many seconds in which each of these is heard every 5 s.
+    fn hear(&mut self, regions: &str, seconds: u32) -> &mut Self {
+        for _ in 0..seconds / 5 {
+            self.now += 5 * SECOND;
+            self.nonce += 1;
+            let beacon = |region: &str| {
+                let owner = Owner::region(region.parse().unwrap());
+                let key = Key::of_owner(owner, Kind::Beacon);
+                let body = Body::Beacon(Beacon { nonce: self.nonce });
+                let origin = Origin {
+                    epoch: Epoch { id: "e".into(), count: 1 },
+                    sequence: self.nonce,
+                    ..Origin::default()
+                };
+                let sealed = Record { key: key.clone(), origin, body }.seal();
+                (key, Some(sealed.value))
+            };
+            let items = regions.split_whitespace().map(beacon).collect();
+            self.writer.apply(Batch { items, ..Batch::default() }, self.begun + self.now);
+        }
+        self
+    }
+
+    /// What comes of it that asia says that eu left.
+    #[track_caller]
+    fn check(&self, expected: &str) {
+        let (replica, us, asia) =
+            (self.writer.current(), "us".parse().unwrap(), "asia".parse().unwrap());
+        let now = self.begun + self.now;
+        let view = View { replica: &replica, region: &us, sessions: &None, left: &None, now };
+        let verdict = view.verdict(&asia, &"eu/_".parse().unwrap(), "");
+        assert!(format!("{verdict:?}").contains(expected), "{verdict:?}");
+    }
+}
+
+#[test]
+fn an_outage_here_silences_everybody_and_removes_nobody() {
+    for outage in ["", "us"] {
+        let mut ears = Ears::new();
+        ears.hear("us asia eu", 60).check("heard 0 s ago");
+        // The own store was away, or the network: others are dialled again one after the other.
+        ears.hear(outage, 120).check("heard 120 s ago, but this process hears us and asia for 0 s");
+        ears.hear("us asia", 20)
+            .check("heard 140 s ago, but this process hears us and asia for 15 s");
+        ears.hear("us asia eu", 30).check("heard 0 s ago");
+    }
+}
+
+#[test]
+fn one_that_is_dead_is_removed_once_it_could_have_been_heard() {
+    let mut ears = Ears::new();
+    ears.hear("us asia eu", 60).hear("us asia", 30).check("may be alive: heard 30 s ago");
+    ears.hear("us asia", 5).check("Apply");
+    // Also if it died during an outage here.
+    let mut ears = Ears::new();
+    ears.hear("us asia eu", 60).hear("", 60).hear("us asia", 35).check("for 30 s");
+    ears.hear("us asia", 5).check("Apply");
+    // Or before this process began.
+    let mut ears = Ears::new();
+    ears.hear("us asia", 40).check("for 30 s");
+    ears.hear("us asia", 5).check("Done");
 }
 
 /// What this process knows of a session may be old: what the store has counts.

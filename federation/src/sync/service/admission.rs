@@ -73,9 +73,14 @@ struct Callers {
 #[derive(Debug)]
 struct Streams {
     new: Bucket,
+    /// Of the bytes that it changes.
+    changes: SharedBucket,
     reading: usize,
     publishing: BTreeMap<u64, Publishing>,
 }
+
+/// One for all streams of a caller.
+pub(super) type SharedBucket = Arc<Mutex<Bucket>>;
 
 #[derive(Debug)]
 struct Publishing {
@@ -90,6 +95,8 @@ pub(super) struct Slot {
     pub(super) caller: Caller,
     pub(super) call: Call,
     id: u64,
+    /// Shared with the caller's other streams.
+    pub(super) changes: SharedBucket,
     /// Cancelled when another stream takes this one's place.
     pub(super) ended: CancellationToken,
 }
@@ -100,7 +107,8 @@ pub(super) struct Turn(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Admission {
     pub(super) fn new(limits: Limits, metrics: Metrics) -> Self {
-        let transfers = Arc::new(Semaphore::new(limits.full_transfers.max(1)));
+        let turns = limits.full_transfers.clamp(1, Semaphore::MAX_PERMITS);
+        let transfers = Arc::new(Semaphore::new(turns));
         Self { limits, metrics, callers: Mutex::default(), transfers }
     }
 
@@ -108,14 +116,14 @@ impl Admission {
     pub(super) fn admit(self: &Arc<Self>, caller: &Caller, call: Call) -> Result<Slot, Busy> {
         let ended = CancellationToken::new();
         let admitted = self.callers().admit(&self.limits, caller, call, &ended, Instant::now());
-        let id = admitted.inspect_err(|busy| {
+        let (id, changes) = admitted.inspect_err(|busy| {
             self.metrics.refused(call, busy.reason());
             // An agent that is broken would fill the log: its own says each.
             debug!(%caller, %busy, "stream refused");
         })?;
         self.metrics.opened(call);
         let admission = Arc::clone(self);
-        Ok(Slot { admission, caller: caller.clone(), call, id, ended })
+        Ok(Slot { admission, caller: caller.clone(), call, id, changes, ended })
     }
 
     /// Waits until one of the turns for full transfers is free.
@@ -144,10 +152,11 @@ impl Callers {
         call: Call,
         ended: &CancellationToken,
         now: Instant,
-    ) -> Result<u64, Busy> {
+    ) -> Result<(u64, SharedBucket), Busy> {
         self.forget_resting(now);
         let new = || Streams {
             new: Bucket::full(limits.new_streams, now),
+            changes: Arc::new(Mutex::new(Bucket::full(limits.publish_changes, now))),
             reading: 0,
             publishing: BTreeMap::new(),
         };
@@ -176,7 +185,7 @@ impl Callers {
             }
         }
         self.open += 1;
-        Ok(id)
+        Ok((id, Arc::clone(&streams.changes)))
     }
 
     fn release(&mut self, slot: &Slot) {
@@ -211,7 +220,9 @@ impl Streams {
     }
 
     fn is_resting(&mut self, now: Instant) -> bool {
-        self.reading == 0 && self.publishing.is_empty() && self.new.is_full(now)
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_rest = self.reading == 0 && self.publishing.is_empty();
+        at_rest && self.new.is_full(now) && changes.is_full(now)
     }
 }
 

@@ -1,7 +1,7 @@
 //! How much of the federation API one caller, and all together, may use.
 //!
-//! All of it is there so that a caller that is broken, or was broken into, costs others nothing
-//! (RELIABILITY promises 25 and 26). What is beyond a limit waits where waiting helps (a publisher
+//! All of it is there so that a caller that is broken, or was broken into, costs others nothing.
+//! What is beyond a limit waits where waiting helps (a publisher
 //! that is too fast, a transfer when many are under way) and is refused with words where it does
 //! not; callers back off with jitter and come again.
 
@@ -36,6 +36,9 @@ pub struct Limits {
     pub publish_messages: Rate,
     /// Bytes of one publish stream, likewise.
     pub publish_bytes: Rate,
+    /// Bytes that one agent changes, over all its streams: the store keeps each version for an hour,
+    /// and whoever rewrites its records without end would fill it within its quota.
+    pub publish_changes: Rate,
     /// A stream of which nothing is taken for so long is ended.
     pub silence: Duration,
 }
@@ -56,6 +59,8 @@ impl Default for Limits {
             full_transfer_pause: Duration::from_secs(10),
             publish_messages: Rate { per_second: 200, burst: 2000 },
             publish_bytes: Rate { per_second: 8 << 20, burst: 32 << 20 },
+            // Twice all that a cluster may have, and then a hundred slices of 25 endpoints a second.
+            publish_changes: Rate { per_second: 256 << 10, burst: 512 << 20 },
             silence: Duration::from_mins(5),
         }
     }

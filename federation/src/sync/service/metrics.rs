@@ -39,6 +39,8 @@ pub(super) enum Refused {
     Request,
     /// The session was not taken.
     Session,
+    /// A cluster that left the mesh for good.
+    Left,
     /// New streams too fast.
     Rate,
     /// Too many streams of this caller.
@@ -142,6 +144,7 @@ impl EncodeLabelValue for Refused {
             Self::Permission => "permission",
             Self::Request => "request",
             Self::Session => "session",
+            Self::Left => "left",
             Self::Rate => "rate",
             Self::CallerStreams => "caller_streams",
             Self::Streams => "streams",

@@ -4,6 +4,7 @@
 use super::*;
 use crate::names::ClusterId;
 use crate::record::{Entitlement, Removal};
+use crate::sync::feed;
 
 /// The region's word on what r-b is entitled to.
 async fn entitle(store: &Arc<dyn Store>, own: &mut OwnRecords, namespaces: Option<&[&str]>) {
@@ -20,11 +21,21 @@ async fn entitle(store: &Arc<dyn Store>, own: &mut OwnRecords, namespaces: Optio
     store.commit(Txn { guards: Vec::new(), ops }).await.unwrap();
 }
 
+/// Waits until the server knows that r-b is restricted.
+async fn is_restricted(replicas: &Replicas) {
+    let (region, cluster) = ("r".parse().unwrap(), "r-b".parse().unwrap());
+    let said = |replica: &replica::Replica| feed::entitlement(replica, &region, &cluster);
+    let mut replicas = replicas.clone();
+    let known = replicas.wait_for(|replica| said(replica).is_some_and(|of| of != Entitlement::All));
+    timeout(LONG, known).await.expect("in time").unwrap();
+}
+
 #[tokio::test]
 async fn an_agent_sees_and_says_what_it_is_entitled_to_and_follows_when_that_changes() {
     let (store, replicas, _following) = region_with_a_cluster(&["one", "two", "three"]).await;
     let mut own = OwnRecords::new("r/_".parse().unwrap(), Epoch { id: "e".into(), count: 1 });
     entitle(&store, &mut own, Some(&["one", "two"])).await;
+    is_restricted(&replicas).await;
     let region = Region::start(0, &store, &replicas, Some(agent_of("r-b"))).await;
     let mut agent = Agent::start("r-b", &region.channel());
     agent.says(&["one", "three"]);
@@ -119,6 +130,7 @@ async fn what_a_subscriber_is_entitled_to_stands_while_the_regions_word_is_away(
     let (store, replicas, _following) = region_with_a_cluster(&["one", "two"]).await;
     let mut own = OwnRecords::new("r/_".parse().unwrap(), Epoch { id: "e".into(), count: 1 });
     entitle(&store, &mut own, Some(&["one"])).await;
+    is_restricted(&replicas).await;
     let region = Region::start(0, &store, &replicas, Some(agent_of("r-b"))).await;
     let mut agent = Agent::start("r-b", &region.channel());
     let key = |name: &str| format!("/tombolo/v1/r/r-a/namespace/_/{name}");

@@ -236,30 +236,57 @@ async fn a_publisher_that_is_too_fast_is_slowed_down_and_loses_nothing() {
     let limits = Limits { publish_bytes, ..Limits::default() };
     let (region, _writer) = large_region(agent_of("r-a"), limits).await;
     let mut stream = Stream::open(&region).await;
-    let state = wire::State { entries: Vec::new(), last: true };
-    stream.say.send(wire::PublishRequest { message: Some(Say::State(state)) }).await.unwrap();
-    stream.answer().await.unwrap();
-    let since = Instant::now();
-    for n in 1..=5 {
-        let key: Key = format!("/tombolo/v1/r/r-a/namespace/_/n{n}").parse().unwrap();
-        let labels = [("l".to_owned(), "v".repeat(100 << 10))].into();
-        let body = Body::Namespace(Namespace { labels, annotations: BTreeMap::new() });
-        let epoch = Epoch { id: "e".into(), count: 1 };
-        let origin = Origin { epoch, sequence: n, ..Origin::default() };
-        let value = Record { key: key.clone(), origin, body }.seal().value;
-        let puts = vec![wire::Put { key: key.to_string(), value }];
-        let changes = wire::Changes { batch: n, puts, ..wire::Changes::default() };
-        let changes = wire::PublishRequest { message: Some(Say::Changes(changes)) };
-        stream.say.send(changes).await.unwrap();
-    }
-    for n in 1..=5 {
-        let Ok(Some(Answer::Ack(ack))) = stream.answer().await else { panic!("no ack of {n}") };
-        assert_eq!((ack.batch, ack.refused), (n, Vec::new()));
-    }
     // 500 KiB, of which 100 at once and the rest at 200 a second.
-    assert!(since.elapsed() > Duration::from_millis(1900), "{:?}", since.elapsed());
+    let took = stream.changes_500_kib().await;
+    assert!(took > Duration::from_millis(1900), "{took:?}");
     drop(stream);
     region.stop().await;
+}
+
+/// Else a new stream would be a new burst, for which the store has to keep every version.
+#[tokio::test]
+async fn what_a_publisher_changes_is_counted_over_all_its_streams() {
+    let publish_changes = Rate { per_second: 200 << 10, burst: 600 << 10 };
+    let limits = Limits { publish_changes, ..Limits::default() };
+    let (region, _writer) = large_region(agent_of("r-a"), limits).await;
+    let mut stream = Stream::open(&region).await;
+    let took = stream.changes_500_kib().await;
+    assert!(took < Duration::from_millis(1900), "{took:?}");
+    drop(stream);
+    let mut stream = Stream::open(&region).await;
+    let since = Instant::now();
+    stream.changes_500_kib().await;
+    // Less what came back since.
+    assert!(since.elapsed() > Duration::from_secs(1), "{:?}", since.elapsed());
+    drop(stream);
+    region.stop().await;
+}
+
+impl Stream {
+    /// How long it took to say five records that it had not said before.
+    async fn changes_500_kib(&mut self) -> Duration {
+        let state = wire::State { entries: Vec::new(), last: true };
+        self.say.send(wire::PublishRequest { message: Some(Say::State(state)) }).await.unwrap();
+        while !matches!(self.answer().await, Ok(Some(Answer::Want(want))) if want.last) {}
+        let since = Instant::now();
+        for n in 1..=5 {
+            let key: Key = format!("/tombolo/v1/r/r-a/namespace/_/n{n}").parse().unwrap();
+            let labels = [("l".to_owned(), "v".repeat(100 << 10))].into();
+            let body = Body::Namespace(Namespace { labels, annotations: BTreeMap::new() });
+            let epoch = Epoch { id: "e".into(), count: 1 };
+            let origin = Origin { epoch, sequence: n, ..Origin::default() };
+            let value = Record { key: key.clone(), origin, body }.seal().value;
+            let puts = vec![wire::Put { key: key.to_string(), value }];
+            let changes = wire::Changes { batch: n, puts, ..wire::Changes::default() };
+            let changes = wire::PublishRequest { message: Some(Say::Changes(changes)) };
+            self.say.send(changes).await.unwrap();
+        }
+        for n in 1..=5 {
+            let Ok(Some(Answer::Ack(ack))) = self.answer().await else { panic!("no ack of {n}") };
+            assert_eq!((ack.batch, ack.refused), (n, Vec::new()));
+        }
+        since.elapsed()
+    }
 }
 
 #[tokio::test]

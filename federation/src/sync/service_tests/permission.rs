@@ -1,12 +1,14 @@
 //! What a caller may do follows from its certificate, in real calls.
 
+use prometheus_client::registry::Registry;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
 use crate::proto::federation::publish_request::Message as Say;
 use crate::proto::federation::publish_response::Message as Answer;
 use crate::proto::records;
-use crate::record::{Origin, Record};
+use crate::record::{Decided, Decision, Origin, Record};
+use crate::sync::decisions;
 
 fn hello(cluster: &str) -> wire::PublishRequest {
     let epoch = Some(records::Epoch { id: "e".into(), count: 1 });
@@ -115,6 +117,52 @@ async fn an_agent_writes_under_its_own_prefix_and_nowhere_else() {
     assert_eq!(after, before);
     let others = store::list(&*store, "/tombolo/local/v1/session/").await.unwrap().0;
     assert_eq!(others.len(), 1, "only its own session");
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_left_is_refused_and_counted_and_another_of_its_name_is_taken() {
+    let (region, store, mut following) = region_for(agent_of("r-a"), &[]).await;
+    region.stop().await;
+    let leave = |uid: &str| Decision {
+        by: "uid 0".into(),
+        at: Timestamp::UNIX_EPOCH,
+        note: String::new(),
+        what: Decided::Leave { owner: "r/r-a".parse().unwrap(), incarnation: uid.into() },
+    };
+    let mut own = OwnRecords::new("r/_".parse().unwrap(), Epoch { id: "e".into(), count: 1 });
+    let key = decisions::key(&"r".parse().unwrap(), &leave("u").what);
+    let mut says = async |uid: &str| {
+        let (key, value) = own.say(&key, &Arc::new(Body::Decision(leave(uid))));
+        let ops = vec![Op::put(key.to_string(), value.unwrap())];
+        let Commit::Done(done) = store.commit(Txn { guards: Vec::new(), ops }).await.unwrap()
+        else {
+            panic!("no guards")
+        };
+        done
+    };
+    let (writer, mut replicas) = replica::channel();
+    let follow =
+        follower::follow(Arc::clone(&store), Arc::new(writer), None, watch::Sender::default());
+    following.spawn(async move { follow.await.unwrap() });
+    let (api, stop) = Region::api(&store, &replicas, watch::channel(true).1);
+    let mut registry = Registry::with_prefix("tombolo");
+    api.register(&mut registry);
+    let region = Region::serve(0, (api, stop), Some(agent_of("r-a"))).await;
+    let mut answered = async |left: &str| {
+        let done = says(left).await;
+        replicas.wait_for(|replica| replica.position >= done).await.unwrap();
+        publish(&region, vec![hello("r-a")], 1).await.unwrap().remove(0)
+    };
+
+    let Answer::Refused(refused) = answered("u").await else { panic!("it is taken") };
+    let words = ["r-a left the mesh for good at 1970", "by the word of uid 0", "--withdraw"];
+    assert!(words.iter().all(|word| refused.reason.contains(word)), "{}", refused.reason);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let counted = "refused_streams_total{call=\"publish\",reason=\"left\"} 1";
+    assert!(text.contains(counted), "{text}");
+    assert!(!matches!(answered("another").await, Answer::Refused(_)));
     region.stop().await;
 }
 

@@ -46,6 +46,15 @@ impl Session {
         Ok(key)
     }
 
+    /// The key, if there is room for the record: that is taken then.
+    pub(super) fn admit_more(&mut self, key: Key, put: &wire::Put) -> Result<Key, Refusal> {
+        let before = self.held.get(&key).map(|held| held.bytes);
+        let size = put.key.len() + put.value.len();
+        let taken = self.usage.put(&self.quota, before, size);
+        taken.map_err(|error| Refusal::new(Reason::Quota, error.to_string()))?;
+        Ok(key)
+    }
+
     /// Why the record under `key` goes, if it may; `base` is the [`Session::removal_base`] of its batch.
     pub(super) fn admit_removal(
         &mut self,
@@ -93,7 +102,7 @@ impl Session {
         let key = self.own_key(&put.key).ok()?;
         let sequence =
             Origin::of_value(&put.value).filter(|said| said.epoch == self.epoch)?.sequence;
-        let held = self.held.remove(&key)?.newest;
+        let held = self.let_go(&key)?.newest;
         let removal = Removal::Explained;
         self.tally.removed(removal);
         let newest = held.filter(|held| held.epoch == self.epoch).map_or(0, |held| held.sequence);

@@ -2,7 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
+
+use super::response;
+use crate::proto::federation as wire;
+use crate::proto::federation::publish_response::Message as Response;
 use crate::record::Removal;
+use crate::sync::TARGET_MESSAGE;
 
 /// The kind of reason, for counting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,6 +21,8 @@ pub enum Reason {
     Kind,
     /// More bytes than a store takes.
     Size,
+    /// More than is taken of one cluster.
+    Quota,
     /// About a namespace that the cluster is not entitled to.
     Namespace,
     /// The value cannot be used.
@@ -44,6 +52,7 @@ impl Reason {
             Self::Owner => "owner",
             Self::Kind => "kind",
             Self::Size => "size",
+            Self::Quota => "quota",
             Self::Namespace => "namespace",
             Self::Unreadable => "unreadable",
             Self::Sequence => "sequence",
@@ -91,5 +100,39 @@ impl Tally {
 
     pub(super) fn removed(&mut self, removal: Removal) {
         *self.removed.entry(removal).or_default() += 1;
+    }
+}
+
+/// One, or as many as it takes to name what was refused.
+pub(super) fn acks(batch: u64, refused: Vec<wire::RefusedRecord>) -> Vec<wire::PublishResponse> {
+    let mut acks = vec![wire::Ack { batch, refused: Vec::new() }];
+    let mut size = 0;
+    for refused in refused {
+        size += refused.encoded_len();
+        if size > TARGET_MESSAGE {
+            acks.push(wire::Ack { batch, refused: Vec::new() });
+            size = refused.encoded_len();
+        }
+        acks.last_mut().expect("there is one from the start").refused.push(refused);
+    }
+    acks.into_iter().map(|ack| response(Response::Ack(ack))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_is_named_in_messages_that_can_be_sent() {
+        let refused = wire::RefusedRecord { key: "k".repeat(100), reason: "r".repeat(200) };
+        for count in [0, 1, 100_000] {
+            let acks = acks(7, vec![refused.clone(); count]);
+            assert!(acks.iter().all(|ack| ack.encoded_len() < 2 * TARGET_MESSAGE));
+            let named = acks.into_iter().map(|ack| match ack.message {
+                Some(Response::Ack(ack)) if ack.batch == 7 => ack.refused.len(),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(named.sum::<usize>(), count);
+        }
     }
 }

@@ -153,7 +153,7 @@ mod tests {
     fn of(first: usize, count: usize) -> Held {
         let address =
             |n: usize| Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(n).unwrap()).into();
-        Held { newest: None, addresses: (first..first + count).map(address).collect() }
+        Held { addresses: (first..first + count).map(address).collect(), ..Held::default() }
     }
 
     /// Removes as many as may go; says how many, and why no more.

@@ -2,8 +2,10 @@
 //! so that a test can lose them, stop half-way, and look at each.
 
 mod behind;
+mod kept;
 mod levels;
 mod publishing;
+mod quotas;
 mod rubbish;
 mod subscribing;
 
