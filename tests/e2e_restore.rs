@@ -274,6 +274,12 @@ fn a_backup_under_processes_that_are_all_new_gives_way_to_what_the_peer_holds() 
     let digest = regions.agreed(SOON)?;
 
     for name in agents(US) {
+        // From an older image it would not know why the export went, and hold it.
+        wait_for(format!("{name} has saved what it says"), HEALED, || {
+            let cache = regions.status(&name)?["cache"].take();
+            ensure!(cache["unsaved"] == false, "{cache}");
+            Ok(())
+        })?;
         regions.kill(&name)?;
     }
     for name in replicas(US) {

@@ -422,11 +422,8 @@ impl Intake {
                     return Ok(Step::default());
                 }
                 let newest = held.holding(&owner).and_then(Holding::newest);
-                let absent = if counts_absence(&owner, &epoch, newest) {
-                    self.kept.absent(&owner, kind)
-                } else {
-                    Vec::new()
-                };
+                let counts = counts_absence(&owner, &epoch, newest);
+                let absent = if counts { self.kept.absent(&owner, kind) } else { Vec::new() };
                 let items = absent.into_iter().map(|key| (key, None)).collect();
                 let complete = vec![(owner, kind, epoch)];
                 let batch = Batch { items, complete, ..Batch::default() };
@@ -491,18 +488,18 @@ impl Intake {
     }
 }
 
-/// Whether the owner's word on a kind is older than the one that is held.
-fn is_older(held: &Replica, owner: &Owner, kind: Kind, epoch: &Epoch) -> bool {
-    let held = held.holding(owner).and_then(|holding| holding.complete().get(&kind));
-    held.is_some_and(|held| epoch.is_older_than(held))
-}
-
 /// Whether what an owner completed in `epoch` says what is not there, now that it has said
 /// `newest`. A cluster's store goes only by the cluster's word. A region's leader begins its term by
 /// saying what it knows, and vouches for decisions only once no peer may know more of them: until
 /// then what an earlier leader vouched for may come from a backup.
 pub(super) fn counts_absence(owner: &Owner, epoch: &Epoch, newest: Option<&Newest>) -> bool {
     owner.cluster.is_some() || newest.is_none_or(|newest| !epoch.is_older_than(&newest.epoch))
+}
+
+/// Whether the owner's word on a kind is older than the one that is held.
+fn is_older(held: &Replica, owner: &Owner, kind: Kind, epoch: &Epoch) -> bool {
+    let held = held.holding(owner).and_then(|holding| holding.complete().get(&kind));
+    held.is_some_and(|held| epoch.is_older_than(held))
 }
 
 /// Whether it is an older version of what is held (RELIABILITY promise 14), for a mirror's store as
