@@ -17,7 +17,7 @@ use tombolo_testbed::{Process, Scratch, http, wait_for};
 
 /// A mesh comes together, and an image follows a second after.
 const REJOINED: Duration = Duration::from_secs(20);
-/// RELIABILITY promise 3.
+/// From start to service, with everybody else away.
 const PROMISED: Duration = Duration::from_secs(5);
 const SAVES: &str = "tombolo_cache_saves_total{outcome=\"saved\"} ";
 const FAILURES: &str = "tombolo_cache_saves_total{outcome=\"failed\"} ";

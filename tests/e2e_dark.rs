@@ -10,7 +10,7 @@ use common::regions::{self, Regions, Setup, replicas};
 use common::{EU, SOON, US, ask};
 use tombolo_testbed::wait_for;
 
-/// RELIABILITY promise 3.
+/// From start to service, with everybody else away.
 const PROMISED: Duration = Duration::from_secs(5);
 /// An image follows a change after a second; dialling again is put off for at most 5 s.
 const HEALED: Duration = Duration::from_mins(1);

@@ -1,4 +1,4 @@
-//! What readers that take nothing cost the region that serves them (RELIABILITY promise 25).
+//! What readers that take nothing cost the region that serves them.
 //!
 //! A process of its own, since it is memory that is measured.
 

@@ -283,8 +283,7 @@ fn start_catalog(
 /// Opens the catalog, once the own cluster was read and the region's feed is complete. While the
 /// region does not answer, the own cluster is served alone after 5 s, since a cluster must not need
 /// its region to see its own pods: then DNS answers what it finds, and SERVFAIL for the rest, and
-/// xDS goes on waiting, since proxies that hold more would take a part for the whole (RELIABILITY
-/// promise 4, XDS X7).
+/// xDS goes on waiting, since proxies that hold more would take a part for the whole.
 async fn gate(
     owner: Owner,
     mut replicas: Replicas,

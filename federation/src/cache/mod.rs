@@ -5,7 +5,7 @@
 //! and renamed over the older, so that a full disk, a torn write or a kill at any moment leaves at
 //! least one good image; a damaged one falls back to the other, never to a
 //! part of it; the third start that did not prove its image falls back as well, since its bytes may
-//! be what ended the process (promise 28), and where all have ended three starts, the newest is
+//! be what ended the process, and where all have ended three starts, the newest is
 //! tried again: a process that is killed for something else never serves nothing; an image of a newer version or of another owner is
 //! refused and set aside, not removed. Nothing in a file makes it panic, or allocate by what the
 //! file claims.

@@ -1,5 +1,5 @@
 //! Absence is not deletion: what may go of a cluster's records because its source no longer shows
-//! it, and whether the cluster's readiness is to be believed (DESIGN section 5).
+//! it, and whether the cluster's readiness is to be believed.
 //!
 //! Owns: telling losses apart ([`Loss`]) and deciding on each ([`Guard::decide`]). A loss that the
 //! source explains ([`Explanation`]) goes and never counts. What nothing explains is counted in

@@ -3,7 +3,7 @@
 //! Owns: the rule by which a removal is told from damage. A document or a file that is gone while
 //! the rest is readable was removed by somebody, once the directory is at rest. A document that
 //! cannot be read, a file that cannot be opened, a directory that is missing or holds no manifest at
-//! all say nothing about what they held before: that stays (RELIABILITY, promise 8), and where it is
+//! all say nothing about what they held before: that stays, and where it is
 //! all that is left it is called lost, for the guard to decide. Where nothing was ever readable there
 //! is a gap: what an earlier process read may stand there. Left to others: when to look (`source`),
 //! what it means for the mesh (`translate`).

@@ -161,7 +161,7 @@ pub struct Hold {
 }
 
 /// The ready share of a cluster fell so fast that a split between nodes and API server is likelier
-/// than that all of it is down (DESIGN section 5).
+/// than that all of it is down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspect {
     /// Names this suspicion, as [`Hold::id`] names a hold: once that is approved, the readiness is

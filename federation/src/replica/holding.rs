@@ -301,8 +301,8 @@ impl Entry {
         Some(self.good.clone().unwrap_or_else(|| self.value.clone()))
     }
 
-    /// No observer may see a key go back to an older version of its owner (RELIABILITY promise
-    /// 14). Versions of different epoch ids have no order.
+    /// No observer may see a key go back to an older version of its owner. Versions of different
+    /// epoch ids have no order.
     fn goes_back_before(&self, held: &Self) -> bool {
         let (Some(new), Some(held)) = (self.origin(), held.origin()) else { return false };
         is_rewind(new, held)

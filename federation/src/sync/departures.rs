@@ -3,7 +3,7 @@
 //! A leave names an incarnation and is the only way out for a whole cluster or region, also for a
 //! dead one. A region's word about its own clusters, and its own word about another region, is
 //! carried out at once; another region's word about a third only when that one is silent here too,
-//! so that nobody loses a region that it still hears (DESIGN section 5). Silence counts only from
+//! so that nobody loses a region that it still hears. Silence counts only from
 //! when it could have been broken: an outage here silences everybody, so it is measured against the
 //! beacons of this region and of the one whose word it is. Nothing that a region says removes a
 //! cluster of this one.

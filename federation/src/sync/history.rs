@@ -1,8 +1,8 @@
-//! Whether a store is still the one that was followed (DESIGN section 4, "History check").
+//! Whether a store is still the one that was followed.
 //!
 //! A restored etcd keeps its cluster id, its member ids and its raft term, answers a watch from a
 //! revision that it has not reached with silence, and carries on as if nothing had happened once
-//! it has passed it (measured: RELIABILITY 0.1). What it cannot repeat is a number that was drawn
+//! it has passed it. What it cannot repeat is a number that was drawn
 //! for this one commit: the leader writes such a [mark](facts::mark_op) with each of its beacons. A
 //! [`ResumePoint`] holds a digest of everything that happened from the last mark up to the point,
 //! and of nothing else having happened there; the watch is resumed *at* the mark, and the store has

@@ -4,7 +4,7 @@
 //! only a kind under an end marker whose epoch is not older than the one held may lose records, and
 //! only if the other side knows all that is known here of the owner: the word of a server that is
 //! behind on an owner, or that was restored from a backup, is neither presence nor absence, nor is
-//! what it sends on its way to what is held here ([`behind`]). A stream that breaks off half-way
+//! what it sends on its way to what is held here (`behind`). A stream that breaks off half-way
 //! through an owner has changed nothing of it.
 
 mod behind;
@@ -502,7 +502,7 @@ fn is_older(held: &Replica, owner: &Owner, kind: Kind, epoch: &Epoch) -> bool {
     held.is_some_and(|held| epoch.is_older_than(held))
 }
 
-/// Whether it is an older version of what is held (RELIABILITY promise 14), for a mirror's store as
+/// Whether it is an older version of what is held, for a mirror's store as
 /// for a replica. One that says the same is none: an owner whose region has lost what it said last
 /// confirms what is there instead, and does not say it again.
 fn rewinds(key: &Key, value: &Bytes, held: &Replica) -> bool {

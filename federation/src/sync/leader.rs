@@ -1,7 +1,7 @@
 //! Writing as the region's leader.
 //!
 //! Every transaction compares the election key's create revision: a leader that was paused and
-//! succeeded commits nothing (RELIABILITY promise 19). What it says of an owner follows on what was
+//! succeeded commits nothing. What it says of an owner follows on what was
 //! last said of it here: each of those transactions compares that too. A store that was restored
 //! from a backup has an older last word, or none, and takes no newer one on top of what it has lost:
 //! its readers would take the gap for the owner's own doing. The leader then begins anew, by making

@@ -1,4 +1,4 @@
-//! Sync: how what one owner says reaches everybody (DESIGN section 5).
+//! Sync: how what one owner says reaches everybody.
 //!
 //! Owns the protocol's four parts, each a state machine that is fed messages and returns messages,
 //! with store, clock and network passed in: [`publisher`] (an agent says what its cluster holds),

@@ -3,10 +3,10 @@
 //! A store may be new, or restored from a backup, and nobody of this region may be left who knows
 //! more. Its peers still hold what it said: unless it is [known](founding::past) that nothing can be
 //! missing, a leader asks each until it has answered ([`Recover`](wire::RecoverRequest)), and writes
-//! what an owner has said beyond what the store has, as it was, stale until its owner speaks
-//! (RELIABILITY promise 16). Promises: the newest change of an owner wins, whoever answers first; an
-//! owner that has spoken meanwhile wins over all of them; what was withdrawn does not come back with
-//! a late answer. The answers come through the same intake as a subscription: a peer can give
+//! what an owner has said beyond what the store has, as it was, stale until its owner speaks.
+//! Promises: the newest change of an owner wins, whoever answers first; an owner that has spoken
+//! meanwhile wins over all of them; what was withdrawn does not come back with a late answer. The
+//! answers come through the same intake as a subscription: a peer can give
 //! nothing but this region's own records.
 //!
 //! The first words of the region wait a little, since what peers return of its own (who joined when,

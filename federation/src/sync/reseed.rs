@@ -3,7 +3,7 @@
 //! A store that was restored from a backup has forgotten what was said since; a new one has
 //! forgotten everything. What this region's processes still hold, and what its peers hold of it,
 //! is written back by the leader, as it was received, so that every process and every peer goes on
-//! seeing it until its owner speaks again (RELIABILITY promise 16). Promises: an owner that has
+//! seeing it until its owner speaks again. Promises: an owner that has
 //! spoken to the new store wins: each transaction compares when the owner last said anything here;
 //! each but the last says that more follows, so that a part is never taken for all.
 

@@ -163,7 +163,7 @@ impl FederationApi {
     }
 
     /// Waits until the replica has what the subscriber has seen of this store elsewhere, so that no
-    /// key goes back for it (RELIABILITY promise 14). 0 if the store itself has not come so far: it
+    /// key goes back for it. 0 if the store itself has not come so far: it
     /// is another history then, and positions in it mean nothing.
     async fn reach(&self, position: u64, replicas: &mut Replicas) -> Result<u64, Status> {
         if replicas.peek().position >= position {

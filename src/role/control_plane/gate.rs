@@ -19,8 +19,8 @@ const AGENTS_COME_WITHIN: Duration = Duration::from_secs(10);
 /// nevertheless: some never do, and a region need not have clusters.
 const KEEP_PARTS_AFTER: Duration = Duration::from_mins(1);
 
-/// Says when the region has spoken in its store, its members among what it says. One that cannot
-/// (nobody leads) keeps its agents waiting no longer than its catalog does.
+/// Says when the region has spoken in its store, its members and what they are entitled to among
+/// what it says: publishers wait for that.
 pub(super) async fn settle(
     region: RegionName,
     mut replicas: Replicas,
@@ -28,11 +28,15 @@ pub(super) async fn settle(
 ) {
     let key = Key::of_owner(Owner::region(region), Kind::Region);
     if replicas.wait_for(|replica| replica.position > 0).await.is_some() {
-        let spoken = replicas.wait_for(|replica| replica.get(&key).is_some());
-        if tokio::time::timeout(AGENTS_COME_WITHIN, spoken).await.is_err() {
-            warn!("nobody has spoken for this region yet, agents are let in all the same");
+        let spoken = |replica: &Replica| replica.get(&key).is_some();
+        if tokio::time::timeout(AGENTS_COME_WITHIN, replicas.wait_for(spoken)).await.is_err() {
+            warn!(
+                "nobody speaks for this region yet: its agents publish once a control plane leads"
+            );
         }
-        settled.send_replace(true);
+        if replicas.wait_for(spoken).await.is_some() {
+            settled.send_replace(true);
+        }
     }
     // Sessions ask for as long as this process serves.
     std::future::pending::<()>().await;

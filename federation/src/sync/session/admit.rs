@@ -16,7 +16,7 @@ use crate::replica::Removed;
 use crate::sync::transactions::MAX_RECORD_BYTES;
 use crate::sync::{CLUSTER_KINDS, chain};
 
-/// How far an agent's clock may be ahead of the region's (RELIABILITY promise 24).
+/// How far an agent's clock may be ahead of the region's.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
 impl Session {
