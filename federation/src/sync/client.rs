@@ -16,7 +16,7 @@ use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::intake::{Accept, Intake, IntakeError};
-use super::publisher::{PublishError, Publisher};
+use super::publisher::{PublishError, Publisher, Said};
 use super::transport::{Dial, Transport};
 use super::{BEACON_INTERVAL, MAX_MESSAGE};
 use crate::key::{Key, Kind};
@@ -157,9 +157,10 @@ pub async fn publish(
         return;
     }
     let mut backoff = backoff();
+    let said = Said::default();
     loop {
         let started = Instant::now();
-        let ended = publish_once(way.dial(), &publication, &mut replicas, &link).await;
+        let ended = publish_once(way.dial(), &publication, &said, &mut replicas, &link).await;
         if matches!(ended, StreamError::Stopping) {
             return;
         }
@@ -174,10 +175,11 @@ pub async fn publish(
 async fn publish_once(
     channel: impl Transport,
     publication: &Publication,
+    said: &Said,
     replicas: &mut Replicas,
     link: &watch::Sender<Link>,
 ) -> StreamError {
-    match publish_stream(channel, publication, replicas, link).await {
+    match publish_stream(channel, publication, said, replicas, link).await {
         Ok(()) => StreamError::Closed,
         Err(error) => error,
     }
@@ -186,11 +188,13 @@ async fn publish_once(
 async fn publish_stream(
     channel: impl Transport,
     publication: &Publication,
+    said: &Said,
     replicas: &mut Replicas,
     link: &watch::Sender<Link>,
 ) -> Result<(), StreamError> {
     let Publication { owner, uid, epoch, .. } = publication;
-    let mut publisher = Publisher::new(owner.clone(), uid.clone(), epoch.clone());
+    let publisher = Publisher::new(owner.clone(), uid.clone(), epoch.clone());
+    let mut publisher = publisher.after(said.clone());
     // One message in flight beside the one being made: the region's acknowledgements are the
     // measure of how fast it takes them.
     let (requests, outbound) = mpsc::channel(1);

@@ -5,8 +5,8 @@
 //! is complete, and lets changes flow from then on. Never starts before the cluster's own source is
 //! complete: not yet known is not empty.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -50,6 +50,16 @@ pub enum PublishError {
     Unexpected(&'static str),
 }
 
+/// What was said in this epoch, on whatever stream. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Said(Arc<Mutex<BTreeSet<Key>>>);
+
+impl Said {
+    fn keys(&self) -> MutexGuard<'_, BTreeSet<Key>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One publish stream of one cluster.
 #[derive(Debug)]
 pub struct Publisher {
@@ -61,6 +71,7 @@ pub struct Publisher {
     surplus: Vec<(Key, Bytes)>,
     /// What each batch without an acknowledgement has.
     in_flight: BTreeMap<u64, Vec<String>>,
+    said: Said,
 }
 
 #[derive(Debug)]
@@ -90,7 +101,14 @@ impl Publisher {
             batch: 0,
             surplus: Vec::new(),
             in_flight: BTreeMap::new(),
+            said: Said::default(),
         }
+    }
+
+    /// The same after other streams of the epoch, which have said this.
+    #[must_use]
+    pub fn after(self, said: Said) -> Self {
+        Self { said, ..self }
     }
 
     /// The first message of the stream.
@@ -184,7 +202,7 @@ impl Publisher {
         if !matches!(self.phase, Phase::Accepted) {
             return Vec::new();
         }
-        let mut send = declaration(&self.owner, replica);
+        let mut send = declaration(&self.owner, replica, &self.said);
         if let Some(wire::PublishRequest { message: Some(Request::State(state)) }) = send.last_mut()
         {
             state.last = true;
@@ -257,6 +275,7 @@ impl Publisher {
     /// Upserts first, deletes last, in messages of bounded size, of which all but the last say that
     /// more follows.
     fn changes(&mut self, values: Vec<(Key, Result<Bytes, Removed>)>) -> Vec<wire::PublishRequest> {
+        self.said.keys().extend(values.iter().map(|(key, _)| key.clone()));
         let (puts, tombstones): (Vec<_>, Vec<_>) =
             values.into_iter().partition(|(_, value)| value.is_ok());
         let mut messages = Vec::new();
@@ -306,19 +325,22 @@ fn request(message: Request) -> wire::PublishRequest {
     wire::PublishRequest { message: Some(message) }
 }
 
-/// At least one message.
-fn declaration(owner: &Owner, replica: &Replica) -> Vec<wire::PublishRequest> {
+/// At least one message. The number of a change that the region was never told of would make it ask
+/// for all that a restarted owner holds unchanged.
+fn declaration(owner: &Owner, replica: &Replica, said: &Said) -> Vec<wire::PublishRequest> {
     const ENTRIES: usize = 1000;
     let records: BTreeMap<_, _> = replica
         .holding(owner)
         .into_iter()
         .flat_map(super::super::replica::Holding::records)
         .collect();
+    let said = said.keys();
     let entries: Vec<wire::KeyHash> = records
         .into_iter()
         .filter_map(|(key, entry)| {
             let hash = body_hash_of_value(&entry.value)?;
-            let sequence = entry.origin().map_or(0, |origin| origin.sequence);
+            let origin = entry.origin().filter(|_| said.contains(key));
+            let sequence = origin.map_or(0, |origin| origin.sequence);
             Some(wire::KeyHash {
                 key: key.to_string(),
                 body_sha256: hash.to_vec().into(),

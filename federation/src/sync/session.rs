@@ -106,11 +106,12 @@ struct Declared {
 
 impl Declared {
     /// Whether it is another than the stored one, or the same said again since: the store went back
-    /// to before its owner removed it, and others may have seen that it did.
+    /// to before its owner said that, and others may have seen it.
     fn is_news(&self, stored: &Bytes, epoch: &Epoch) -> bool {
+        let declared = Newest { epoch: epoch.clone(), sequence: self.sequence };
         let older = || {
-            Origin::of_value(stored)
-                .is_some_and(|held| held.epoch == *epoch && held.sequence < self.sequence)
+            let held = Origin::of_value(stored);
+            self.sequence > 0 && held.is_some_and(|held| held.newest().is_older_than(&declared))
         };
         body_hash_of_value(stored).is_none_or(|held| held != self.hash) || older()
     }

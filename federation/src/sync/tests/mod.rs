@@ -31,7 +31,7 @@ use crate::sync::Caller;
 use crate::sync::feed::{Feed, Has, Interest, Owners};
 use crate::sync::intake::{Accept, Intake, IntakeError};
 use crate::sync::own::{OwnRecords, with_join};
-use crate::sync::publisher::Publisher;
+use crate::sync::publisher::{Publisher, Said};
 use crate::sync::session::{Session, SessionError};
 
 const OWNER: &str = "r/r-a";
@@ -100,12 +100,14 @@ struct Agent {
     epoch: Epoch,
     writer: ReplicaWriter,
     joined: Option<Timestamp>,
+    said: Said,
 }
 
 impl Agent {
     fn new(epoch: Epoch) -> Self {
         let (writer, _readers) = replica::channel();
-        Self { own: OwnRecords::new(owner(), epoch.clone()), epoch, writer, joined: None }
+        let own = OwnRecords::new(owner(), epoch.clone());
+        Self { own, epoch, writer, joined: None, said: Said::default() }
     }
 
     fn says(&mut self, bodies: &[(Key, Arc<Body>)], kinds: &[Kind]) {
@@ -125,7 +127,7 @@ impl Agent {
     }
 
     fn publisher(&self) -> Publisher {
-        Publisher::new(owner(), "uid".into(), self.epoch.clone())
+        Publisher::new(owner(), "uid".into(), self.epoch.clone()).after(self.said.clone())
     }
 }
 

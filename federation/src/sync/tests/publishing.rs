@@ -36,23 +36,34 @@ async fn a_restarted_agent_sends_only_what_differs_and_what_went_meanwhile_goes(
     assert!(keys.iter().all(|key| !key.ends_with("/one")));
 }
 
-/// A store from a backup has it as it was before; others saw it go and come back.
+/// A store from a backup has it as it was before; others saw it go and come back, in this epoch of
+/// its owner or since an earlier one.
 #[tokio::test]
 async fn what_went_and_is_there_again_as_it_was_is_said_again() {
-    let store = store().await;
-    let mut agent = Agent::new(epoch("e", 1));
-    let all = [cluster(), namespace("one"), namespace("two")];
-    agent.says(&all, &crate::sync::CLUSTER_KINDS);
-    publish(&store, &mut agent).await;
-    agent.says(&[cluster(), namespace("two")], &crate::sync::CLUSTER_KINDS);
-    agent.says(&all, &crate::sync::CLUSTER_KINDS);
-    let (_, _, values) = publish(&store, &mut agent).await;
-    assert_eq!(values, 1);
-    let (key, _) = namespace("one");
-    let held = store::read(&*store, &key.to_string()).await.unwrap().unwrap();
-    let said = agent.writer.current();
-    assert_eq!(held.value, said.get(&key).unwrap().value);
-    assert_eq!(publish(&store, &mut agent).await.2, 0, "once");
+    for restarted in [false, true] {
+        let (store, backup) = (store().await, store().await);
+        let mut agent = Agent::new(epoch("e", 1));
+        let all = [cluster(), namespace("one"), namespace("two")];
+        agent.says(&all, &crate::sync::CLUSTER_KINDS);
+        publish(&backup, &mut agent).await;
+        if restarted {
+            publish(&store, &mut agent).await;
+            agent = Agent::new(epoch("e", 2));
+            agent.says(&all, &crate::sync::CLUSTER_KINDS);
+        }
+        let values = publish(&store, &mut agent).await.2;
+        assert_eq!(values, if restarted { 0 } else { 3 }, "as it was");
+        agent.says(&[cluster(), namespace("two")], &crate::sync::CLUSTER_KINDS);
+        publish(&store, &mut agent).await;
+        agent.says(&all, &crate::sync::CLUSTER_KINDS);
+        assert_eq!(publish(&store, &mut agent).await.2, 1);
+
+        assert_eq!(publish(&backup, &mut agent).await.2, 1, "restarted: {restarted}");
+        let (key, _) = namespace("one");
+        let held = store::read(&*backup, &key.to_string()).await.unwrap().unwrap();
+        assert_eq!(held.value, agent.writer.current().get(&key).unwrap().value);
+        assert_eq!(publish(&backup, &mut agent).await.2, 0, "once");
+    }
 }
 
 #[tokio::test]
