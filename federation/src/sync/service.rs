@@ -8,27 +8,28 @@
 mod admission;
 mod limits;
 mod metrics;
+mod streams;
 mod watched;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
-use prost::Message as _;
 use tokio::sync::watch;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use self::admission::{Admission, Busy, SharedBucket, Slot, Turn};
+use self::admission::{Admission, Busy, Slot, Turn};
 use self::limits::Bucket;
 pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
+use self::streams::{Publishing, Subscription};
 use self::watched::Lookout;
 use super::decisions;
 use super::feed::{self, Feed, Has, Interest, Owners};
@@ -419,142 +420,6 @@ impl Federation for FederationApi {
         info!(caller = %slot.caller, "recovers its region's records");
         let messages = futures::stream::iter(std::iter::from_fn(move || feed.next_message()));
         Ok(self.watch(slot, turn, Box::pin(futures::StreamExt::map(messages, Ok))))
-    }
-}
-
-struct Publishing {
-    session: Session,
-    requests: Streaming<wire::PublishRequest>,
-    answers: VecDeque<wire::PublishResponse>,
-    clock: WallClock,
-    replicas: Replicas,
-    /// As the replica had it last; the session's own may be newer.
-    entitlement: Option<Entitlement>,
-    stop: CancellationToken,
-    /// A later stream took this one's place.
-    ended: CancellationToken,
-    metrics: Metrics,
-    messages: Bucket,
-    bytes: Bucket,
-    changes: SharedBucket,
-}
-
-impl Publishing {
-    async fn next(&mut self) -> Result<Option<wire::PublishResponse>, Status> {
-        loop {
-            if let Some(answer) = self.answers.pop_front() {
-                return Ok(Some(answer));
-            }
-            let request = tokio::select! {
-               biased;
-                () = self.stop.cancelled() => return Err(stopping()),
-                () = self.ended.cancelled() => return Err(self.superseded()),
-                replica = self.replicas.next() => {
-                    let replica = replica.ok_or_else(stopping)?;
-                    self.follow(&replica)?;
-                    continue;
-                }
-                request = self.requests.message() => request?,
-            };
-            let Some(request) = request else { return Ok(None) };
-            self.pace(&request).await?;
-            let answers = self.session.receive(request, (self.clock)()).await;
-            self.metrics.records(&self.session.take_tally());
-            let answers = answers.map_err(|error| {
-                let owner = self.session.owner();
-                warn!(%owner, error = %chain(&error), "publish stream ends");
-                status(&error)
-            })?;
-            for answer in &answers {
-                self.say(answer);
-            }
-            self.answers.extend(answers);
-        }
-    }
-
-    /// What the cluster may say may be more now, or less: on a new stream it declares all of it.
-    fn follow(&mut self, replica: &Replica) -> Result<(), Status> {
-        let said = publishes(&self.session, replica);
-        if said == self.entitlement {
-            return Ok(());
-        }
-        self.entitlement = said;
-        match &self.entitlement {
-            Some(said) if said != self.session.entitlement() => {
-                Err(Status::aborted("what this publisher is entitled to has changed: publish anew"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A publisher that is too fast is read more slowly, and feels it by the transport.
-    async fn pace(&mut self, request: &wire::PublishRequest) -> Result<(), Status> {
-        let (now, size) = (Instant::now(), request.encoded_len());
-        let changed =
-            if matches!(request.message, Some(PublishMessage::Changes(_))) { size } else { 0 };
-        let owed = self.changes.lock().unwrap_or_else(PoisonError::into_inner).charge(changed, now);
-        let wait = self.messages.charge(1, now).max(self.bytes.charge(size, now)).max(owed);
-        if wait.is_zero() {
-            return Ok(());
-        }
-        debug!(owner = %self.session.owner(), ?wait, "a publisher is too fast");
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(stopping()),
-            () = self.ended.cancelled() => Err(self.superseded()),
-            () = tokio::time::sleep(wait) => Ok(()),
-        }
-    }
-
-    fn superseded(&self) -> Status {
-        status(&SessionError::Superseded(self.session.owner().clone()))
-    }
-
-    /// The first of a batch stands for the others: the owner logs each.
-    fn say(&self, answer: &wire::PublishResponse) {
-        let Some(PublishAnswer::Ack(ack)) = &answer.message else { return };
-        let Some(first) = ack.refused.first() else { return };
-        let (owner, records) = (self.session.owner(), ack.refused.len());
-        let (key, reason) = (&first.key, &first.reason);
-        warn!(%owner, records, key, reason, "records of an agent were refused, the first is named");
-    }
-}
-
-struct Subscription {
-    feed: Feed,
-    turn: Option<Turn>,
-    replicas: Replicas,
-    digests: Interval,
-    stop: CancellationToken,
-    caller: Caller,
-    entitlement: Entitlement,
-}
-
-impl Subscription {
-    async fn next(&mut self) -> Result<wire::SubscribeResponse, Status> {
-        loop {
-            if let Some(message) = self.feed.next_message() {
-                return Ok(message);
-            }
-            drop(self.turn.take().inspect(Turn::release));
-            tokio::select! {
-               biased;
-                () = self.stop.cancelled() => return Err(stopping()),
-                // Before the changes, which could keep it from its turn.
-                _ = self.digests.tick() => return Ok(self.feed.digests()),
-                replica = self.replicas.next() => {
-                    let replica = replica.ok_or_else(stopping)?;
-                    // While the region's record is away, what it said last stands.
-                    let said = entitlement_of(&self.caller, &replica);
-                    if said.is_some_and(|said| said != self.entitlement) {
-                        return Err(Status::aborted(
-                            "what this subscriber is entitled to has changed: subscribe anew",
-                        ));
-                    }
-                    self.feed.advance(replica);
-                }
-            }
-        }
     }
 }
 

@@ -9,32 +9,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use prost::Message;
 
 pub use self::refusal::{Reason, Tally};
 use self::refusal::{Refusal, acks};
 pub use self::removals::RemovalWindows;
 use self::removals::Removals;
-use super::quota::{self, Quota, Usage};
+use super::quota::{Quota, Usage};
 use super::transactions::{Changes, transactions};
-use super::{CLUSTER_KINDS, Caller, TAKEOVER_SILENCE, TARGET_MESSAGE, chain, facts};
+use super::{CLUSTER_KINDS, TARGET_MESSAGE, facts};
 use crate::key::{Key, Kind};
-use crate::names::{ClusterId, Owner, RegionName};
+use crate::names::Owner;
 use crate::proto::federation as wire;
 use crate::proto::federation::publish_request::Message as Request;
 use crate::proto::federation::publish_response::Message as Response;
-use crate::proto::local;
 use crate::record::{
-    Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, Region, body_hash_of_value,
+    Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, body_hash_of_value,
 };
 use crate::replica::Removed;
-use crate::store::{self, Commit, Guard, KeyValue, Op, Revision, Store, StoreError, Txn};
+use crate::store::{self, Commit, Guard, Revision, Store, StoreError};
 
 mod admit;
+mod open;
 mod refusal;
 mod removals;
 
@@ -147,66 +145,6 @@ enum Phase {
 }
 
 impl Session {
-    /// Takes a stream: records that it is the one that publishes for its cluster.
-    ///
-    /// `silent_for` is how long nothing new was heard of the cluster.
-    ///
-    /// # Errors
-    /// When the caller may not publish for the cluster it names, when another cluster holds the
-    /// id, when a newer incarnation was accepted, or when the store fails.
-    pub async fn open(
-        store: Arc<dyn Store>,
-        region: &RegionName,
-        caller: &Caller,
-        hello: wire::PublishHello,
-        silent_for: Duration,
-        now: Timestamp,
-    ) -> Result<Self, SessionError> {
-        let owner = authorised(region, caller, &hello.cluster)?;
-        let epoch = crate::record::epoch(hello.epoch)
-            .map_err(|error| SessionError::Refused(format!("hello: {error}")))?;
-        if hello.uid.is_empty() || hello.uid.len() > 256 {
-            return Err(SessionError::Refused("hello: uid is not 1 to 256 characters long".into()));
-        }
-        let key = facts::session_key(&owner);
-        let held = store::read(&*store, &key).await?;
-        let recorded = held.as_ref().map(|entry| decode_session(&owner, entry)).transpose()?;
-        let said = region_record(&*store, region).await?;
-        let said = said.ok_or_else(|| SessionError::Unsettled(owner.clone()))?;
-        let next = match &recorded {
-            Some(recorded) => succeed(&owner, recorded, &hello.uid, &epoch, silent_for)?,
-            None => first(&owner, &said, hello.uid, &epoch, now),
-        };
-        let joined = Timestamp::from_millisecond(next.joined_ms).unwrap_or(now);
-        let guard = Guard::ModRevision(key.clone(), held.map_or(0, |entry| entry.mod_revision));
-        let txn =
-            Txn { guards: vec![guard], ops: vec![Op::put(key.clone(), next.encode_to_vec())] };
-        match store.commit(txn).await? {
-            Commit::Done(revision) => Ok(Self {
-                fence: Guard::ModRevision(key, revision),
-                cluster: recorded_cluster(&*store, &owner).await?,
-                entitlement: entitlement(&owner, &said),
-                said: 0,
-                store,
-                owner,
-                epoch,
-                joined,
-                present: BTreeSet::new(),
-                declared: BTreeMap::new(),
-                declaration: Usage::default(),
-                held: BTreeMap::new(),
-                usage: Usage::default(),
-                quota: quota::CLUSTER,
-                told: BTreeSet::new(),
-                sequence: 0,
-                removals: Arc::default(),
-                tally: Tally::default(),
-                phase: Phase::Declaring,
-            }),
-            Commit::GuardFailed => Err(SessionError::Superseded(owner)),
-        }
-    }
-
     /// Whose records come in here.
     #[must_use]
     pub fn owner(&self) -> &Owner {
@@ -485,112 +423,6 @@ fn once(taken: &BTreeMap<Key, Option<Bytes>>, key: Key) -> Result<Key, Refusal> 
         return Err(Refusal::new(Reason::Twice, "stands twice in one batch"));
     }
     Ok(key)
-}
-
-/// What the region says of itself in its own store, its members among it: that survives where
-/// sessions were lost.
-async fn region_record(
-    store: &dyn Store,
-    region: &RegionName,
-) -> Result<Option<Region>, StoreError> {
-    let key = Key::of_owner(Owner::region(region.clone()), Kind::Region);
-    let Some(entry) = store::read(store, &key.to_string()).await? else { return Ok(None) };
-    // It says who is entitled to what: that it cannot be read entitles nobody.
-    let record = Record::open(&key, &entry.value)
-        .map_err(|error| StoreError::Damaged(format!("record {key}: {}", chain(&error))))?;
-    match record.body {
-        Body::Region(region) => Ok(Some(region)),
-        _ => Ok(None),
-    }
-}
-
-fn entitlement(owner: &Owner, region: &Region) -> Entitlement {
-    let named = owner.cluster.as_ref().and_then(|cluster| region.entitlements.get(cluster));
-    named.cloned().unwrap_or(Entitlement::All)
-}
-
-/// The first session in this store. A cluster that the region remembers as a member joined when it
-/// says, not now.
-fn first(
-    owner: &Owner,
-    region: &Region,
-    uid: String,
-    epoch: &Epoch,
-    now: Timestamp,
-) -> local::Session {
-    let member = owner.cluster.as_ref().and_then(|cluster| region.members.get(cluster));
-    let joined = member.filter(|member| member.uid == uid).map_or(now, |member| member.joined);
-    local::Session {
-        uid,
-        joined_ms: joined.as_millisecond(),
-        number: 1,
-        epoch: Some(facts::epoch_to_wire(epoch)),
-    }
-}
-
-/// The certificate says which cluster the caller is; the message must agree.
-fn authorised(region: &RegionName, caller: &Caller, claimed: &str) -> Result<Owner, SessionError> {
-    let refused = |why: String| Err(SessionError::Refused(why));
-    let Caller::Agent { region: of, cluster } = caller else {
-        return refused(format!("{caller} is no agent, and only agents publish"));
-    };
-    if of != region || !cluster.fits(region) {
-        return refused(format!("{caller} belongs to region {of}, this is {region}"));
-    }
-    if claimed.parse::<ClusterId>().ok().as_ref() != Some(cluster) {
-        return refused(format!("{caller} claims to publish for {claimed:?}"));
-    }
-    Ok(Owner::cluster(region.clone(), cluster.clone()))
-}
-
-/// Whether a known cluster's next stream may take over from the last one accepted.
-fn succeed(
-    owner: &Owner,
-    recorded: &local::Session,
-    uid: &str,
-    epoch: &Epoch,
-    silent_for: Duration,
-) -> Result<local::Session, SessionError> {
-    if recorded.uid != uid {
-        return Err(SessionError::Refused(format!(
-            "cluster id {owner} belongs to the cluster with UID {}, not to {uid}: give one of the two another id, \
-             or let the first leave",
-            recorded.uid
-        )));
-    }
-    let held = crate::record::epoch(recorded.epoch.clone())
-        .map_err(|error| StoreError::Damaged(format!("session of {owner}: {error}")))?;
-    if epoch.is_older_than(&held) {
-        return Err(SessionError::Refused(format!(
-            "epoch {epoch} is older than {held}, which already publishes for {owner}"
-        )));
-    }
-    if epoch.id != held.id && silent_for < TAKEOVER_SILENCE {
-        return Err(SessionError::Refused(format!(
-            "epoch {epoch} has another id than {held}, which was heard {} s ago: it takes over after {} s of silence",
-            silent_for.as_secs(),
-            TAKEOVER_SILENCE.as_secs()
-        )));
-    }
-    Ok(local::Session {
-        epoch: Some(facts::epoch_to_wire(epoch)),
-        number: recorded.number + 1,
-        ..recorded.clone()
-    })
-}
-
-fn decode_session(owner: &Owner, entry: &KeyValue) -> Result<local::Session, SessionError> {
-    let session = local::Session::decode(entry.value.clone());
-    session.map_err(|error| StoreError::Damaged(format!("session of {owner}: {error}")).into())
-}
-
-async fn recorded_cluster(store: &dyn Store, owner: &Owner) -> Result<Option<Cluster>, StoreError> {
-    let key = Key::of_owner(owner.clone(), Kind::Cluster);
-    let entry = store::read(store, &key.to_string()).await?;
-    Ok(entry.and_then(|entry| match Record::open(&key, &entry.value).ok()?.body {
-        Body::Cluster(cluster) => Some(cluster),
-        _ => None,
-    }))
 }
 
 fn want(keys: &[String]) -> Vec<wire::PublishResponse> {
