@@ -37,7 +37,7 @@ async fn pipe(mut client: TcpStream, mut server: TcpStream, armed: Arc<AtomicBoo
             },
             read = server.read(&mut down) => match read {
                 // An answer, not only the acknowledgement of a window or a setting.
-                Ok(_) if armed.load(Ordering::SeqCst) && answers(&down) => {
+                Ok(read) if armed.load(Ordering::SeqCst) && answers(&down[..read]) => {
                     armed.store(false, Ordering::SeqCst);
                     return;
                 }
@@ -48,9 +48,18 @@ async fn pipe(mut client: TcpStream, mut server: TcpStream, armed: Arc<AtomicBoo
     }
 }
 
-/// Whether the first HTTP/2 frame in it has headers or data.
-fn answers(frames: &[u8]) -> bool {
-    matches!(frames.get(3), Some(0 | 1))
+/// Whether one of the HTTP/2 frames has headers or data (RFC 9113, section 4.1): they come together
+/// when the machine is busy.
+fn answers(mut frames: &[u8]) -> bool {
+    while let [a, b, c, kind, rest @ ..] = frames {
+        if matches!(kind, 0 | 1) {
+            return true;
+        }
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        // Flags and the stream's number, then as much as it says.
+        frames = rest.get(5 + length..).unwrap_or_default();
+    }
+    false
 }
 
 #[tokio::test(flavor = "multi_thread")]
