@@ -38,7 +38,7 @@ pub struct Replica {
     pub position: u64,
     owners: RedBlackTreeMapSync<Owner, Arc<Holding>>,
     /// Of keys that the log has as changed and that are not there any more.
-    removed: RedBlackTreeMapSync<Key, Removed>,
+    removed: RedBlackTreeMapSync<Key, Gone>,
     log: Log,
     reads_level: u32,
 }
@@ -50,6 +50,13 @@ pub struct Removed {
     pub removal: Removal,
     /// Which change of its owner it was, 0 if that is not known.
     pub sequence: u64,
+}
+
+/// A removal, and the epoch of its owner that it belongs to, where there is one.
+#[derive(Debug, Clone)]
+struct Gone {
+    removed: Removed,
+    epoch: Option<Epoch>,
 }
 
 /// What happens together.
@@ -145,16 +152,18 @@ impl Replica {
     /// How the record under `key` went, if that was recent and is known.
     #[must_use]
     pub fn removed(&self, key: &Key) -> Option<Removed> {
-        self.removed.get(key).copied()
+        self.removed.get(key).map(|gone| gone.removed)
     }
 
-    /// Whether the record under `key` is known to have gone after this change of its owner.
+    /// Whether the record under `key` is known to have gone after this change of its owner. Numbers
+    /// begin anew in each epoch: what was removed in one may be said again in the next.
     #[must_use]
     pub fn was_removed_since(&self, key: &Key, change: &Newest) -> bool {
-        let newest = self.holding(&key.owner).and_then(Holding::newest);
-        self.get(key).is_none()
-            && newest.is_some_and(|newest| change.is_older_than(newest))
-            && self.removed(key).is_some_and(|removed| removed.sequence > change.sequence)
+        let Some(Gone { removed, epoch: Some(epoch) }) = self.removed.get(key) else {
+            return false;
+        };
+        let removal = Newest { epoch: epoch.clone(), sequence: removed.sequence };
+        self.get(key).is_none() && change.is_older_than(&removal)
     }
 
     /// How it would be with `batch` applied.
@@ -242,7 +251,7 @@ impl ReplicaWriter {
             next.move_to(batch.position);
             let (changes, saw) = next.apply(items, &batch, now);
             let moved = next.position != current.position || !changes.is_empty() || saw;
-            next.record(changes, &batch.removed);
+            next.record(current, changes, &batch.removed);
             if moved {
                 *current = Arc::new(next);
             }
@@ -325,18 +334,27 @@ impl Replica {
     }
 
     /// Takes a new version into the log.
-    fn record(&mut self, changes: Vec<Change>, removed: &BTreeMap<Key, Removed>) {
+    fn record(&mut self, before: &Self, changes: Vec<Change>, removed: &BTreeMap<Key, Removed>) {
         if changes.is_empty() {
             return;
         }
         for change in &changes {
             let Change::Record(key) = change else { continue };
             match removed.get(key) {
-                Some(removed) => self.removed.insert_mut(key.clone(), *removed),
+                Some(removed) => {
+                    // With a greater number than the newest change it may be of an earlier epoch, but
+                    // not of one before what it removes.
+                    let newest = self.holding(&key.owner).and_then(Holding::newest);
+                    let newest = newest.filter(|newest| removed.sequence <= newest.sequence);
+                    let epoch = newest.map(|newest| newest.epoch.clone());
+                    let was = || Some(before.get(key)?.origin()?.epoch.clone());
+                    let epoch = epoch.or_else(was);
+                    self.removed.insert_mut(key.clone(), Gone { removed: *removed, epoch });
+                }
                 // Its owner has left: nobody goes without a word to that effect.
                 None if self.holding(&key.owner).is_none() => {
                     let left = Removed { removal: Removal::Explained, sequence: 0 };
-                    self.removed.insert_mut(key.clone(), left);
+                    self.removed.insert_mut(key.clone(), Gone { removed: left, epoch: None });
                 }
                 None => drop(self.removed.remove_mut(key)),
             }

@@ -137,3 +137,34 @@ async fn only_a_beacon_that_changes_was_heard() {
     let replica = apply(&writer, vec![beacon(2)]);
     assert!(replica.holding(&owner).unwrap().beacon_changed().is_some());
 }
+
+/// An agent that restarts counts from the beginning: what it said again is not from before the
+/// removal, although its number is smaller.
+#[tokio::test]
+async fn what_went_in_one_epoch_may_be_said_again_in_the_next() {
+    let (writer, _readers) = channel();
+    let (key, value) = namespace(3, 900, "l");
+    let at = |count, sequence| Newest { epoch: Epoch { id: "e".into(), count }, sequence };
+    let owner = key.owner.clone();
+    apply(&writer, vec![(key.clone(), value)]);
+    let explained = |sequence| Removed { removal: Removal::Explained, sequence };
+    let gone = |newest: Newest, removed| Batch {
+        items: vec![(key.clone(), None)],
+        removed: [(key.clone(), removed)].into(),
+        newest: vec![(owner.clone(), newest)],
+        ..Batch::default()
+    };
+    writer.apply(gone(at(3, 940), explained(940)), Instant::now());
+    let news = Batch { newest: vec![(owner.clone(), at(4, 32))], ..Batch::default() };
+    writer.apply(news, Instant::now());
+    let since = |change| writer.current().was_removed_since(&key, &change);
+    assert!(since(at(3, 939)) && since(at(2, 2000)), "from before it went");
+    assert!(!since(at(3, 940)) && !since(at(4, 29)) && !since(at(5, 1)), "said again");
+
+    // Told late, when the next epoch has begun, or before its number is: what went does not return.
+    for newest in [at(4, 32), at(3, 910)] {
+        apply(&writer, vec![namespace(3, 900, "l")]);
+        writer.apply(gone(newest, explained(940)), Instant::now());
+        assert!(!since(at(4, 33)) && since(at(3, 900)));
+    }
+}
