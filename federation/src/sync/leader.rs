@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
 
-use super::transactions::{Changes, by_owner, transactions};
+use super::transactions::{Changes, by_owner, epoch_of_removal, transactions};
 use super::{chain, client, facts};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
@@ -122,7 +122,7 @@ impl Leader {
 
     fn sorted(&self, batch: Batch) -> BTreeMap<Owner, Changes> {
         let replica = self.replicas.peek();
-        by_owner(batch, |owner| Some(&replica.holding(owner)?.newest()?.epoch))
+        by_owner(batch, |key| epoch_of_removal(&replica, key))
     }
 
     /// The same for changes that are sorted already.

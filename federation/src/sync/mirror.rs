@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::client::{self, Link};
 use super::intake::{Accept, Intake, IntakeError, Step};
 use super::leader::{Leader, LeaderError};
-use super::transactions::{by_owner, transactions};
+use super::transactions::{by_owner, epoch_of_removal, transactions};
 use super::transport::{Dial, Transport};
 use super::{chain, facts, follower};
 use crate::key::{Key, Kind};
@@ -201,8 +201,7 @@ impl<'a> Mirroring<'a> {
         }
         let position = step.position.unwrap_or(self.position);
         let held = self.held.current();
-        let epoch = |owner: &Owner| Some(&held.holding(owner)?.newest()?.epoch);
-        let changes = by_owner(step.batch.clone(), epoch);
+        let changes = by_owner(step.batch.clone(), |key| epoch_of_removal(&held, key));
         let resume = facts::resume_op(self.peer, position);
         let written = Guard::ModRevision(facts::resume_key(self.peer), self.resume_revision);
         for mut txn in transactions(changes, Some(resume)).map_err(LeaderError::from)? {

@@ -13,7 +13,7 @@ use super::facts::{self, Said};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
 use crate::record::{Epoch, Newest, Origin, Removal};
-use crate::replica::{Batch, Removed};
+use crate::replica::{Batch, Removed, Replica};
 use crate::store::{self, Op, Room, StoreError, Txn};
 
 /// Left for the fact that each part adds, with the names of all that it removes.
@@ -37,18 +37,19 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// The newest change that the items show, in `epoch` for removals, which do not name it.
+    /// The newest change that the items show. Removals do not name their epoch: those count of which
+    /// `epoch_of` knows it.
     #[must_use]
-    pub fn newest_of(
+    pub fn newest_of<'a>(
         items: &[(Key, Option<Bytes>)],
         removed: &BTreeMap<Key, Removed>,
-        epoch: Option<&Epoch>,
+        epoch_of: impl Fn(&Key) -> Option<&'a Epoch>,
     ) -> Option<Newest> {
         let put = |value: &Bytes| Origin::of_value(value).map(|origin| origin.newest());
         let of_puts = items.iter().filter_map(|(_, value)| put(value.as_ref()?));
-        let of_removals = removed.values().filter(|removed| removed.sequence > 0);
-        let of_removals = of_removals.filter_map(|removed| {
-            Some(Newest { epoch: epoch?.clone(), sequence: removed.sequence })
+        let of_removals = removed.iter().filter(|(_, removed)| removed.sequence > 0);
+        let of_removals = of_removals.filter_map(|(key, removed)| {
+            Some(Newest { epoch: epoch_of(key)?.clone(), sequence: removed.sequence })
         });
         of_puts.chain(of_removals).reduce(
             |newest, next| {
@@ -58,11 +59,20 @@ impl Changes {
     }
 }
 
-/// Sorts a batch by owner. Removals without a number count in the epoch that `epoch_of` knows.
+/// In which epoch a record goes that `held` has: in its owner's newest, if it is of that itself. One
+/// from before may have gone in any epoch since; to take that for the newest would make the owner's
+/// word count for nothing until it has come to the same number again.
+pub(super) fn epoch_of_removal<'a>(held: &'a Replica, key: &Key) -> Option<&'a Epoch> {
+    let newest = &held.holding(&key.owner)?.newest()?.epoch;
+    (held.get(key)?.origin()?.epoch == *newest).then_some(newest)
+}
+
+/// Sorts a batch by owner. Where it does not tell an owner's newest change, what it has shows it,
+/// removals in the epoch that `epoch_of` knows.
 #[must_use]
 pub fn by_owner<'a>(
     batch: Batch,
-    epoch_of: impl Fn(&Owner) -> Option<&'a Epoch>,
+    epoch_of: impl Fn(&Key) -> Option<&'a Epoch>,
 ) -> BTreeMap<Owner, Changes> {
     let mut owners: BTreeMap<Owner, Changes> = BTreeMap::new();
     for (key, value) in batch.items {
@@ -80,7 +90,8 @@ pub fn by_owner<'a>(
         owners.entry(owner.clone()).or_default().newest = Some(newest.clone());
     }
     for (owner, changes) in &mut owners {
-        let shown = Changes::newest_of(&changes.items, &changes.removed, epoch_of(owner));
+        let known = |key: &Key| epoch_of(key).filter(|_| !told.contains_key(owner));
+        let shown = Changes::newest_of(&changes.items, &changes.removed, known);
         changes.newest = match (told.remove(owner), shown) {
             (Some(told), Some(shown)) if told.is_older_than(&shown) => Some(shown),
             (Some(told), _) => Some(told),
@@ -227,5 +238,37 @@ mod tests {
         let txns = transactions((0..100).map(changes).collect(), None).unwrap();
         assert_eq!(txns.len(), 1);
         assert!(transactions(BTreeMap::new(), None).unwrap().is_empty());
+    }
+
+    /// The owner restarted, and counts from the beginning: a removal of before is told late.
+    #[test]
+    fn a_removal_of_an_earlier_epoch_is_not_the_owners_newest_change() {
+        let (key, _) = put("gone", 0);
+        let owner = key.owner.clone();
+        let at = |count, sequence| Newest { epoch: Epoch { id: "e".into(), count }, sequence };
+        let removed = Removed { removal: Removal::Explained, sequence: 936 };
+        let removal = |newest: Option<Newest>| Batch {
+            items: vec![(key.clone(), None)],
+            removed: [(key.clone(), removed)].into(),
+            newest: newest.map(|newest| (owner.clone(), newest)).into_iter().collect(),
+            ..Batch::default()
+        };
+        let holds = |count| {
+            let origin = Origin { epoch: at(count, 1).epoch, ..Origin::default() };
+            let body = crate::record::Body::Endpoints(crate::record::Endpoints::default());
+            let value = crate::record::Record { key: key.clone(), origin, body }.seal().value;
+            let (writer, _) = crate::replica::channel();
+            let newest = vec![(owner.clone(), at(4, 27))];
+            let items = vec![(key.clone(), Some(value))];
+            writer.apply(Batch { items, newest, ..Batch::default() }, tokio::time::Instant::now());
+            writer.current()
+        };
+        let says = |held: &Replica, batch| {
+            let changes = by_owner(batch, |key| epoch_of_removal(held, key));
+            changes[&owner].newest.clone()
+        };
+        assert_eq!(says(&holds(3), removal(Some(at(4, 28)))), Some(at(4, 28)), "as told");
+        assert_eq!(says(&holds(3), removal(None)), None, "it may be of either");
+        assert_eq!(says(&holds(4), removal(None)), Some(at(4, 936)), "it is of this one");
     }
 }
