@@ -275,7 +275,17 @@ impl Publisher {
     /// Upserts first, deletes last, in messages of bounded size, of which all but the last say that
     /// more follows.
     fn changes(&mut self, values: Vec<(Key, Result<Bytes, Removed>)>) -> Vec<wire::PublishRequest> {
-        self.said.keys().extend(values.iter().map(|(key, _)| key.clone()));
+        {
+            // What went is not declared any more: names come and go for as long as an agent runs.
+            let mut said = self.said.keys();
+            for (key, value) in &values {
+                if value.is_ok() {
+                    said.insert(key.clone());
+                } else {
+                    said.remove(key);
+                }
+            }
+        }
         let (puts, tombstones): (Vec<_>, Vec<_>) =
             values.into_iter().partition(|(_, value)| value.is_ok());
         let mut messages = Vec::new();
