@@ -284,6 +284,8 @@ fn a_dead_region_leaves(mut mesh: Running<'_>) -> anyhow::Result<()> {
     wait_for("the cluster that left is refused", REJOINED, || {
         let links = ask::status(mesh.admin(EU_BETA))?["links"].to_string();
         ensure!(links.contains("left the mesh for good"), "{links}");
+        let told = run(&["status", "--admin", &mesh.admin(EU_BETA).to_string()])?;
+        ensure!(told.code == 1 && told.stdout.contains("left the mesh for good"), "{told:?}");
         let metrics = http::get(mesh.admin(EU), "/metrics")?.text();
         let counted = "tombolo_federation_refused_streams_total{call=\"publish\",reason=\"left\"}";
         ensure!(metrics.contains(counted), "{metrics}");

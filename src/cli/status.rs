@@ -3,16 +3,18 @@
 use std::fmt::Write as _;
 
 use super::table::table;
-use crate::role::status::{SourceStatus, Status};
+use crate::role::status::{LinkStatus, SourceStatus, Status};
 use crate::role::store_health::{MemberStatus, StoreStatus};
 
 /// Of `tombolo status --help`.
 pub(super) const HELP: &str =
     "Exit code: 0 when all is well, 2 when the process cannot be asked, 1 when
   - it is not ready,
-  - a source is stale, holds removals back or is suspect,
-  - its certificate should have been renewed by now, or
-  - the region's store needs attention: a member, its space, its compaction.
+  - a source is stale, holds removals back, is suspect or has records that cannot be read,
+  - a link that this process keeps is down, or records were refused on it,
+  - its certificate should have been renewed by now,
+  - what it holds cannot be saved to its disk, or
+  - the region's store needs attention: a member, its space, its compaction, what it lost.
 
 Examples:
   tombolo status
@@ -22,12 +24,22 @@ Examples:
 /// Whether nobody has to look.
 pub(super) fn is_well(status: &Status) -> bool {
     let odd = |source: &SourceStatus| {
-        source.stale || !source.holds.is_empty() || source.suspect.is_some()
+        source.stale
+            || !source.holds.is_empty()
+            || source.suspect.is_some()
+            || source.quarantined > 0
     };
-    let alarmed = |store: &StoreStatus| !store.alarms.is_empty();
+    // Ready is who serves, also if nothing that it says reaches anybody.
+    let cut = |link: &LinkStatus| {
+        let down = !link.synced && !link.left_to_leader;
+        down || !link.refused.is_empty()
+    };
+    let alarmed = |store: &StoreStatus| !store.alarms.is_empty() || store.lost > 0;
     status.ready
         && !status.sources.iter().any(odd)
+        && !status.links.iter().any(cut)
         && status.certificate_problem.is_none()
+        && !status.cache.failing
         && !status.store.as_ref().is_some_and(alarmed)
 }
 
@@ -134,8 +146,11 @@ fn member_cells(member: &MemberStatus) -> [String; 5] {
 
 #[cfg(test)]
 mod tests {
+    use tombolo_federation::sync::client::Link;
+
     use super::*;
     use crate::role::leader::LeaderStatus;
+    use crate::role::status::CacheStatus;
 
     #[test]
     fn whoever_is_asked_says_who_leads() {
@@ -192,8 +207,32 @@ mod tests {
         assert!(!is_well(&Status { ready: false, ..well.clone() }));
         let problem = Some("not renewed".to_owned());
         assert!(!is_well(&Status { certificate_problem: problem, ..well.clone() }));
-        let store = |alarms| Some(StoreStatus { alarms, ..StoreStatus::default() });
-        assert!(is_well(&Status { store: store(Vec::new()), ..well.clone() }));
-        assert!(!is_well(&Status { store: store(vec!["full".to_owned()]), ..well }));
+        let store = |alarms, lost| Some(StoreStatus { alarms, lost, ..StoreStatus::default() });
+        assert!(is_well(&Status { store: store(Vec::new(), 0), ..well.clone() }));
+        assert!(!is_well(&Status { store: store(vec!["full".to_owned()], 0), ..well.clone() }));
+        assert!(!is_well(&Status { store: store(Vec::new(), 1), ..well.clone() }));
+        let cache = |failing, found: &[&str]| CacheStatus {
+            failing,
+            problems: found.iter().map(ToString::to_string).collect(),
+            ..CacheStatus::default()
+        };
+        let found = ["an image was damaged"];
+        assert!(is_well(&Status { cache: cache(false, &found), ..well.clone() }), "it is over");
+        assert!(!is_well(&Status { cache: cache(true, &[]), ..well }));
+    }
+
+    #[test]
+    fn who_serves_and_is_heard_by_nobody_is_not_well() {
+        let synced = Link { synced: true, ..Link::default() };
+        let refused = std::collections::BTreeMap::from([("key".to_owned(), "why".to_owned())]);
+        let of = |link: &Link| LinkStatus::of("publish".to_owned(), link);
+        let check = |link: LinkStatus, well| {
+            let status = Status { ready: true, links: vec![link], ..Status::default() };
+            assert_eq!(is_well(&status), well, "{status:?}");
+        };
+        check(of(&synced), true);
+        check(of(&Link { problem: Some("left the mesh".to_owned()), ..Link::default() }), false);
+        check(of(&Link { refused, ..synced }), false);
+        check(LinkStatus::left_to_leader("peer eu".to_owned(), &Link::default()), true);
     }
 }

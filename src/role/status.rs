@@ -97,6 +97,9 @@ pub(crate) struct CacheStatus {
     /// Files that were not used at the start, and why the last save failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) problems: Vec<String>,
+    /// The last save failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) failing: bool,
     /// What is held differs from the newest image.
     #[serde(default)]
     pub(crate) unsaved: bool,
@@ -355,6 +358,7 @@ impl CacheStatus {
                 saved_at: image.saved_at,
             }),
             problems: standings.found.iter().chain(&standings.failing).cloned().collect(),
+            failing: standings.failing.is_some(),
             unsaved: standings.unsaved,
             saved: standings.saved,
             failed: standings.failed,
