@@ -41,7 +41,7 @@ pub(crate) struct StoreStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) members: Vec<MemberStatus>,
     /// Since history was let go the last time; absent where another replica leads, which does it, and
-    /// before the first time.
+    /// before the first time, which no process comes to in its first hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) compacted_age_seconds: Option<f64>,
     /// What an operator has to do something about.
