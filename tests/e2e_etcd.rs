@@ -120,8 +120,11 @@ fn without_a_quorum_all_is_served_writes_wait_and_go_on_once_there_is_one() -> a
     regions.manifests.write("us-west1/alpha/mail.yaml", &service("mail", &second))?;
     wait_for("the missing store is shown", TOLD, || {
         for name in replicas(US) {
-            let store = regions.status(&name)?["store"].take();
-            ensure!(store["problem"].is_string(), "{name}: {store}");
+            let status = regions.status(&name)?;
+            ensure!(status["store"]["problem"].is_string(), "{name}: {status}");
+            // Nobody leads, and who led last is told as that.
+            let (leads, led_by) = (&status["leader"], &status["ledBy"]);
+            ensure!(leads == false && led_by["lastKnown"] == true, "{name}: {leads} {led_by}");
         }
         Ok(())
     })?;

@@ -65,7 +65,8 @@ fn leader_line(status: &Status) -> String {
         (None, _) => String::new(),
         (Some(leads), Some(leader)) => {
             let this = if leads { " (this process)" } else { "" };
-            format!("leader: {leader}{this}\n")
+            let known = if leader.last_known { "last known leader" } else { "leader" };
+            format!("{known}: {leader}{this}\n")
         }
         // It has won and does not see itself in the store yet.
         (Some(true), None) => "leader: this process\n".to_owned(),
@@ -158,6 +159,7 @@ mod tests {
             host: "cp-1".to_owned(),
             admin: Some("10.0.0.1:7080".parse().unwrap()),
             since: Some("2026-01-02T03:04:05Z".parse().unwrap()),
+            last_known: false,
         };
         let check = |leads, led_by: Option<&LeaderStatus>, line: &str| {
             let status = Status { leader: leads, led_by: led_by.cloned(), ..Status::default() };
@@ -167,6 +169,8 @@ mod tests {
         check(Some(false), Some(&leader), text);
         check(Some(true), Some(&leader), &format!("{text} (this process)"));
         check(Some(false), None, "leader: none is known");
+        let last_known = LeaderStatus { last_known: true, ..leader };
+        check(Some(false), Some(&last_known), &format!("last known {text}"));
         check(None, None, "");
     }
 
@@ -207,7 +211,7 @@ mod tests {
         assert!(!is_well(&Status { ready: false, ..well.clone() }));
         let problem = Some("not renewed".to_owned());
         assert!(!is_well(&Status { certificate_problem: problem, ..well.clone() }));
-        let store = |alarms, lost| Some(StoreStatus { alarms, lost, ..StoreStatus::default() });
+        let store = |alarms, lost| Some(StoreStatus { lost, alarms, ..StoreStatus::default() });
         assert!(is_well(&Status { store: store(Vec::new(), 0), ..well.clone() }));
         assert!(!is_well(&Status { store: store(vec!["full".to_owned()], 0), ..well.clone() }));
         assert!(!is_well(&Status { store: store(Vec::new(), 1), ..well.clone() }));

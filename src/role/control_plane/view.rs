@@ -284,7 +284,8 @@ impl Visible for View {
             ready: pending.is_empty(),
             pending,
             leader: Some(leads),
-            led_by: LeaderStatus::of(&self.election.borrow()),
+            // Whoever leads knows it by its lease, and gives up before that ends.
+            led_by: LeaderStatus::of(&self.election.borrow(), !leads && store.problem.is_some()),
             catalog,
             store: Some(StoreStatus { asked: self.asked.borrow().waiting.clone(), ..store }),
             sources: sources.status(),
