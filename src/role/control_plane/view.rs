@@ -51,8 +51,8 @@ pub(super) struct View {
     pub(super) compaction: watch::Sender<Compaction>,
     /// What the store says under the key of the election.
     election: watch::Receiver<Facts>,
-    /// The certificate is, by this region's CA here or at another replica.
-    renewed: bool,
+    /// Neither this region's CA here nor one at another replica renews the certificate.
+    nobody_renews: watch::Receiver<bool>,
 }
 
 impl View {
@@ -62,7 +62,7 @@ impl View {
         held: Held,
         (serving, restored): (Serving, Restored),
         election: watch::Receiver<Facts>,
-        renewed: bool,
+        nobody_renews: watch::Receiver<bool>,
     ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
@@ -79,7 +79,7 @@ impl View {
             members: watch::Sender::default(),
             compaction: watch::Sender::default(),
             election,
-            renewed,
+            nobody_renews,
         }
     }
 
@@ -293,7 +293,7 @@ impl Visible for View {
             problems,
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
-            certificate_problem: certificate_problem(&self.held, self.renewed),
+            certificate_problem: certificate_problem(&self.held, !*self.nobody_renews.borrow()),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
             settings: mesh.settings,
