@@ -2,6 +2,7 @@
 
 mod gate;
 mod leading;
+mod region;
 mod view;
 
 use std::sync::Arc;

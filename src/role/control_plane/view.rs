@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tombolo_ca::material::Held;
 use tombolo_ca::root::RootCertificate;
 use tombolo_federation::names::RegionName;
-use tombolo_federation::record::{Decided, READS_LEVEL, Region};
+use tombolo_federation::record::{Decided, Region};
 use tombolo_federation::replica::Replica;
 use tombolo_federation::store::Member;
 use tombolo_federation::sync::ask::{AskError, Asking, Word};
@@ -23,6 +23,7 @@ use tombolo_federation::sync::peers::{self, Disagreement};
 use tombolo_federation::sync::recover::Asked;
 use tombolo_federation::sync::settings;
 
+use super::region;
 use crate::config::{ControlPlaneConfig, Peer};
 use crate::role::admin::Visible;
 use crate::role::cache::Restored;
@@ -96,34 +97,9 @@ impl View {
 
     /// What the region says of itself.
     pub(super) fn region(&self) -> Region {
-        let addresses = match &self.config.addresses[..] {
-            [] => vec![self.config.listen.grpc.to_string()],
-            addresses => addresses.iter().map(ToString::to_string).collect(),
-        };
-        Region {
-            addresses,
-            distances: self.config.distances.clone(),
-            reads_level: READS_LEVEL,
-            software_version: env!("CARGO_PKG_VERSION").to_owned(),
-            peers: self.config.peers.iter().map(|peer| peer.region.clone()).collect(),
-            pinned_roots: self
-                .held
-                .current()
-                .bundles()
-                .roots()
-                .iter()
-                .map(RootCertificate::fingerprint)
-                .collect(),
-            entitlements: self
-                .config
-                .entitlements
-                .iter()
-                .map(|(cluster, namespaces)| (cluster.clone(), namespaces.0.clone()))
-                .collect(),
-            stand_ins: self.config.stand_ins.clone(),
-            rollout_order: self.config.rollout_order.clone(),
-            ..Region::default()
-        }
+        let held = self.held.current();
+        let roots = held.bundles().roots().iter().map(RootCertificate::fingerprint);
+        region::of(&self.config, roots.collect())
     }
 
     /// Where this replica's file differs from what its region says.
