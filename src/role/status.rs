@@ -51,7 +51,8 @@ pub(crate) struct Status {
     pub(crate) store: Option<StoreStatus>,
     pub(crate) sources: Vec<SourceStatus>,
     pub(crate) links: Vec<LinkStatus>,
-    /// Objects of the own cluster's source that cannot be used, with file, object and field.
+    /// Objects of the own cluster's source that cannot be used, with file, object and field; of a
+    /// control plane, keys of its store that are no records.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) problems: Vec<String>,
     /// What the own cluster's source holds, for directory clusters.
