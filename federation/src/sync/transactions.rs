@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::facts::{self, Said};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Epoch, Newest, Origin, Removal};
+use crate::record::{Epoch, Newest, Origin};
 use crate::replica::{Batch, Removed, Replica};
 use crate::store::{self, Op, Room, StoreError, Txn};
 
@@ -143,17 +143,17 @@ fn parts(owner: &Owner, changes: Changes) -> Result<Vec<Vec<Op>>, StoreError> {
     let count = parts.len();
     for (index, part) in parts.iter_mut().enumerate() {
         let more = more || index + 1 < count;
-        let removed = part.iter().filter_map(|op| why(op, &removed)).collect();
+        let removed = part.iter().filter_map(|op| how(op, &removed)).collect();
         part.push(facts::said_op(owner, &Said { newest: newest.clone(), removed, more }));
     }
     Ok(parts)
 }
 
-fn why(op: &Op, removed: &BTreeMap<Key, Removed>) -> Option<(Key, Option<Removal>)> {
+fn how(op: &Op, removed: &BTreeMap<Key, Removed>) -> Option<(Key, Option<Removed>)> {
     let Op::Delete { key } = op else { return None };
     let key: Key = key.parse().ok()?;
-    let removal = removed.get(&key).map(|removed| removed.removal);
-    Some((key, removal))
+    let removed = removed.get(&key).copied();
+    Some((key, removed))
 }
 
 /// Many small changes share a transaction.
@@ -174,6 +174,7 @@ fn append(txns: &mut Vec<Txn>, ops: Vec<Op>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Removal;
     use crate::sync::facts::Fact;
 
     fn put(service: &str, part: usize) -> (Key, Option<Bytes>) {
