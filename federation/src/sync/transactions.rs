@@ -57,6 +57,16 @@ impl Changes {
             },
         )
     }
+
+    /// Lets the parts say at least what is `held` of the owner, which all of them follow on. A
+    /// removal of a record from before the owner's restart shows no newest change: without one,
+    /// nobody would learn why it went, nor that more follows.
+    pub fn follow_on(&mut self, held: Option<&Newest>) {
+        let Some(held) = held.filter(|_| !self.items.is_empty()) else { return };
+        if self.newest.as_ref().is_none_or(|newest| newest.is_older_than(held)) {
+            self.newest = Some(held.clone());
+        }
+    }
 }
 
 /// In which epoch a record goes that `held` has: in its owner's newest, if it is of that itself. One
@@ -271,5 +281,17 @@ mod tests {
         assert_eq!(says(&holds(3), removal(Some(at(4, 28)))), Some(at(4, 28)), "as told");
         assert_eq!(says(&holds(3), removal(None)), None, "it may be of either");
         assert_eq!(says(&holds(4), removal(None)), Some(at(4, 936)), "it is of this one");
+
+        let follows_on = |newest: Option<Newest>| {
+            let mut changes =
+                Changes { items: vec![(key.clone(), None)], newest, ..Changes::default() };
+            changes.follow_on(Some(&at(4, 27)));
+            changes.newest.unwrap()
+        };
+        assert_eq!(follows_on(None), at(4, 27), "it is told why it went");
+        assert_eq!(follows_on(Some(at(4, 9))), at(4, 27), "nor does the owner's word go back");
+        assert_eq!(follows_on(Some(at(5, 1))), at(5, 1));
+        let anew = Newest { epoch: Epoch { id: "anew".into(), count: 1 }, sequence: 1 };
+        assert_eq!(follows_on(Some(anew.clone())), anew);
     }
 }
