@@ -277,6 +277,7 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         }
         process.catch_up(&restored).await;
         assert_eq!(process.seen().other_histories, 1, "{written_past}");
+        assert_eq!(process.seen().resume_point(), None, "from a disk, nobody would miss anything");
         assert!(process.names().contains(&"b".to_owned()), "what was said since stays");
         assert!(!process.names().contains(&"old".to_owned()), "what was removed since is not back");
         let held = process.writer.current();
@@ -301,6 +302,7 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         assert_eq!(newest, Some(Newest { epoch: epoch(), sequence: 3 }));
         process.catch_up(&restored).await;
         assert!(process.seen().lost.owners.is_empty(), "{:?}", process.seen().lost);
+        assert!(process.seen().resume_point().is_some());
     }
 }
 
