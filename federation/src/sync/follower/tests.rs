@@ -516,6 +516,36 @@ async fn what_is_half_written_back_is_not_gone_for_who_reads_it_then() {
     }
 }
 
+/// A removal of several transactions, read after each of them and followed from there.
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_is_read_between_its_parts_is_whole_in_the_end() {
+    let items: Vec<_> = (0..300).map(|n| put(&format!("n{n}"), 1)).collect();
+    let gone: Vec<_> = items.iter().skip(1).map(|(key, _)| (key.clone(), None)).collect();
+    let txns = transactions([(owner(), changes(gone, 2))].into(), None).unwrap();
+    assert!(txns.len() > 2);
+    for read_after in 1..txns.len() {
+        let store = store().await;
+        commit(&*store, changes(items.clone(), 1)).await;
+        let mut process = Process::new();
+        process.catch_up(&store).await;
+        for (index, txn) in txns.iter().enumerate() {
+            assert!(store.commit(txn.clone()).await.unwrap().is_done());
+            if index + 1 == read_after {
+                mark(&*store, "drawn in the middle of it").await;
+                let newest = store::list(&*store, "/").await.unwrap().1;
+                store.compact(newest).await.unwrap();
+                process.catch_up(&store).await;
+                assert_eq!(process.seen().listings, 2);
+                assert_eq!(process.names().len(), 300, "a part is not shown");
+            }
+        }
+        process.catch_up(&store).await;
+        assert_eq!(process.seen().listings, 2);
+        assert_eq!(process.names(), ["n0"]);
+        assert!(process.seen().lost.owners.is_empty(), "{:?}", process.seen().lost);
+    }
+}
+
 /// Says, as `speaker`, that `incarnation` of the cluster left.
 async fn leave(store: &dyn Store, speaker: &str, incarnation: &str) {
     let speaker = Owner::region(speaker.parse().unwrap());
