@@ -17,6 +17,7 @@ pub use self::refusal::{Reason, Tally};
 use self::refusal::{Refusal, acks};
 pub use self::removals::RemovalWindows;
 use self::removals::Removals;
+use super::facts::Fact;
 use super::quota::{Quota, Usage};
 use super::transactions::{Changes, transactions};
 use super::{CLUSTER_KINDS, TARGET_MESSAGE, facts};
@@ -29,7 +30,7 @@ use crate::record::{
     Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, body_hash_of_value,
 };
 use crate::replica::Removed;
-use crate::store::{self, Commit, Guard, Revision, Store, StoreError};
+use crate::store::{self, Commit, Guard, KeyValue, Revision, Store, StoreError};
 
 mod admit;
 mod open;
@@ -227,6 +228,9 @@ impl Session {
         }
         // Before the listing: what is written in between is found when this stream commits.
         let said = store::read(&*self.store, &facts::said_key(&self.owner)).await?;
+        // What is supplied first is older than what others have heard: the owner's word must not
+        // go back behind that.
+        self.sequence = said.as_ref().map_or(0, |entry| self.said_before(entry));
         self.said = said.map_or(0, |entry| entry.mod_revision);
         let stored = self.list().await?;
         let wanted = self.declared.iter().filter(|(key, declared)| {
@@ -243,6 +247,18 @@ impl Session {
         answers.extend(want(&wanted));
         self.phase = Phase::Supplying;
         Ok(answers)
+    }
+
+    /// Up to which change the owner was heard in this epoch, by its last word in the store. A change
+    /// that broke off says nothing of that: as an owner that begins with it, this one would vouch for
+    /// parts that never came.
+    fn said_before(&self, entry: &KeyValue) -> u64 {
+        match facts::read(&entry.key, &entry.value) {
+            Some(Fact::Said(_, said)) if !said.more && said.newest.epoch == self.epoch => {
+                said.newest.sequence
+            }
+            _ => 0,
+        }
     }
 
     async fn list(&self) -> Result<BTreeMap<Key, Bytes>, StoreError> {
