@@ -334,5 +334,7 @@ fn a_disk_that_takes_nothing_is_told_of_while_all_is_served_and_is_used_once_men
 fn cannot_be_written(status: &Value) -> bool {
     let problems = status["cache"]["problems"].as_array().into_iter().flatten();
     let mut problems = problems.filter_map(Value::as_str);
-    problems.any(|problem| problem.contains("the disk cache cannot be written"))
+    let named = problems.any(|problem| problem.contains("the disk cache cannot be written"));
+    assert_eq!(status["cache"]["failing"] == true, named, "{status}");
+    named
 }
