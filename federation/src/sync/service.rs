@@ -33,7 +33,7 @@ use self::streams::{Publishing, Subscription};
 use self::watched::Lookout;
 use super::decisions;
 use super::feed::{self, Feed, Has, Interest, Owners};
-use super::session::{RemovalWindows, Session, SessionError};
+use super::session::{self, Heard, RemovalWindows, Session, SessionError};
 use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
 use crate::key::LOCAL_PREFIX;
 use crate::names::{InvalidName, NamespaceName, Owner, RegionName};
@@ -210,12 +210,15 @@ impl FederationApi {
             return Err(Status::invalid_argument("a publish stream begins with hello"));
         };
         let owner = format!("{}/{}", self.region, hello.cluster).parse::<Owner>().ok();
-        let silent_for = owner.as_ref().map_or(Duration::ZERO, |owner| self.silent_for(owner));
+        let heard = Heard {
+            silent_for: owner.as_ref().map_or(Duration::ZERO, |owner| self.silent_for(owner)),
+            region: session::region_word(&self.replicas.peek(), &self.region),
+        };
         let (store, now) = (Arc::clone(&self.store), (self.clock)());
         if let Some(owner) = &owner {
             self.refuse_departed(slot, owner, &hello.uid)?;
         }
-        let session = Session::open(store, &self.region, caller, hello, silent_for, now).await;
+        let session = Session::open(store, &self.region, caller, hello, &heard, now).await;
         let session = session.map(|session| session.continuing(&self.removals));
         session.inspect(|_| slot.accepted()).map_err(|error| {
             warn!(%caller, error = %chain(&error), "publish stream refused");
@@ -311,9 +314,10 @@ impl Federation for FederationApi {
         };
         info!(owner = %session.owner(), "publish stream accepted");
         let (limits, now) = (&self.admission.limits, Instant::now());
-        let replicas = self.replicas.clone();
+        let mut replicas = self.replicas.clone();
+        // A change that came while the stream was taken is none of those that follow.
+        streams::still_entitled(&session, &replicas.current())?;
         let publishing = Publishing {
-            entitlement: publishes(&session, &replicas.peek()),
             replicas,
             answers: VecDeque::from([session.accepted()]),
             session,
@@ -435,11 +439,6 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
             "the federation API wants a certificate of an agent or a control plane of this mesh",
         )
     })
-}
-
-fn publishes(session: &Session, replica: &Replica) -> Option<Entitlement> {
-    let Owner { region, cluster } = session.owner();
-    feed::entitlement(replica, region, cluster.as_ref()?)
 }
 
 /// `None` while the region's word on it is not known.

@@ -13,13 +13,14 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use jiff::Timestamp;
 
+pub use self::open::{Heard, region_word};
 pub use self::refusal::{Reason, Tally};
 use self::refusal::{Refusal, acks};
 pub use self::removals::RemovalWindows;
 use self::removals::Removals;
 use super::quota::{Quota, Usage};
 use super::transactions::{Changes, transactions};
-use super::{CLUSTER_KINDS, TARGET_MESSAGE, facts};
+use super::{CLUSTER_KINDS, TARGET_MESSAGE, facts, feed};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
 use crate::proto::federation as wire;
@@ -28,7 +29,7 @@ use crate::proto::federation::publish_response::Message as Response;
 use crate::record::{
     Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, body_hash_of_value,
 };
-use crate::replica::Removed;
+use crate::replica::{Removed, Replica};
 use crate::store::{self, Commit, Guard, Revision, Store, StoreError};
 
 mod admit;
@@ -93,6 +94,8 @@ pub struct Session {
     phase: Phase,
     cluster: Option<Cluster>,
     entitlement: Entitlement,
+    /// The word of the region by which it is entitled to that.
+    entitled: Newest,
 }
 
 /// What a record is by its owner's declaration.
@@ -158,10 +161,19 @@ impl Session {
         self
     }
 
-    /// What the owner was entitled to when the stream was taken.
+    /// Whether the owner is entitled to the same by what `replica` holds of its region, or that is
+    /// older than what the stream was taken by: a stream that outlives a change says too much or,
+    /// worse, vouches for records that were refused.
     #[must_use]
-    pub fn entitlement(&self) -> &Entitlement {
-        &self.entitlement
+    pub fn is_entitled_by(&self, replica: &Replica) -> bool {
+        let Owner { region, cluster: Some(cluster) } = &self.owner else { return true };
+        let older = || {
+            let held = region_word(replica, region);
+            held.is_some_and(|held| held.is_older_than(&self.entitled))
+        };
+        // While the region's record is away, what it said last stands.
+        feed::entitlement(replica, region, cluster)
+            .is_none_or(|said| said == self.entitlement || older())
     }
 
     /// What was refused and removed since this was last asked.

@@ -12,25 +12,41 @@ use crate::key::{Key, Kind};
 use crate::names::{ClusterId, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::local;
-use crate::record::{Body, Cluster, Entitlement, Epoch, Record, Region};
+use crate::record::{Body, Cluster, Entitlement, Epoch, Newest, Record, Region};
+use crate::replica::Replica;
 use crate::store::{self, Commit, Guard, KeyValue, Op, Store, StoreError, Txn};
 use crate::sync::quota::{self, Usage};
 use crate::sync::{Caller, TAKEOVER_SILENCE, chain, facts};
 
+/// What is known of a cluster and its region, apart from the store, when a stream opens.
+#[derive(Debug, Clone, Default)]
+pub struct Heard {
+    /// How long nothing new was heard of the cluster.
+    pub silent_for: Duration,
+    /// The newest that the region was heard to say of itself.
+    pub region: Option<Newest>,
+}
+
+/// Which readable word of a region on itself `replica` holds.
+#[must_use]
+pub fn region_word(replica: &Replica, region: &RegionName) -> Option<Newest> {
+    let entry = replica.get(&region_key(region))?;
+    Some(entry.record.as_deref()?.origin.newest())
+}
+
 impl Session {
     /// Takes a stream: records that it is the one that publishes for its cluster.
     ///
-    /// `silent_for` is how long nothing new was heard of the cluster.
-    ///
     /// # Errors
     /// When the caller may not publish for the cluster it names, when another cluster holds the
-    /// id, when a newer incarnation was accepted, or when the store fails.
+    /// id, when a newer incarnation was accepted, while the store has not the region's newest word
+    /// on itself, or when the store fails.
     pub async fn open(
         store: Arc<dyn Store>,
         region: &RegionName,
         caller: &Caller,
         hello: wire::PublishHello,
-        silent_for: Duration,
+        heard: &Heard,
         now: Timestamp,
     ) -> Result<Self, SessionError> {
         let owner = authorised(region, caller, &hello.cluster)?;
@@ -43,9 +59,15 @@ impl Session {
         let held = store::read(&*store, &key).await?;
         let recorded = held.as_ref().map(|entry| decode_session(&owner, entry)).transpose()?;
         let said = region_record(&*store, region).await?;
-        let said = said.ok_or_else(|| SessionError::Unsettled(owner.clone()))?;
+        // A store that went back, and has not been given what it lost: what it says of entitlements
+        // and members is not true any more.
+        let stands = |(_, newest): &(Region, Newest)| {
+            heard.region.as_ref().is_none_or(|heard| !newest.is_older_than(heard))
+        };
+        let (said, entitled) =
+            said.filter(stands).ok_or_else(|| SessionError::Unsettled(owner.clone()))?;
         let next = match &recorded {
-            Some(recorded) => succeed(&owner, recorded, &hello.uid, &epoch, silent_for)?,
+            Some(recorded) => succeed(&owner, recorded, &hello.uid, &epoch, heard.silent_for)?,
             None => first(&owner, &said, hello.uid, &epoch, now),
         };
         let joined = Timestamp::from_millisecond(next.joined_ms).unwrap_or(now);
@@ -57,6 +79,7 @@ impl Session {
                 fence: Guard::ModRevision(key, revision),
                 cluster: recorded_cluster(&*store, &owner).await?,
                 entitlement: entitlement(&owner, &said),
+                entitled,
                 said: 0,
                 store,
                 owner,
@@ -84,16 +107,20 @@ impl Session {
 async fn region_record(
     store: &dyn Store,
     region: &RegionName,
-) -> Result<Option<Region>, StoreError> {
-    let key = Key::of_owner(Owner::region(region.clone()), Kind::Region);
+) -> Result<Option<(Region, Newest)>, StoreError> {
+    let key = region_key(region);
     let Some(entry) = store::read(store, &key.to_string()).await? else { return Ok(None) };
     // It says who is entitled to what: that it cannot be read entitles nobody.
     let record = Record::open(&key, &entry.value)
         .map_err(|error| StoreError::Damaged(format!("record {key}: {}", chain(&error))))?;
     match record.body {
-        Body::Region(region) => Ok(Some(region)),
+        Body::Region(region) => Ok(Some((region, record.origin.newest()))),
         _ => Ok(None),
     }
+}
+
+fn region_key(region: &RegionName) -> Key {
+    Key::of_owner(Owner::region(region.clone()), Kind::Region)
 }
 
 fn entitlement(owner: &Owner, region: &Region) -> Entitlement {

@@ -1,6 +1,7 @@
 //! Publisher and session: what an agent says, and what a region takes.
 
 use super::*;
+use crate::record::{Entitlement, Region};
 
 #[tokio::test]
 async fn what_the_agent_says_is_in_the_store_and_what_it_takes_back_is_not() {
@@ -126,15 +127,10 @@ async fn who_may_not_publish_is_told_why() {
         Caller::ControlPlane { region: region.clone() },
         Caller::Agent { region: "s".parse().unwrap(), cluster: "s-a".parse().unwrap() },
     ];
+    let heard = Heard::default();
     for caller in callers {
-        let outcome = Session::open(
-            Arc::clone(&store),
-            &region,
-            &caller,
-            hello.clone(),
-            Duration::ZERO,
-            now(),
-        );
+        let outcome =
+            Session::open(Arc::clone(&store), &region, &caller, hello.clone(), &heard, now());
         assert!(matches!(outcome.await, Err(SessionError::Refused(_))), "{caller}");
     }
 }
@@ -153,6 +149,59 @@ async fn nobody_publishes_before_it_is_known_what_it_is_entitled_to() {
     assert_eq!(check(store::Op::delete(&key)).await, SessionError::Unsettled(owner()));
     let unreadable = check(store::Op::put(&key, "rubbish")).await;
     assert!(matches!(unreadable, SessionError::Store(_)), "{unreadable}");
+}
+
+/// What region r says when it has said `sequence` things: which namespaces r-a is entitled to.
+fn entitling(sequence: u64, namespaces: &[&str]) -> (Key, Bytes) {
+    let named = namespaces.iter().map(|name| name.parse().unwrap()).collect();
+    let entitlements = [("r-a".parse().unwrap(), Entitlement::Namespaces(named))].into();
+    let body = Arc::new(Body::Region(Region { entitlements, ..Region::default() }));
+    let (key, _) = region_word();
+    let mut own = OwnRecords::new(key.owner.clone(), epoch("r", 1));
+    for _ in 1..sequence {
+        own.say(&key, &body);
+    }
+    let (key, value) = own.say(&key, &body);
+    (key, value.unwrap())
+}
+
+/// The replica, and thereby the process, knows more than a store that was restored.
+#[tokio::test]
+async fn nobody_publishes_by_an_entitlement_that_the_region_has_changed_since() {
+    let (store, region) = (store().await, "r".parse().unwrap());
+    let put = async |(key, value): (Key, Bytes)| {
+        let ops = vec![store::Op::put(key.to_string(), value)];
+        store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
+    };
+    let (writer, replicas) = replica::channel();
+    let hears = |(key, value): (Key, Bytes)| {
+        let items = vec![(key, Some(value))];
+        writer.apply(Batch { items, ..Batch::default() }, Instant::now());
+    };
+    put(entitling(2, &["shop"])).await;
+    hears(entitling(3, &["shop", "pay"]));
+    let heard = || {
+        let region = crate::sync::session::region_word(&replicas.peek(), &region);
+        Heard { region, ..Heard::default() }
+    };
+    let early = open_knowing(&store, "uid", epoch("e", 1), heard()).await;
+    assert_eq!(early.unwrap_err(), SessionError::Unsettled(owner()));
+    let session = store::read(&*store, "/tombolo/local/v1/session/r/r-a").await.unwrap();
+    assert_eq!(session, None);
+
+    // Taken where that was not known, as before its word came back: it ends by what comes.
+    let session = open(&store, "uid", epoch("e", 1), Duration::ZERO).await.unwrap();
+    assert!(!session.is_entitled_by(&replicas.peek()));
+    // One that knows more than its replica goes on, until that has what is newer and says another.
+    put(entitling(4, &["pay"])).await;
+    let session = open_knowing(&store, "uid", epoch("e", 1), heard()).await.unwrap();
+    assert!(session.is_entitled_by(&replicas.peek()));
+    hears(entitling(4, &["pay"]));
+    assert!(session.is_entitled_by(&replicas.peek()));
+    hears(entitling(5, &["pay"]));
+    assert!(session.is_entitled_by(&replicas.peek()), "said again");
+    hears(entitling(6, &["shop"]));
+    assert!(!session.is_entitled_by(&replicas.peek()));
 }
 
 /// Sends puts and tombstones as they are, past the publisher. Returns (key, reason) of each refusal.
