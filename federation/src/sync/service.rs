@@ -219,7 +219,10 @@ impl FederationApi {
             self.refuse_departed(slot, owner, &hello.uid)?;
         }
         let session = Session::open(store, &self.region, caller, hello, &heard, now).await;
-        let session = session.map(|session| session.continuing(&self.removals));
+        let session = session.map(|session| {
+            let revoke_after = self.admission.limits.revoke_after;
+            session.continuing(&self.removals).revoking_after(revoke_after)
+        });
         session.inspect(|_| slot.accepted()).map_err(|error| {
             warn!(%caller, error = %chain(&error), "publish stream refused");
             slot.refused(Refused::Session);

@@ -9,9 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 pub use self::open::{Heard, region_word};
 pub use self::refusal::{Reason, Tally};
@@ -39,6 +41,10 @@ mod removals;
 
 /// Keys per `want` message.
 const WANT_KEYS: usize = 1000;
+/// A narrower entitlement takes away what is held once it has stood for so long on one stream. While
+/// a wider one is rolled out replica by replica, the lead may pass to one that still says the narrower
+/// one, and what it takes away nobody guards.
+pub(super) const REVOKE_AFTER: Duration = Duration::from_mins(5);
 /// What is refused is named with at most so many bytes: the longest key is shorter.
 const MAX_NAMED: usize = 1024;
 /// What is refused is named in the answer: publishers of this project send a quarter of this.
@@ -96,6 +102,11 @@ pub struct Session {
     entitlement: Entitlement,
     /// The word of the region by which it is entitled to that.
     entitled: Newest,
+    /// What is held and its owner is not entitled to any more, by the numbers under which the owner
+    /// says it now.
+    revoked: BTreeMap<Key, u64>,
+    /// When those go.
+    revoke_at: Instant,
 }
 
 /// What a record is by its owner's declaration.
@@ -159,6 +170,13 @@ impl Session {
     pub fn continuing(mut self, windows: &RemovalWindows) -> Self {
         self.removals = windows.of(&self.owner);
         self
+    }
+
+    /// The same, which takes away after `delay` what is held that the owner is not entitled to any
+    /// more.
+    #[must_use]
+    pub fn revoking_after(self, delay: Duration) -> Self {
+        Self { revoke_at: Instant::now() + delay, ..self }
     }
 
     /// Whether the owner is entitled to the same by what `replica` holds of its region, or that is
@@ -310,10 +328,7 @@ impl Session {
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
                 Err(why) => {
-                    if let Some((key, gone)) = self.revoked(&put, &why) {
-                        removed.insert(key.clone(), gone);
-                        taken.insert(key, None);
-                    }
+                    self.note_revoked(&put, &why);
                     refused.push(self.refuse(put.key, why));
                 }
             }
@@ -336,6 +351,10 @@ impl Session {
                 Err(why) => refused.push(self.refuse(tombstone.key, why)),
             }
         }
+        for (key, gone) in self.revoke(Instant::now()) {
+            removed.insert(key.clone(), gone);
+            taken.insert(key, None);
+        }
         self.note_removals(&removed);
         if !taken.is_empty() {
             let items = taken.into_iter().collect();
@@ -349,6 +368,7 @@ impl Session {
 
     /// Forgets a record that is held no more, and gives back its room.
     fn let_go(&mut self, key: &Key) -> Option<Held> {
+        self.revoked.remove(key);
         self.held.remove(key).inspect(|held| self.usage.removed(held.bytes))
     }
 

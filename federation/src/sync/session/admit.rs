@@ -92,21 +92,36 @@ impl Session {
         self.entitlement.covers(key.about().as_ref())
     }
 
-    /// The record goes that is held from when its owner was entitled to it: as it may not be
+    /// The record is to go that is held from when its owner was entitled to it: as it may not be
     /// changed, it would stand for ever as it was then. It goes by the number under which its owner
     /// says it now.
-    pub(super) fn revoked(&mut self, put: &wire::Put, why: &Refusal) -> Option<(Key, Removed)> {
+    pub(super) fn note_revoked(&mut self, put: &wire::Put, why: &Refusal) {
         if why.reason != Reason::Namespace {
-            return None;
+            return;
         }
-        let key = self.own_key(&put.key).ok()?;
-        let sequence =
-            Origin::of_value(&put.value).filter(|said| said.epoch == self.epoch)?.sequence;
-        let held = self.let_go(&key)?.newest;
-        let removal = Removal::Explained;
-        self.tally.removed(removal);
-        let newest = held.filter(|held| held.epoch == self.epoch).map_or(0, |held| held.sequence);
-        Some((key, Removed { removal, sequence: sequence.max(newest) }))
+        let said = Origin::of_value(&put.value).filter(|said| said.epoch == self.epoch);
+        if let (Ok(key), Some(said)) = (self.own_key(&put.key), said)
+            && self.held.contains_key(&key)
+        {
+            self.revoked.insert(key, said.sequence);
+        }
+    }
+
+    /// What goes of that, once the entitlement has stood for long enough.
+    pub(super) fn revoke(&mut self, now: Instant) -> Vec<(Key, Removed)> {
+        if now < self.revoke_at {
+            return Vec::new();
+        }
+        let mut gone = Vec::new();
+        for (key, sequence) in std::mem::take(&mut self.revoked) {
+            let Some(held) = self.let_go(&key) else { continue };
+            let newest = held.newest.filter(|held| held.epoch == self.epoch);
+            let sequence = sequence.max(newest.map_or(0, |held| held.sequence));
+            let removal = Removal::Explained;
+            self.tally.removed(removal);
+            gone.push((key, Removed { removal, sequence }));
+        }
+        gone
     }
 
     fn admit_namespace(&self, key: &Key) -> Result<(), String> {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use prost::Message;
+use tokio::time::Instant;
 
-use super::{Phase, Session, SessionError, Tally};
+use super::{Phase, REVOKE_AFTER, Session, SessionError, Tally};
 use crate::key::{Key, Kind};
 use crate::names::{ClusterId, Owner, RegionName};
 use crate::proto::federation as wire;
@@ -80,6 +81,8 @@ impl Session {
                 cluster: recorded_cluster(&*store, &owner).await?,
                 entitlement: entitlement(&owner, &said),
                 entitled,
+                revoked: BTreeMap::new(),
+                revoke_at: Instant::now() + REVOKE_AFTER,
                 said: 0,
                 store,
                 owner,

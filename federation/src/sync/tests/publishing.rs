@@ -1,7 +1,9 @@
 //! Publisher and session: what an agent says, and what a region takes.
 
 use super::*;
-use crate::record::{Entitlement, Region};
+use crate::record::{Beacon, Entitlement, Region};
+use crate::sync::BEACON_INTERVAL;
+use crate::sync::session::REVOKE_AFTER;
 
 #[tokio::test]
 async fn what_the_agent_says_is_in_the_store_and_what_it_takes_back_is_not() {
@@ -202,6 +204,40 @@ async fn nobody_publishes_by_an_entitlement_that_the_region_has_changed_since() 
     assert!(session.is_entitled_by(&replicas.peek()), "said again");
     hears(entitling(6, &["shop"]));
     assert!(!session.is_entitled_by(&replicas.peek()));
+}
+
+/// A wider entitlement is rolled out replica by replica: the next leader may still say the narrower.
+#[tokio::test(start_paused = true)]
+async fn what_a_cluster_is_not_entitled_to_any_more_goes_when_that_has_stood_for_a_while() {
+    let store = store().await;
+    let entitle = async |sequence, namespaces: &[&str]| {
+        let (key, value) = entitling(sequence, namespaces);
+        let ops = vec![store::Op::put(key.to_string(), value)];
+        store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
+    };
+    let mut agent = Agent::new(epoch("e", 1));
+    let all = [cluster(), namespace("shop"), namespace("pay")];
+    agent.says(&all, &crate::sync::CLUSTER_KINDS);
+    publish(&store, &mut agent).await;
+    let pay = namespace("pay").0.to_string();
+    for (sequence, stands) in [(2, REVOKE_AFTER - BEACON_INTERVAL), (4, REVOKE_AFTER)] {
+        entitle(sequence, &["shop"]).await;
+        let (_, mut session, _) = publish(&store, &mut agent).await;
+        let changed = agent.own.say(&namespace("pay").0, &namespace("pay").1);
+        let changed = vec![(pay.clone(), changed.1.unwrap())];
+        let key = Key::of_owner(owner(), Kind::Beacon);
+        let beacon = agent.own.say(&key, &Arc::new(Body::Beacon(Beacon { nonce: 1 })));
+        let beacon = vec![(key.to_string(), beacon.1.unwrap())];
+        let refused = send_raw(&mut session, changed, Vec::new()).await;
+        assert!(refused[0].1.contains("not entitled"), "{refused:?}");
+        assert!(stored(&store).await.contains(&pay), "at once nothing goes");
+        tokio::time::advance(stands).await;
+        assert_eq!(send_raw(&mut session, beacon, Vec::new()).await, []);
+        assert_eq!(stored(&store).await.contains(&pay), stands < REVOKE_AFTER, "{stands:?}");
+        entitle(sequence + 1, &["shop", "pay"]).await;
+        publish(&store, &mut agent).await;
+        assert!(stored(&store).await.contains(&pay), "and what it may say again is there again");
+    }
 }
 
 /// Sends puts and tombstones as they are, past the publisher. Returns (key, reason) of each refusal.
