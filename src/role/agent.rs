@@ -111,6 +111,8 @@ impl Agent {
         let writer = Arc::new(writer);
         let whole = watch::Sender::new(image.is_some());
         let mut cluster = cluster_record(&config, &state);
+        let newest = |image: &Image| image.owners.get(&owner)?.newest.clone();
+        let restored_up_to = image.as_ref().and_then(newest);
         let (before, suspect) = restore(image, &owner, &mut cluster, &writer);
         let held = identity.held();
         let view = Arc::new(View {
@@ -152,6 +154,7 @@ impl Agent {
             desired,
             joined: joined_rx.clone(),
             respected,
+            restored: restored_up_to,
             surplus,
             writer: Arc::clone(&writer),
         };

@@ -20,6 +20,7 @@ pub use self::refusal::{Reason, Tally};
 use self::refusal::{Refusal, acks};
 pub use self::removals::RemovalWindows;
 use self::removals::Removals;
+use super::facts::Fact;
 use super::quota::{Quota, Usage};
 use super::transactions::{Changes, transactions};
 use super::{CLUSTER_KINDS, TARGET_MESSAGE, facts, feed};
@@ -32,7 +33,7 @@ use crate::record::{
     Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, body_hash_of_value,
 };
 use crate::replica::{Removed, Replica};
-use crate::store::{self, Commit, Guard, Revision, Store, StoreError};
+use crate::store::{self, Commit, Guard, KeyValue, Revision, Store, StoreError};
 
 mod admit;
 mod open;
@@ -257,22 +258,41 @@ impl Session {
         }
         // Before the listing: what is written in between is found when this stream commits.
         let said = store::read(&*self.store, &facts::said_key(&self.owner)).await?;
-        self.said = said.map_or(0, |entry| entry.mod_revision);
+        self.said = said.as_ref().map_or(0, |entry| entry.mod_revision);
+        let heard = self.heard_all_of(said).await?;
         let stored = self.list().await?;
         let wanted = self.declared.iter().filter(|(key, declared)| {
             let value = stored.get(*key);
             value.is_none_or(|value| declared.is_news(value, &self.epoch)) || !self.may_say(key)
         });
         let wanted: Vec<String> = wanted.map(|(key, _)| key.to_string()).collect();
+        let lacked = self.declared.iter().filter(|(key, declared)| {
+            declared.sequence == 0 && !stored.contains_key(*key) && self.may_say(key)
+        });
+        let lacked: Vec<String> = lacked.map(|(key, _)| key.to_string()).collect();
         self.present = std::mem::take(&mut self.declared).into_keys().collect();
         let held = |(key, value): (&Key, &Bytes)| (key.clone(), Held::of(key, value));
         self.held = stored.iter().map(held).collect();
         let bytes = self.held.values().map(|held| held.bytes).sum();
         self.usage = Usage { records: self.held.len(), bytes };
         let mut answers = self.surplus(&stored, &CLUSTER_KINDS);
-        answers.extend(want(&wanted));
+        answers.extend(want(&wanted, heard.map(|heard| (lacked, heard))));
         self.phase = Phase::Supplying;
         Ok(answers)
+    }
+
+    /// The newest change of the owner that was taken before this stream, if the owner has said all
+    /// that it had in the epoch of that.
+    async fn heard_all_of(&self, said: Option<KeyValue>) -> Result<Option<Newest>, StoreError> {
+        let fact = |entry: KeyValue| facts::read(&entry.key, &entry.value);
+        let Some(Fact::Said(_, said)) = said.and_then(fact) else { return Ok(None) };
+        let key = facts::complete_key(&self.owner, Kind::Cluster);
+        match store::read(&*self.store, &key).await?.and_then(fact) {
+            Some(Fact::Complete(_, _, epoch)) if epoch == said.newest.epoch => {
+                Ok(Some(said.newest))
+            }
+            _ => Ok(None),
+        }
     }
 
     async fn list(&self) -> Result<BTreeMap<Key, Bytes>, StoreError> {
@@ -457,12 +477,23 @@ fn once(taken: &BTreeMap<Key, Option<Bytes>>, key: Key) -> Result<Key, Refusal> 
     Ok(key)
 }
 
-fn want(keys: &[String]) -> Vec<wire::PublishResponse> {
-    let message =
-        |keys: &[String], last| response(Response::Want(wire::Want { keys: keys.to_vec(), last }));
-    let mut messages: Vec<_> = keys.chunks(WANT_KEYS).map(|keys| message(keys, false)).collect();
-    messages.push(message(&[], true));
-    messages
+/// What is wanted, and what is lacked of what the owner had said up to some change.
+fn want(keys: &[String], lacked: Option<(Vec<String>, Newest)>) -> Vec<wire::PublishResponse> {
+    let wanted =
+        keys.chunks(WANT_KEYS).map(|keys| wire::Want { keys: keys.to_vec(), ..Default::default() });
+    let mut messages: Vec<wire::Want> = wanted.collect();
+    if let Some((lacked, heard)) = lacked {
+        messages.extend(lacked.chunks(WANT_KEYS).map(|lacked| wire::Want {
+            lacked: lacked.to_vec(),
+            heard: Some(wire::Newest {
+                epoch: Some(facts::epoch_to_wire(&heard.epoch)),
+                sequence: heard.sequence,
+            }),
+            ..Default::default()
+        }));
+    }
+    messages.push(wire::Want { last: true, ..Default::default() });
+    messages.into_iter().map(|want| response(Response::Want(want))).collect()
 }
 
 fn response(message: Response) -> wire::PublishResponse {

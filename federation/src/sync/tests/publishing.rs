@@ -3,6 +3,7 @@
 use super::*;
 use crate::record::{Beacon, Entitlement, Region};
 use crate::sync::BEACON_INTERVAL;
+use crate::sync::publisher::Lacking;
 use crate::sync::session::REVOKE_AFTER;
 
 #[tokio::test]
@@ -37,6 +38,43 @@ async fn a_restarted_agent_sends_only_what_differs_and_what_went_meanwhile_goes(
     let keys = stored(&store).await;
     assert_eq!(keys.len(), 3);
     assert!(keys.iter().all(|key| !key.ends_with("/one")));
+}
+
+/// An agent that was killed before it saved a removal says again what it removed.
+#[tokio::test]
+async fn what_a_region_lacks_is_named_with_what_it_had_heard() {
+    let store = store().await;
+    let all = [cluster(), namespace("one"), namespace("two")];
+    let lacked = async |agent: &mut Agent| {
+        let mut publisher = agent.publisher();
+        let mut session = open(&store, "uid", agent.epoch.clone(), Duration::ZERO).await.unwrap();
+        publisher.receive(session.accepted(), &agent.writer.current()).unwrap();
+        let mut lacking = None;
+        for request in publisher.declare(&agent.writer.current()) {
+            for answer in session.receive(request, now()).await.unwrap() {
+                lacking = publisher.receive(answer, &agent.writer.current()).unwrap().lacking;
+            }
+        }
+        lacking.map(|Lacking { keys, heard }| (keys, heard.epoch, heard.sequence))
+    };
+    let mut first = Agent::new(epoch("e", 1));
+    first.says(&all, &crate::sync::CLUSTER_KINDS);
+    assert_eq!(lacked(&mut first).await, None, "a region that has heard nothing");
+    publish(&store, &mut first).await;
+    first.says(&[cluster(), namespace("one")], &crate::sync::CLUSTER_KINDS);
+    let removed = first.own.newest().sequence;
+    publish(&store, &mut first).await;
+
+    let mut second = Agent::new(epoch("e", 2));
+    second.says(&all, &crate::sync::CLUSTER_KINDS);
+    let expected = (vec![namespace("two").0], epoch("e", 1), removed);
+    assert_eq!(lacked(&mut second).await, Some(expected));
+    // What is held as it was before is wanted, and not lacked.
+    let Body::Namespace(mut other) = (*namespace("one").1).clone() else { panic!() };
+    other.labels.insert("a".into(), "b".into());
+    let changed = (namespace("one").0, Arc::new(Body::Namespace(other)));
+    second.says(&[cluster(), changed], &crate::sync::CLUSTER_KINDS);
+    assert_eq!(lacked(&mut second).await, None);
 }
 
 /// A store from a backup has it as it was before; others saw it go and come back, in this epoch of
