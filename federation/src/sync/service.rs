@@ -43,7 +43,7 @@ use crate::proto::federation::publish_request::Message as PublishMessage;
 use crate::proto::federation::publish_response::Message as PublishAnswer;
 use crate::record::{Decision, Entitlement, READS_LEVEL};
 use crate::replica::{Replica, Replicas};
-use crate::store::{Range, Store};
+use crate::store::{Range, Store, StoreError};
 
 /// Wall time, passed in.
 pub type WallClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -495,9 +495,14 @@ fn stopping() -> Status {
 fn status(error: &SessionError) -> Status {
     match error {
         SessionError::Refused(why) => Status::failed_precondition(why.clone()),
+        SessionError::Claimed { .. } => Status::failed_precondition(error.to_string()),
         SessionError::Protocol(_) => Status::invalid_argument(error.to_string()),
         SessionError::Superseded(_) => Status::aborted(error.to_string()),
         SessionError::Unsettled(_) => Status::unavailable(error.to_string()),
+        // Who waits for that to be mended has to know what it is.
+        SessionError::Store(damaged @ StoreError::Damaged(_)) => {
+            Status::unavailable(format!("the region's store cannot be used: {damaged}"))
+        }
         SessionError::Store(_) => Status::unavailable("the region's store failed, try again"),
     }
 }

@@ -57,6 +57,19 @@ pub enum SessionError {
     /// The caller may not publish for this cluster, now or ever.
     #[error("{0}")]
     Refused(String),
+    /// The id belongs to another cluster.
+    #[error(
+        "cluster id {owner} belongs to the cluster with UID {holder}, not to {uid}: give one of the \
+         two another id, or let the first leave"
+    )]
+    Claimed {
+        /// The cluster that is claimed.
+        owner: Owner,
+        /// The UID of the one that holds it.
+        holder: String,
+        /// The UID of who claims it.
+        uid: String,
+    },
     /// The caller broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(&'static str),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use prost::Message;
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::{Phase, REVOKE_AFTER, Session, SessionError, Tally};
 use crate::key::{Key, Kind};
@@ -58,7 +59,7 @@ impl Session {
         }
         let key = facts::session_key(&owner);
         let held = store::read(&*store, &key).await?;
-        let recorded = held.as_ref().map(|entry| decode_session(&owner, entry)).transpose()?;
+        let recorded = held.as_ref().and_then(|entry| recorded(&owner, entry));
         let said = region_record(&*store, region).await?;
         // A store that went back, and has not been given what it lost: what it says of entitlements
         // and members is not true any more.
@@ -69,6 +70,11 @@ impl Session {
             said.filter(stands).ok_or_else(|| SessionError::Unsettled(owner.clone()))?;
         let next = match &recorded {
             Some(recorded) => succeed(&owner, recorded, &hello.uid, &epoch, heard.silent_for)?,
+            // It cannot say whose the id is. The region may remember.
+            None if held.is_some() => {
+                refuse_another(&owner, &said, &hello.uid)?;
+                first(&owner, &said, hello.uid, &epoch, now)
+            }
             None => first(&owner, &said, hello.uid, &epoch, now),
         };
         let joined = Timestamp::from_millisecond(next.joined_ms).unwrap_or(now);
@@ -168,21 +174,16 @@ fn authorised(region: &RegionName, caller: &Caller, claimed: &str) -> Result<Own
 /// Whether a known cluster's next stream may take over from the last one accepted.
 fn succeed(
     owner: &Owner,
-    recorded: &local::Session,
+    recorded: &Recorded,
     uid: &str,
     epoch: &Epoch,
     silent_for: Duration,
 ) -> Result<local::Session, SessionError> {
     if recorded.uid != uid {
-        return Err(SessionError::Refused(format!(
-            "cluster id {owner} belongs to the cluster with UID {}, not to {uid}: give one of the two another id, \
-             or let the first leave",
-            recorded.uid
-        )));
+        return Err(claimed(owner, &recorded.uid, uid));
     }
-    let held = crate::record::epoch(recorded.epoch.clone())
-        .map_err(|error| StoreError::Damaged(format!("session of {owner}: {error}")))?;
-    if epoch.is_older_than(&held) {
+    let held = &recorded.epoch;
+    if epoch.is_older_than(held) {
         return Err(SessionError::Refused(format!(
             "epoch {epoch} is older than {held}, which already publishes for {owner}"
         )));
@@ -195,15 +196,46 @@ fn succeed(
         )));
     }
     Ok(local::Session {
+        uid: recorded.uid.clone(),
+        joined_ms: recorded.joined_ms,
+        number: recorded.number.saturating_add(1),
         epoch: Some(facts::epoch_to_wire(epoch)),
-        number: recorded.number + 1,
-        ..recorded.clone()
     })
 }
 
-fn decode_session(owner: &Owner, entry: &KeyValue) -> Result<local::Session, SessionError> {
-    let session = local::Session::decode(entry.value.clone());
-    session.map_err(|error| StoreError::Damaged(format!("session of {owner}: {error}")).into())
+/// The last session that was taken for a cluster.
+struct Recorded {
+    uid: String,
+    joined_ms: i64,
+    number: u64,
+    epoch: Epoch,
+}
+
+/// Like any other local fact, one that cannot be read counts as never said: the cluster would be kept
+/// out until somebody mends the key.
+fn recorded(owner: &Owner, entry: &KeyValue) -> Option<Recorded> {
+    let read = local::Session::decode(entry.value.clone()).ok().filter(|read| !read.uid.is_empty());
+    let recorded = read.and_then(|local::Session { uid, joined_ms, number, epoch }| {
+        let epoch = crate::record::epoch(epoch).ok()?;
+        Some(Recorded { uid, joined_ms, number, epoch })
+    });
+    if recorded.is_none() {
+        warn!(%owner, key = entry.key, "the session of a cluster cannot be read, it is written anew");
+    }
+    recorded
+}
+
+fn refuse_another(owner: &Owner, region: &Region, uid: &str) -> Result<(), SessionError> {
+    let member = owner.cluster.as_ref().and_then(|cluster| region.members.get(cluster));
+    match member.filter(|member| member.uid != uid) {
+        Some(member) => Err(claimed(owner, &member.uid, uid)),
+        None => Ok(()),
+    }
+}
+
+fn claimed(owner: &Owner, holder: &str, uid: &str) -> SessionError {
+    let (owner, holder, uid) = (owner.clone(), holder.to_owned(), uid.to_owned());
+    SessionError::Claimed { owner, holder, uid }
 }
 
 async fn recorded_cluster(store: &dyn Store, owner: &Owner) -> Result<Option<Cluster>, StoreError> {

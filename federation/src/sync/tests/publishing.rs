@@ -1,7 +1,7 @@
 //! Publisher and session: what an agent says, and what a region takes.
 
 use super::*;
-use crate::record::{Beacon, Entitlement, Region};
+use crate::record::{Beacon, Entitlement, Member, Region};
 use crate::sync::BEACON_INTERVAL;
 use crate::sync::publisher::Lacking;
 use crate::sync::session::REVOKE_AFTER;
@@ -276,6 +276,37 @@ async fn what_a_cluster_is_not_entitled_to_any_more_goes_when_that_has_stood_for
         publish(&store, &mut agent).await;
         assert!(stored(&store).await.contains(&pay), "and what it may say again is there again");
     }
+}
+
+/// Nor does it make room for another cluster, as long as the region remembers whose the id is.
+#[tokio::test]
+async fn a_session_that_cannot_be_read_keeps_nobody_out() {
+    let store = store().await;
+    let key = "/tombolo/local/v1/session/r/r-a";
+    let put = async |key: &str, value: Bytes| {
+        let ops = vec![store::Op::put(key, value)];
+        store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
+    };
+    let joined = now() - Duration::from_hours(1);
+    let member = Member { uid: "uid".into(), joined };
+    let members = [("r-a".parse().unwrap(), member)].into();
+    let region = Body::Region(Region { members, ..Region::default() });
+    let mut own = OwnRecords::new("r/_".parse().unwrap(), epoch("r", 2));
+    let (region_key, value) = own.say(&region_word().0, &Arc::new(region));
+    put(&region_key.to_string(), value.unwrap()).await;
+    for rubbish in ["", "rubbish"] {
+        put(key, Bytes::from_static(rubbish.as_bytes())).await;
+        let other = open(&store, "other", epoch("x", 1), Duration::ZERO).await.unwrap_err();
+        assert!(matches!(other, SessionError::Claimed { .. }), "{other}");
+        let session = open(&store, "uid", epoch("e", 1), Duration::ZERO).await.unwrap();
+        let Some(wire::publish_response::Message::Accepted(accepted)) = session.accepted().message
+        else {
+            panic!("{session:?}")
+        };
+        assert_eq!(accepted.joined_ms, joined.as_millisecond(), "as the region remembers");
+    }
+    let error = open(&store, "uid", epoch("e", 0), Duration::ZERO).await.unwrap_err();
+    assert!(error.to_string().contains("is older than e#1"), "it is written anew: {error}");
 }
 
 /// Sends puts and tombstones as they are, past the publisher. Returns (key, reason) of each refusal.
