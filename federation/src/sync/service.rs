@@ -6,6 +6,7 @@
 //! reads holds one message and a reference to what all share.
 
 mod admission;
+mod claims;
 mod limits;
 mod metrics;
 mod streams;
@@ -26,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use self::admission::{Admission, Busy, Slot, Turn};
+pub use self::claims::Claims;
 use self::limits::Bucket;
 pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
@@ -68,6 +70,7 @@ pub struct FederationApi {
     admission: Arc<Admission>,
     lookout: Arc<Lookout>,
     removals: RemovalWindows,
+    claims: Claims,
 }
 
 impl FederationApi {
@@ -98,7 +101,14 @@ impl FederationApi {
             admission,
             lookout,
             removals,
+            claims: Claims::default(),
         }
+    }
+
+    /// Who claims an id that another cluster holds.
+    #[must_use]
+    pub fn claims(&self) -> Claims {
+        self.claims.clone()
     }
 
     /// Takes no publisher before `settled`: until a new store's region knows what its peers know of
@@ -225,7 +235,9 @@ impl FederationApi {
         });
         session.inspect(|_| slot.accepted()).map_err(|error| {
             warn!(%caller, error = %chain(&error), "publish stream refused");
-            slot.refused(Refused::Session);
+            self.claims.note(&error, Instant::now());
+            let claimed = matches!(error, SessionError::Claimed { .. });
+            slot.refused(if claimed { Refused::Uid } else { Refused::Session });
             status(&error)
         })
     }
