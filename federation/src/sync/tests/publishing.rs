@@ -5,6 +5,7 @@ use crate::record::{Beacon, Entitlement, Member, Region};
 use crate::sync::BEACON_INTERVAL;
 use crate::sync::publisher::Lacking;
 use crate::sync::session::REVOKE_AFTER;
+use crate::sync::transactions::MAX_RECORD_BYTES;
 
 #[tokio::test]
 async fn what_the_agent_says_is_in_the_store_and_what_it_takes_back_is_not() {
@@ -353,9 +354,13 @@ async fn a_record_that_may_not_be_written_is_refused_by_itself() {
     let early = seal(export(now() - Duration::from_hours(1)));
     let far = seal(slice("169.254.169.254"));
     let region = ("/tombolo/v1/r/_/region/_/r".to_owned(), good.1.clone());
-    let puts = vec![good, foreign, damaged, early, far, region];
-    let refused =
-        send_raw(&mut session, puts, vec!["/tombolo/v1/r/r-b/namespace/_/x".into()]).await;
+    let yet_to_come = seal(export(now() + Duration::from_secs(601)));
+    let large = (good.0.replace("good", "large"), Bytes::from(vec![0; MAX_RECORD_BYTES]));
+    // Its sequence is none.
+    let gone = good.0.clone();
+    let puts = vec![good, foreign, damaged, early, far, region, yet_to_come, large];
+    let gone = vec!["/tombolo/v1/r/r-b/namespace/_/x".into(), gone.replace("good", "gone")];
+    let refused = send_raw(&mut session, puts, gone).await;
 
     let reasons: Vec<&str> = refused.iter().map(|(_, reason)| reason.as_str()).collect();
     for (reason, why) in reasons.iter().zip([
@@ -364,12 +369,28 @@ async fn a_record_that_may_not_be_written_is_refused_by_itself() {
         "claims precedence since",
         "endpoint 169.254.169.254 is unspecified, link-local or multicast",
         "belongs to r/_",
+        "which is yet to come",
+        "more than the",
         "belongs to r/r-b",
+        "a tombstone has a sequence number",
     ]) {
-        assert!(reason.contains(why), "{reason}");
+        assert!(reason.contains(why), "{reason} is not {why}");
     }
-    assert_eq!(reasons.len(), 6, "{reasons:?}");
-    assert_eq!(stored(&store).await.len(), 2, "the good one and the cluster");
+    assert_eq!(reasons.len(), 9, "{reasons:?}");
+    let unspecified =
+        wire::Tombstone { key: namespace("good").0.to_string(), ..Default::default() };
+    let message = Some(wire::publish_request::Message::Changes(wire::Changes {
+        tombstones: vec![unspecified],
+        ..Default::default()
+    }));
+    let answers = session.receive(wire::PublishRequest { message }, now()).await.unwrap();
+    let Some(wire::publish_response::Message::Ack(ack)) = &answers[0].message else {
+        panic!("{answers:?}")
+    };
+    assert!(ack.refused[0].reason.contains("says why"), "{ack:?}");
+    let ahead = seal(export(now() + Duration::from_mins(10)));
+    assert_eq!(send_raw(&mut session, vec![ahead], Vec::new()).await, [], "clocks differ");
+    assert_eq!(stored(&store).await.len(), 3, "the good ones and the cluster");
 }
 
 #[tokio::test]
