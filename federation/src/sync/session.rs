@@ -60,7 +60,8 @@ pub enum SessionError {
     /// The id belongs to another cluster.
     #[error(
         "cluster id {owner} belongs to the cluster with UID {holder}, not to {uid}: give one of the \
-         two another id, or let the first leave"
+         two another id, or let the first leave. If it is the same one, whose \
+         agent lost its state directory: give it the first UID as clusterUid"
     )]
     Claimed {
         /// The cluster that is claimed.
