@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::record::{Beacon, Entitlement, Member, Region};
-use crate::sync::BEACON_INTERVAL;
 use crate::sync::publisher::Lacking;
 use crate::sync::session::REVOKE_AFTER;
 use crate::sync::transactions::MAX_RECORD_BYTES;
@@ -63,8 +62,8 @@ async fn what_a_region_lacks_is_named_with_what_it_had_heard() {
     assert_eq!(lacked(&mut first).await, None, "a region that has heard nothing");
     publish(&store, &mut first).await;
     first.says(&[cluster(), namespace("one")], &crate::sync::CLUSTER_KINDS);
-    let removed = first.own.newest().sequence;
     publish(&store, &mut first).await;
+    let removed = first.own.newest().sequence;
 
     let mut second = Agent::new(epoch("e", 2));
     second.says(&all, &crate::sync::CLUSTER_KINDS);
@@ -221,11 +220,11 @@ async fn nobody_publishes_by_an_entitlement_that_the_region_has_changed_since() 
     };
     put(entitling(2, &["shop"])).await;
     hears(entitling(3, &["shop", "pay"]));
-    let heard = || {
+    let knows = || {
         let region = crate::sync::session::region_word(&replicas.peek(), &region);
         Heard { region, ..Heard::default() }
     };
-    let early = open_knowing(&store, "uid", epoch("e", 1), heard()).await;
+    let early = open_knowing(&store, "uid", epoch("e", 1), knows()).await;
     assert_eq!(early.unwrap_err(), SessionError::Unsettled(owner()));
     let session = store::read(&*store, "/tombolo/local/v1/session/r/r-a").await.unwrap();
     assert_eq!(session, None);
@@ -235,7 +234,7 @@ async fn nobody_publishes_by_an_entitlement_that_the_region_has_changed_since() 
     assert!(!session.is_entitled_by(&replicas.peek()));
     // One that knows more than its replica goes on, until that has what is newer and says another.
     put(entitling(4, &["pay"])).await;
-    let session = open_knowing(&store, "uid", epoch("e", 1), heard()).await.unwrap();
+    let session = open_knowing(&store, "uid", epoch("e", 1), knows()).await.unwrap();
     assert!(session.is_entitled_by(&replicas.peek()));
     hears(entitling(4, &["pay"]));
     assert!(session.is_entitled_by(&replicas.peek()));
@@ -259,7 +258,7 @@ async fn what_a_cluster_is_not_entitled_to_any_more_goes_when_that_has_stood_for
     agent.says(&all, &crate::sync::CLUSTER_KINDS);
     publish(&store, &mut agent).await;
     let pay = namespace("pay").0.to_string();
-    for (sequence, stands) in [(2, REVOKE_AFTER - BEACON_INTERVAL), (4, REVOKE_AFTER)] {
+    for (sequence, stands) in [(2, REVOKE_AFTER / 2), (4, REVOKE_AFTER)] {
         entitle(sequence, &["shop"]).await;
         let (_, mut session, _) = publish(&store, &mut agent).await;
         let changed = agent.own.say(&namespace("pay").0, &namespace("pay").1);
