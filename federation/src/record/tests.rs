@@ -350,6 +350,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 removed: vec![local::Removed {
                     key: "k".into(),
                     removal: api::Removal::Approved.into(),
+                    sequence: Some(3),
                 }],
                 more: true,
             }

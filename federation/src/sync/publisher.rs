@@ -63,11 +63,27 @@ pub enum PublishError {
 
 /// What was said in this epoch, on whatever stream. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Said(Arc<Mutex<BTreeSet<Key>>>);
+pub struct Said(Arc<Mutex<SaidSince>>);
+
+#[derive(Debug, Default)]
+struct SaidSince {
+    /// The newest change of the first declaration. What is newer was not there then as it is now.
+    first: Option<u64>,
+    /// Of what was declared then, what was sent since, as long as it is there.
+    sent: BTreeSet<Key>,
+}
 
 impl Said {
-    fn keys(&self) -> MutexGuard<'_, BTreeSet<Key>> {
+    fn since(&self) -> MutexGuard<'_, SaidSince> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SaidSince {
+    /// Whether a region that has an older change than this of the record went back. It may have what
+    /// an owner holds unchanged since before it started from an earlier epoch.
+    fn names(&self, key: &Key, sequence: u64) -> bool {
+        self.first.is_some_and(|first| sequence > first) || self.sent.contains(key)
     }
 }
 
@@ -220,7 +236,12 @@ impl Publisher {
         if !matches!(self.phase, Phase::Accepted) {
             return Vec::new();
         }
-        let mut send = declaration(&self.owner, replica, &self.said);
+        let sequence = self.sequence(replica);
+        let mut send = {
+            let mut said = self.said.since();
+            said.first.get_or_insert(sequence);
+            declaration(&self.owner, replica, &said)
+        };
         if let Some(wire::PublishRequest { message: Some(Request::State(state)) }) = send.last_mut()
         {
             state.last = true;
@@ -296,12 +317,12 @@ impl Publisher {
     fn changes(&mut self, values: Vec<(Key, Result<Bytes, Removed>)>) -> Vec<wire::PublishRequest> {
         {
             // What went is not declared any more: names come and go for as long as an agent runs.
-            let mut said = self.said.keys();
+            let sent = &mut self.said.since().sent;
             for (key, value) in &values {
                 if value.is_ok() {
-                    said.insert(key.clone());
+                    sent.insert(key.clone());
                 } else {
-                    said.remove(key);
+                    sent.remove(key);
                 }
             }
         }
@@ -361,20 +382,19 @@ fn request(message: Request) -> wire::PublishRequest {
 
 /// At least one message. The number of a change that the region was never told of would make it ask
 /// for all that a restarted owner holds unchanged.
-fn declaration(owner: &Owner, replica: &Replica, said: &Said) -> Vec<wire::PublishRequest> {
+fn declaration(owner: &Owner, replica: &Replica, said: &SaidSince) -> Vec<wire::PublishRequest> {
     const ENTRIES: usize = 1000;
     let records: BTreeMap<_, _> = replica
         .holding(owner)
         .into_iter()
         .flat_map(super::super::replica::Holding::records)
         .collect();
-    let said = said.keys();
     let entries: Vec<wire::KeyHash> = records
         .into_iter()
         .filter_map(|(key, entry)| {
             let hash = body_hash_of_value(&entry.value)?;
-            let origin = entry.origin().filter(|_| said.contains(key));
-            let sequence = origin.map_or(0, |origin| origin.sequence);
+            let sequence = entry.origin().map_or(0, |origin| origin.sequence);
+            let sequence = if said.names(key, sequence) { sequence } else { 0 };
             Some(wire::KeyHash {
                 key: key.to_string(),
                 body_sha256: hash.to_vec().into(),

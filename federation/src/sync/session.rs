@@ -272,6 +272,9 @@ impl Session {
         }
         // Before the listing: what is written in between is found when this stream commits.
         let said = store::read(&*self.store, &facts::said_key(&self.owner)).await?;
+        // What is supplied first is older than what others have heard: the owner's word must not
+        // go back behind that.
+        self.sequence = said.as_ref().map_or(0, |entry| self.said_before(entry));
         self.said = said.as_ref().map_or(0, |entry| entry.mod_revision);
         let heard = self.heard_all_of(said).await?;
         let stored = self.list().await?;
@@ -302,10 +305,22 @@ impl Session {
         let Some(Fact::Said(_, said)) = said.and_then(fact) else { return Ok(None) };
         let key = facts::complete_key(&self.owner, Kind::Cluster);
         match store::read(&*self.store, &key).await?.and_then(fact) {
-            Some(Fact::Complete(_, _, epoch)) if epoch == said.newest.epoch => {
+            Some(Fact::Complete(_, _, epoch)) if epoch == said.newest.epoch && !said.more => {
                 Ok(Some(said.newest))
             }
             _ => Ok(None),
+        }
+    }
+
+    /// Up to which change the owner was heard in this epoch, by its last word in the store. A change
+    /// that broke off says nothing of that: as an owner that begins with it, this one would vouch for
+    /// parts that never came.
+    fn said_before(&self, entry: &KeyValue) -> u64 {
+        match facts::read(&entry.key, &entry.value) {
+            Some(Fact::Said(_, said)) if !said.more && said.newest.epoch == self.epoch => {
+                said.newest.sequence
+            }
+            _ => 0,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::record::{Beacon, Entitlement, Member, Region};
+use crate::sync::facts;
 use crate::sync::publisher::Lacking;
 use crate::sync::session::REVOKE_AFTER;
 use crate::sync::transactions::MAX_RECORD_BYTES;
@@ -78,10 +79,10 @@ async fn what_a_region_lacks_is_named_with_what_it_had_heard() {
 }
 
 /// A store from a backup has it as it was before; others saw it go and come back, in this epoch of
-/// its owner or since an earlier one.
+/// its owner or since an earlier one. That it is there again may not have been told before.
 #[tokio::test]
 async fn what_went_and_is_there_again_as_it_was_is_said_again() {
-    for restarted in [false, true] {
+    for (restarted, told) in [(false, true), (true, true), (false, false), (true, false)] {
         let (store, backup) = (store().await, store().await);
         let mut agent = Agent::new(epoch("e", 1));
         let all = [cluster(), namespace("one"), namespace("two")];
@@ -97,9 +98,12 @@ async fn what_went_and_is_there_again_as_it_was_is_said_again() {
         agent.says(&[cluster(), namespace("two")], &crate::sync::CLUSTER_KINDS);
         publish(&store, &mut agent).await;
         agent.says(&all, &crate::sync::CLUSTER_KINDS);
-        assert_eq!(publish(&store, &mut agent).await.2, 1);
+        if told {
+            assert_eq!(publish(&store, &mut agent).await.2, 1);
+        }
 
-        assert_eq!(publish(&backup, &mut agent).await.2, 1, "restarted: {restarted}");
+        let again = publish(&backup, &mut agent).await.2;
+        assert_eq!(again, 1, "restarted: {restarted}, told: {told}");
         let (key, _) = namespace("one");
         let held = store::read(&*backup, &key.to_string()).await.unwrap().unwrap();
         assert_eq!(held.value, agent.writer.current().get(&key).unwrap().value);
@@ -307,6 +311,40 @@ async fn a_session_that_cannot_be_read_keeps_nobody_out() {
     }
     let error = open(&store, "uid", epoch("e", 0), Duration::ZERO).await.unwrap_err();
     assert!(error.to_string().contains("is older than e#1"), "it is written anew: {error}");
+}
+
+/// Whoever lists the store before all is supplied again would take it for one that went back.
+#[tokio::test]
+async fn a_new_stream_of_an_epoch_does_not_take_the_owners_last_word_back() {
+    let said = async |store: &Arc<dyn Store>| {
+        let entry = store::read(&**store, &facts::said_key(&owner())).await.unwrap().unwrap();
+        match facts::read(&entry.key, &entry.value) {
+            Some(facts::Fact::Said(_, said)) => said.newest,
+            other => panic!("{other:?}"),
+        }
+    };
+    let store = store().await;
+    let mut agent = Agent::new(epoch("e", 1));
+    agent.says(&[cluster(), namespace("one"), namespace("two")], &crate::sync::CLUSTER_KINDS);
+    publish(&store, &mut agent).await;
+    let before = said(&store).await;
+    assert_eq!(before.sequence, 3);
+
+    // What it said first is wanted again.
+    let key = namespace("one").0;
+    let ops = vec![store::Op::delete(key.to_string())];
+    store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
+    let mut publisher = agent.publisher();
+    let mut session = open(&store, "uid", agent.epoch.clone(), Duration::ZERO).await.unwrap();
+    publisher.receive(session.accepted(), &agent.writer.current()).unwrap();
+    let mut to_region = publisher.declare(&agent.writer.current());
+    while store::read(&*store, &key.to_string()).await.unwrap().is_none() {
+        for answer in session.receive(to_region.remove(0), now()).await.unwrap() {
+            to_region.extend(publisher.receive(answer, &agent.writer.current()).unwrap().send);
+        }
+    }
+    assert!(!to_region.is_empty(), "it is not complete yet");
+    assert_eq!(said(&store).await, before);
 }
 
 /// Sends puts and tombstones as they are, past the publisher. Returns (key, reason) of each refusal.
