@@ -298,6 +298,20 @@ impl Session {
         Ok(answers)
     }
 
+    /// The newest change of the owner that was taken before this stream, if the owner has said all
+    /// that it had in the epoch of that.
+    async fn heard_all_of(&self, said: Option<KeyValue>) -> Result<Option<Newest>, StoreError> {
+        let fact = |entry: KeyValue| facts::read(&entry.key, &entry.value);
+        let Some(Fact::Said(_, said)) = said.and_then(fact) else { return Ok(None) };
+        let key = facts::complete_key(&self.owner, Kind::Cluster);
+        match store::read(&*self.store, &key).await?.and_then(fact) {
+            Some(Fact::Complete(_, _, epoch)) if epoch == said.newest.epoch && !said.more => {
+                Ok(Some(said.newest))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Up to which change the owner was heard in this epoch, by its last word in the store. A change
     /// that broke off says nothing of that: as an owner that begins with it, this one would vouch for
     /// parts that never came.
@@ -307,23 +321,6 @@ impl Session {
                 said.newest.sequence
             }
             _ => 0,
-        }
-    }
-
-    /// The newest change of the owner that was taken before this stream, if the owner has said all
-    /// that it had in the epoch of that, and nothing of it broke off.
-    async fn heard_all_of(&self, said: Option<KeyValue>) -> Result<Option<Newest>, StoreError> {
-        let fact = |entry: KeyValue| facts::read(&entry.key, &entry.value);
-        let Some(Fact::Said(_, said)) = said.and_then(fact) else { return Ok(None) };
-        if said.more {
-            return Ok(None);
-        }
-        let key = facts::complete_key(&self.owner, Kind::Cluster);
-        match store::read(&*self.store, &key).await?.and_then(fact) {
-            Some(Fact::Complete(_, _, epoch)) if epoch == said.newest.epoch => {
-                Ok(Some(said.newest))
-            }
-            _ => Ok(None),
         }
     }
 

@@ -298,7 +298,10 @@ async fn what_only_the_region_still_has_goes_through_the_guard() {
 #[tokio::test]
 async fn what_an_earlier_process_removed_is_not_brought_back_from_its_disk() {
     let restored = || records(&["a", "b", "c"]);
-    let mut bench = Bench::start(desired(&["a"], None, 1), restored());
+    let unread = || Desired { complete: false, ..desired(&[], Some(Lost::Missing), 0) };
+    let mut bench = Bench::start(unread(), restored());
+    bench.until(&["a", "b", "c"], 1).await;
+    bench.says(desired(&["a"], None, 1));
     bench.until(&["a", "b", "c"], 1).await;
     // A store that was restored, or has not heard of all that was saved, says nothing.
     for heard in [SAVED - 1, SAVED] {
@@ -312,7 +315,7 @@ async fn what_an_earlier_process_removed_is_not_brought_back_from_its_disk() {
     bench.until(&["a"], 0).await;
 
     // Nor while the directory is not there.
-    let mut bench = Bench::start(desired(&[], Some(Lost::Missing), 0), restored());
+    let mut bench = Bench::start(unread(), restored());
     bench.until(&["a", "b", "c"], 1).await;
     bench.lacks(&["b"], SAVED + 1).await;
     bench.until(&["a", "c"], 1).await;

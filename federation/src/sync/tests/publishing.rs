@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::record::{Beacon, Entitlement, Member, Region};
+use crate::sync::facts;
 use crate::sync::publisher::Lacking;
 use crate::sync::session::REVOKE_AFTER;
 use crate::sync::transactions::MAX_RECORD_BYTES;
-use crate::sync::{BEACON_INTERVAL, facts};
 
 #[tokio::test]
 async fn what_the_agent_says_is_in_the_store_and_what_it_takes_back_is_not() {
@@ -195,40 +195,6 @@ async fn nobody_publishes_before_it_is_known_what_it_is_entitled_to() {
     assert!(matches!(unreadable, SessionError::Store(_)), "{unreadable}");
 }
 
-/// Whoever lists the store before all is supplied again would take it for one that went back.
-#[tokio::test]
-async fn a_new_stream_of_an_epoch_does_not_take_the_owners_last_word_back() {
-    let said = async |store: &Arc<dyn Store>| {
-        let entry = store::read(&**store, &facts::said_key(&owner())).await.unwrap().unwrap();
-        match facts::read(&entry.key, &entry.value) {
-            Some(facts::Fact::Said(_, said)) => said.newest,
-            other => panic!("{other:?}"),
-        }
-    };
-    let store = store().await;
-    let mut agent = Agent::new(epoch("e", 1));
-    agent.says(&[cluster(), namespace("one"), namespace("two")], &crate::sync::CLUSTER_KINDS);
-    publish(&store, &mut agent).await;
-    let before = said(&store).await;
-    assert_eq!(before.sequence, 3);
-
-    // What it said first is wanted again.
-    let key = namespace("one").0;
-    let ops = vec![store::Op::delete(key.to_string())];
-    store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
-    let mut publisher = agent.publisher();
-    let mut session = open(&store, "uid", agent.epoch.clone(), Duration::ZERO).await.unwrap();
-    publisher.receive(session.accepted(), &agent.writer.current()).unwrap();
-    let mut to_region = publisher.declare(&agent.writer.current());
-    while store::read(&*store, &key.to_string()).await.unwrap().is_none() {
-        for answer in session.receive(to_region.remove(0), now()).await.unwrap() {
-            to_region.extend(publisher.receive(answer, &agent.writer.current()).unwrap().send);
-        }
-    }
-    assert!(!to_region.is_empty(), "it is not complete yet");
-    assert_eq!(said(&store).await, before);
-}
-
 /// What region r says when it has said `sequence` things: which namespaces r-a is entitled to.
 fn entitling(sequence: u64, namespaces: &[&str]) -> (Key, Bytes) {
     let named = namespaces.iter().map(|name| name.parse().unwrap()).collect();
@@ -252,12 +218,12 @@ async fn nobody_publishes_by_an_entitlement_that_the_region_has_changed_since() 
         store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
     };
     let (writer, replicas) = replica::channel();
-    let learns = |(key, value): (Key, Bytes)| {
+    let hears = |(key, value): (Key, Bytes)| {
         let items = vec![(key, Some(value))];
         writer.apply(Batch { items, ..Batch::default() }, Instant::now());
     };
     put(entitling(2, &["shop"])).await;
-    learns(entitling(3, &["shop", "pay"]));
+    hears(entitling(3, &["shop", "pay"]));
     let knows = || {
         let region = crate::sync::session::region_word(&replicas.peek(), &region);
         Heard { region, ..Heard::default() }
@@ -274,11 +240,11 @@ async fn nobody_publishes_by_an_entitlement_that_the_region_has_changed_since() 
     put(entitling(4, &["pay"])).await;
     let session = open_knowing(&store, "uid", epoch("e", 1), knows()).await.unwrap();
     assert!(session.is_entitled_by(&replicas.peek()));
-    learns(entitling(4, &["pay"]));
+    hears(entitling(4, &["pay"]));
     assert!(session.is_entitled_by(&replicas.peek()));
-    learns(entitling(5, &["pay"]));
+    hears(entitling(5, &["pay"]));
     assert!(session.is_entitled_by(&replicas.peek()), "said again");
-    learns(entitling(6, &["shop"]));
+    hears(entitling(6, &["shop"]));
     assert!(!session.is_entitled_by(&replicas.peek()));
 }
 
@@ -345,6 +311,40 @@ async fn a_session_that_cannot_be_read_keeps_nobody_out() {
     }
     let error = open(&store, "uid", epoch("e", 0), Duration::ZERO).await.unwrap_err();
     assert!(error.to_string().contains("is older than e#1"), "it is written anew: {error}");
+}
+
+/// Whoever lists the store before all is supplied again would take it for one that went back.
+#[tokio::test]
+async fn a_new_stream_of_an_epoch_does_not_take_the_owners_last_word_back() {
+    let said = async |store: &Arc<dyn Store>| {
+        let entry = store::read(&**store, &facts::said_key(&owner())).await.unwrap().unwrap();
+        match facts::read(&entry.key, &entry.value) {
+            Some(facts::Fact::Said(_, said)) => said.newest,
+            other => panic!("{other:?}"),
+        }
+    };
+    let store = store().await;
+    let mut agent = Agent::new(epoch("e", 1));
+    agent.says(&[cluster(), namespace("one"), namespace("two")], &crate::sync::CLUSTER_KINDS);
+    publish(&store, &mut agent).await;
+    let before = said(&store).await;
+    assert_eq!(before.sequence, 3);
+
+    // What it said first is wanted again.
+    let key = namespace("one").0;
+    let ops = vec![store::Op::delete(key.to_string())];
+    store.commit(store::Txn { guards: Vec::new(), ops }).await.unwrap();
+    let mut publisher = agent.publisher();
+    let mut session = open(&store, "uid", agent.epoch.clone(), Duration::ZERO).await.unwrap();
+    publisher.receive(session.accepted(), &agent.writer.current()).unwrap();
+    let mut to_region = publisher.declare(&agent.writer.current());
+    while store::read(&*store, &key.to_string()).await.unwrap().is_none() {
+        for answer in session.receive(to_region.remove(0), now()).await.unwrap() {
+            to_region.extend(publisher.receive(answer, &agent.writer.current()).unwrap().send);
+        }
+    }
+    assert!(!to_region.is_empty(), "it is not complete yet");
+    assert_eq!(said(&store).await, before);
 }
 
 /// Sends puts and tombstones as they are, past the publisher. Returns (key, reason) of each refusal.
