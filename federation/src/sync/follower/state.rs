@@ -228,6 +228,10 @@ impl State {
         }
         if older && !left {
             lost.extend(withhold(listing, owner, holding));
+            // Nor does what an owner vouched for before, and here is again, confirm them.
+            if !lost.is_empty() {
+                listing.batch.items.retain(|(key, _)| !lost.contains_key(key));
+            }
         }
         if !lost.is_empty() {
             let said_revision = listing.said_revisions.get(owner).copied().unwrap_or_default();
@@ -506,7 +510,7 @@ impl Listing {
 
 /// What an owner is known to have removed after the store's last word of it does not come back; the
 /// leader removes it from the store.
-fn withhold(listing: &mut Listing, owner: &Owner, holding: &Holding) -> BTreeMap<Key, LostKey> {
+fn withhold(listing: &Listing, owner: &Owner, holding: &Holding) -> BTreeMap<Key, LostKey> {
     let mut withheld = BTreeMap::new();
     let Some(held) = holding.newest() else { return withheld };
     for (key, (listed, value)) in &listing.listed {
@@ -514,9 +518,6 @@ fn withhold(listing: &mut Listing, owner: &Owner, holding: &Holding) -> BTreeMap
         if key.owner == *owner && holding.get(key).is_none() && listed.as_ref().is_some_and(known) {
             withheld.insert(key.clone(), LostKey { held: None, there: Some(value.clone()) });
         }
-    }
-    if !withheld.is_empty() {
-        listing.batch.items.retain(|(key, _)| !withheld.contains_key(key));
     }
     withheld
 }
