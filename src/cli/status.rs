@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use tombolo_federation::sync::peers::Disagreement;
+
 use super::table::table;
 use crate::role::status::{LinkStatus, SourceStatus, Status};
 use crate::role::store_health::{MemberStatus, StoreStatus};
@@ -12,6 +14,7 @@ pub(super) const HELP: &str =
   - it is not ready,
   - a source is stale, holds removals back, is suspect or has records that cannot be read,
   - a link that this process keeps is down, or records were refused on it,
+  - its file entitles clusters to other namespaces than its region's leader says,
   - its certificate should have been renewed by now,
   - what it holds cannot be saved to its disk, or
   - the region's store needs attention: a member, its space, its compaction, what it lost.
@@ -34,10 +37,15 @@ pub(super) fn is_well(status: &Status) -> bool {
         let down = !link.synced && !link.left_to_leader;
         down || !link.refused.is_empty()
     };
+    // The next leader would take away what another has let in.
+    let drifts = |found: &Disagreement| {
+        found.regions[0] == found.regions[1] && found.field == "entitlements"
+    };
     let alarmed = |store: &StoreStatus| !store.alarms.is_empty() || store.lost > 0;
     status.ready
         && !status.sources.iter().any(odd)
         && !status.links.iter().any(cut)
+        && !status.disagreements.iter().any(drifts)
         && status.certificate_problem.is_none()
         && !status.cache.failing
         && !status.store.as_ref().is_some_and(alarmed)
@@ -211,6 +219,14 @@ mod tests {
         assert!(!is_well(&Status { ready: false, ..well.clone() }));
         let problem = Some("not renewed".to_owned());
         assert!(!is_well(&Status { certificate_problem: problem, ..well.clone() }));
+        let drift = |field: &str, other: &str| {
+            let regions = ["us", other].map(|region| region.parse().unwrap());
+            let (field, ours, theirs) = (field.to_owned(), "a".to_owned(), "b".to_owned());
+            let disagreements = vec![Disagreement { regions, field, ours, theirs }];
+            is_well(&Status { disagreements, ..well.clone() })
+        };
+        assert!(!drift("entitlements", "us"));
+        assert!(drift("distances", "us") && drift("entitlements", "eu"));
         let store = |alarms, lost| Some(StoreStatus { lost, alarms, ..StoreStatus::default() });
         assert!(is_well(&Status { store: store(Vec::new(), 0), ..well.clone() }));
         assert!(!is_well(&Status { store: store(vec!["full".to_owned()], 0), ..well.clone() }));

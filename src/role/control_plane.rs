@@ -142,6 +142,7 @@ impl ControlPlane {
             (serving, restored),
             election,
             nobody_renews,
+            api.claims(),
         ));
         operator::start(&mut tasks, operator, &view, calls, &stop);
         let (settled, settled_rx) = watch::channel(false);

@@ -52,7 +52,7 @@ pub(crate) struct Status {
     pub(crate) sources: Vec<SourceStatus>,
     pub(crate) links: Vec<LinkStatus>,
     /// Objects of the own cluster's source that cannot be used, with file, object and field; of a
-    /// control plane, keys of its store that are no records.
+    /// control plane, keys of its store that are no records, and claims to ids that others hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) problems: Vec<String>,
     /// What the own cluster's source holds, for directory clusters.

@@ -18,7 +18,7 @@ use crate::proto::federation as wire;
 use crate::proto::federation::publish_request::Message as Request;
 use crate::proto::federation::publish_response::Message as Response;
 use crate::proto::records;
-use crate::record::{Epoch, READS_LEVEL, Removal, body_hash_of_value};
+use crate::record::{Epoch, Newest, READS_LEVEL, Removal, body_hash_of_value};
 use crate::replica::{Change, Removed, Replica};
 
 /// What a publisher makes of a message.
@@ -37,6 +37,17 @@ pub struct Step {
     /// Records that the region holds and that were not declared: [`Publisher::judged`] goes on once
     /// it is known what became of them.
     pub surplus: Option<Vec<(Key, Bytes)>>,
+    /// What the region lacks and knows to have been there, with `surplus`, which may be empty then.
+    pub lacking: Option<Lacking>,
+}
+
+/// What a region lacks of what its owner declares, and up to which change it had heard all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lacking {
+    /// Those of them that were said to no region in this epoch.
+    pub keys: Vec<Key>,
+    /// The newest change that the region had heard.
+    pub heard: Newest,
 }
 
 /// Why a stream ends.
@@ -85,6 +96,7 @@ pub struct Publisher {
     phase: Phase,
     batch: u64,
     surplus: Vec<(Key, Bytes)>,
+    lacking: Option<Lacking>,
     /// What each batch without an acknowledgement has.
     in_flight: BTreeMap<u64, Vec<String>>,
     said: Said,
@@ -116,6 +128,7 @@ impl Publisher {
             phase: Phase::Greeted,
             batch: 0,
             surplus: Vec::new(),
+            lacking: None,
             in_flight: BTreeMap::new(),
             said: Said::default(),
         }
@@ -156,6 +169,11 @@ impl Publisher {
             (Response::Accepted(accepted), Phase::Greeted) => self.accepted(accepted),
             (Response::Want(want), Phase::Declared(view, wanted)) => {
                 wanted.extend(want.keys.iter().filter_map(|key| key.parse().ok()));
+                if let Some(heard) = want.heard.and_then(newest) {
+                    let keys = want.lacked.iter().filter_map(|key| key.parse().ok());
+                    let lacking = self.lacking.get_or_insert(Lacking { keys: Vec::new(), heard });
+                    lacking.keys.extend(keys);
+                }
                 if !want.last {
                     return Ok(Step::default());
                 }
@@ -241,21 +259,22 @@ impl Publisher {
 
     fn declared(&mut self, view: Arc<Replica>, wanted: Vec<Key>) -> Step {
         self.phase = Phase::Judging(view, wanted);
-        let surplus = std::mem::take(&mut self.surplus);
-        if surplus.is_empty() {
+        let (surplus, lacking) = (std::mem::take(&mut self.surplus), self.lacking.take());
+        if surplus.is_empty() && lacking.is_none() {
             return Step { send: self.judged(&BTreeMap::new()), ..Step::default() };
         }
-        Step { surplus: Some(surplus), ..Step::default() }
+        Step { surplus: Some(surplus), lacking, ..Step::default() }
     }
 
-    /// What the owner says of the last [`Step::surplus`]: these are gone, and why. Of the others it
-    /// says nothing, and they stay.
+    /// What the owner says of the last [`Step::surplus`] and [`Step::lacking`]: these are gone, and
+    /// why. Of the others it says nothing: they stay, or are sent.
     pub fn judged(&mut self, gone: &BTreeMap<Key, Removed>) -> Vec<wire::PublishRequest> {
         let Phase::Judging(view, wanted) = &mut self.phase else { return Vec::new() };
         let (view, wanted) = (Arc::clone(view), std::mem::take(wanted));
         let value = |key: &Key| Some((key.clone(), Ok(view.get(key)?.value.clone())));
         let owner = self.owner.clone();
-        let values = wanted.iter().filter(|key| key.owner == owner).filter_map(value);
+        let wanted = wanted.iter().filter(|key| key.owner == owner && !gone.contains_key(*key));
+        let values = wanted.filter_map(value);
         let gone = gone.iter().filter(|(key, _)| key.owner == owner);
         let gone = gone.map(|(key, removed)| (key.clone(), Err(*removed)));
         let mut send = self.changes(values.chain(gone).collect());
@@ -350,6 +369,11 @@ impl Publisher {
 /// What does not parse cannot be this owner's, and is the region's to mend.
 fn records(surplus: wire::Surplus) -> impl Iterator<Item = (Key, Bytes)> {
     surplus.records.into_iter().filter_map(|put| Some((put.key.parse().ok()?, put.value)))
+}
+
+fn newest(heard: wire::Newest) -> Option<Newest> {
+    let epoch = crate::record::epoch(heard.epoch).ok()?;
+    Some(Newest { epoch, sequence: heard.sequence })
 }
 
 fn request(message: Request) -> wire::PublishRequest {

@@ -36,7 +36,8 @@ async fn an_agent_sees_and_says_what_it_is_entitled_to_and_follows_when_that_cha
     let mut own = OwnRecords::new("r/_".parse().unwrap(), Epoch { id: "e".into(), count: 1 });
     entitle(&store, &mut own, Some(&["one", "two"])).await;
     is_restricted(&replicas).await;
-    let region = Region::start(0, &store, &replicas, Some(agent_of("r-b"))).await;
+    let limits = Limits { revoke_after: Duration::ZERO, ..Limits::default() };
+    let region = Region::start_limited(&store, &replicas, agent_of("r-b"), limits).await;
     let mut agent = Agent::start("r-b", &region.channel());
     agent.says(&["one", "three"]);
     agent.respect_join().await;
@@ -130,7 +131,8 @@ async fn what_was_taken_back_and_is_given_again_is_there_again_also_in_other_reg
     let mut own = OwnRecords::new("r/_".parse().unwrap(), Epoch { id: "e".into(), count: 1 });
     entitle(&store, &mut own, Some(&["one", "two"])).await;
     is_restricted(&here).await;
-    let region = Region::start(0, &store, &here, Some(agent_of("r-b"))).await;
+    let limits = Limits { revoke_after: Duration::ZERO, ..Limits::default() };
+    let region = Region::start_limited(&store, &here, agent_of("r-b"), limits).await;
     let other = Caller::ControlPlane { region: "s".parse().unwrap() };
     let peer = Region::start(0, &store, &here, Some(other)).await;
     let (there, mirroring) = mirrored(&peer).await;
