@@ -251,7 +251,7 @@ fn an_agent_that_lost_its_state_directory_publishes_again_as_the_cluster_that_it
             let dns = apart.listens(&name).dns;
             ask::same(&ask::addresses(dns, "search")?, &vec![address.clone()])?;
         }
-        anyhow::Ok(())
+        Ok::<(), anyhow::Error>(())
     })?;
     agreed_digest(&apart.admins())?;
     restart(&mut processes, true)?;

@@ -32,20 +32,20 @@ pub(super) fn is_well(status: &Status) -> bool {
             || source.suspect.is_some()
             || source.quarantined > 0
     };
+    // The next leader would take away what another has let in.
+    let drifts = |found: &Disagreement| {
+        found.regions[0] == found.regions[1] && found.field == "entitlements"
+    };
     // Ready is who serves, also if nothing that it says reaches anybody.
     let cut = |link: &LinkStatus| {
         let down = !link.synced && !link.left_to_leader;
         down || !link.refused.is_empty()
     };
-    // The next leader would take away what another has let in.
-    let drifts = |found: &Disagreement| {
-        found.regions[0] == found.regions[1] && found.field == "entitlements"
-    };
     let alarmed = |store: &StoreStatus| !store.alarms.is_empty() || store.lost > 0;
     status.ready
         && !status.sources.iter().any(odd)
-        && !status.links.iter().any(cut)
         && !status.disagreements.iter().any(drifts)
+        && !status.links.iter().any(cut)
         && status.certificate_problem.is_none()
         && !status.cache.failing
         && !status.store.as_ref().is_some_and(alarmed)
