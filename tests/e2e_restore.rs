@@ -249,6 +249,8 @@ fn a_region_that_lost_its_etcd_and_all_its_disks_recovers_from_its_peer() -> any
     assert_eq!(regions.agreed(HEALED)?, digest, "the peer gave back what it had");
     // Nobody of the region has heard of it since: what the peer says is no word of its own.
     for name in replicas(US) {
+        let beta = source(&regions, &name, "us-west1/us-west1-beta")?;
+        assert!(beta.get("ageSeconds").is_none(), "it has not been heard: {beta}");
         wait_for(format!("{name} does not take it for alive"), HEALED, || {
             let beta = source(&regions, &name, "us-west1/us-west1-beta")?;
             ensure!(beta["stale"] == true && beta["complete"] == true, "{beta}");
