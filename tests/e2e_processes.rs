@@ -14,6 +14,9 @@ use tombolo_testbed::{Process, Scratch, wait_for};
 /// Dialling again is put off for at most 5 s; the rest as ever.
 const REJOINED: Duration = Duration::from_secs(20);
 
+/// 60 s of silence before another epoch id is taken, and dialling again.
+const TAKEN_OVER: Duration = Duration::from_secs(90);
+
 type Processes = BTreeMap<String, Process>;
 
 fn start_all(apart: &Apart<'_>) -> anyhow::Result<Processes> {
@@ -139,6 +142,63 @@ fn without_the_peer_nothing_is_withdrawn_and_edits_follow_when_it_is_back() -> a
             ask::same(&ask::addresses(listens.dns, "catalog")?.len(), &2)
         })?;
     }
+    end_all(processes)
+}
+
+#[test]
+fn an_agent_that_lost_its_state_directory_publishes_again_as_the_cluster_that_it_was()
+-> anyhow::Result<()> {
+    let scratch = Scratch::new("apart-state")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let name = "us-west1-alpha";
+    let mut processes = start_all(&apart)?;
+    let (agent, region) = (apart.listens(name), apart.listens(US));
+    let restart = |processes: &mut Processes, keep_state: bool| -> anyhow::Result<()> {
+        processes.remove(name).expect("it was started").kill()?;
+        if !keep_state {
+            std::fs::remove_dir_all(apart.path(&format!("state-{name}")))?;
+        }
+        processes.insert(name.to_owned(), apart.start(name)?);
+        Ok(())
+    };
+    // Its UID went with the directory: to its region it is another cluster.
+    restart(&mut processes, false)?;
+    let refused = || {
+        let link = ask::status(agent.admin)?["links"][0].take();
+        let problem = link["problem"].as_str().unwrap_or_default().to_owned();
+        anyhow::ensure!(problem.contains("give it the first UID as clusterUid"), "{link}");
+        Ok(problem)
+    };
+    let problem = wait_for("it is refused", REJOINED, refused)?;
+    wait_for("its region tells of it", SOON, || {
+        let status = ask::status(region.admin)?;
+        let told = status["problems"].to_string();
+        anyhow::ensure!(told.contains("is claimed by a second cluster"), "{status}");
+        Ok(())
+    })?;
+    assert_eq!(ask::addresses(region.dns, "catalog")?.len(), 4, "the first is unharmed");
+    let uid = problem.split("with UID ").nth(1).and_then(|rest| rest.split(',').next());
+    let mut config = apart.agent_config(US, "alpha");
+    config["clusterUid"] = uid.expect("it is named").into();
+    apart.write_config(name, &config)?;
+
+    // Whoever it is by its word, it waits until the one of before is silent.
+    restart(&mut processes, false)?;
+    let address = manifests.us(1, 97);
+    manifests.write("us-west1/alpha/search.yaml", &service("search", &address))?;
+    wait_for("everybody has what it says", TAKEN_OVER, || {
+        for name in Apart::names() {
+            let dns = apart.listens(&name).dns;
+            ask::same(&ask::addresses(dns, "search")?, &vec![address.clone()])?;
+        }
+        Ok(())
+    })?;
+    agreed_digest(&apart.admins())?;
+    restart(&mut processes, true)?;
+    wait_for("it is taken at once from now on", REJOINED, || {
+        ask::same(&ask::status(agent.admin)?["links"][0]["synced"], &true.into())
+    })?;
     end_all(processes)
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use tombolo_federation::sync::peers::Disagreement;
+
 use super::table::table;
 use crate::role::status::{SourceStatus, Status};
 use crate::role::store_health::{MemberStatus, StoreStatus};
@@ -11,6 +13,7 @@ pub(super) const HELP: &str =
     "Exit code: 0 when all is well, 2 when the process cannot be asked, 1 when
   - it is not ready,
   - a source is stale, holds removals back or is suspect,
+  - its file entitles clusters to other namespaces than its region's leader says,
   - its certificate should have been renewed by now, or
   - the region's store needs attention: a member, its space, its compaction.
 
@@ -24,9 +27,14 @@ pub(super) fn is_well(status: &Status) -> bool {
     let odd = |source: &SourceStatus| {
         source.stale || !source.holds.is_empty() || source.suspect.is_some()
     };
+    // The next leader would take away what another has let in.
+    let drifts = |found: &Disagreement| {
+        found.regions[0] == found.regions[1] && found.field == "entitlements"
+    };
     let alarmed = |store: &StoreStatus| !store.alarms.is_empty();
     status.ready
         && !status.sources.iter().any(odd)
+        && !status.disagreements.iter().any(drifts)
         && status.certificate_problem.is_none()
         && !status.store.as_ref().is_some_and(alarmed)
 }
@@ -192,6 +200,14 @@ mod tests {
         assert!(!is_well(&Status { ready: false, ..well.clone() }));
         let problem = Some("not renewed".to_owned());
         assert!(!is_well(&Status { certificate_problem: problem, ..well.clone() }));
+        let drift = |field: &str, other: &str| {
+            let regions = ["us", other].map(|region| region.parse().unwrap());
+            let (field, ours, theirs) = (field.to_owned(), "a".to_owned(), "b".to_owned());
+            let disagreements = vec![Disagreement { regions, field, ours, theirs }];
+            is_well(&Status { disagreements, ..well.clone() })
+        };
+        assert!(!drift("entitlements", "us"));
+        assert!(drift("distances", "us") && drift("entitlements", "eu"));
         let store = |alarms| Some(StoreStatus { alarms, ..StoreStatus::default() });
         assert!(is_well(&Status { store: store(Vec::new()), ..well.clone() }));
         assert!(!is_well(&Status { store: store(vec!["full".to_owned()]), ..well }));

@@ -138,6 +138,7 @@ impl ControlPlane {
             (serving, restored),
             election,
             issuer.is_some(),
+            api.claims(),
         ));
         operator::start(&mut tasks, operator, &view, calls, &stop);
         let (settled, settled_rx) = watch::channel(false);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tombolo_ca::material::Held;
 use tombolo_ca::root::RootCertificate;
 use tombolo_federation::names::RegionName;
@@ -21,6 +22,7 @@ use tombolo_federation::sync::follower::Following;
 use tombolo_federation::sync::local::Facts;
 use tombolo_federation::sync::peers::{self, Disagreement};
 use tombolo_federation::sync::recover::Asked;
+use tombolo_federation::sync::service::Claims;
 use tombolo_federation::sync::settings;
 
 use crate::config::{ControlPlaneConfig, Peer};
@@ -53,6 +55,8 @@ pub(super) struct View {
     election: watch::Receiver<Facts>,
     /// The certificate is, by this region's CA here or at another replica.
     renewed: bool,
+    /// Of ids that other clusters hold.
+    claims: Claims,
 }
 
 impl View {
@@ -63,6 +67,7 @@ impl View {
         (serving, restored): (Serving, Restored),
         election: watch::Receiver<Facts>,
         renewed: bool,
+        claims: Claims,
     ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
@@ -80,6 +85,7 @@ impl View {
             compaction: watch::Sender::default(),
             election,
             renewed,
+            claims,
         }
     }
 
@@ -289,7 +295,7 @@ impl Visible for View {
             store: Some(StoreStatus { asked: self.asked.borrow().waiting.clone(), ..store }),
             sources: sources.status(),
             links: self.links(leads),
-            problems,
+            problems: problems.into_iter().chain(self.claims.problems(Instant::now())).collect(),
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
             certificate_problem: certificate_problem(&self.held, self.renewed),
