@@ -151,6 +151,47 @@ fn without_a_quorum_all_is_served_writes_wait_and_go_on_once_there_is_one() -> a
     regions.end()
 }
 
+/// The leases of a region's etcd, in hexadecimal as etcdctl takes them.
+fn leases(regions: &mut Regions, region: &str) -> anyhow::Result<Vec<String>> {
+    let listed = regions.etcd(region)?.ctl(&["lease", "list"])?;
+    // `found 1 leases`, and each on a line of its own.
+    Ok(listed.lines().skip(1).map(|id| id.trim().to_owned()).collect())
+}
+
+#[test]
+fn leases_that_are_revoked_again_and_again_cost_a_leader_and_no_record() -> anyhow::Result<()> {
+    let Some(regions) = start("leases", etcd::Options::default()) else { return Ok(()) };
+    let mut regions = regions?;
+    let sampler = regions.sample()?;
+    let digest = regions.agreed(SOON)?;
+    for round in 1..=3 {
+        regions.leader(US)?;
+        let leases = leases(&mut regions, US)?;
+        ensure!(!leases.is_empty(), "whoever leads has a lease");
+        for lease in &leases {
+            let etcd = regions.etcd(US)?;
+            let hangs_on_it = etcd.ctl(&["lease", "timetolive", lease, "--keys"])?;
+            ensure!(!hangs_on_it.contains("/tombolo/v1/"), "{hangs_on_it}");
+            etcd.ctl(&["lease", "revoke", lease])?;
+        }
+        // Not the one that was revoked: somebody was elected anew.
+        wait_for(format!("somebody leads after round {round}"), HEALED, || {
+            let now = self::leases(&mut regions, US)?;
+            ensure!(now.iter().any(|lease| !leases.contains(lease)), "{now:?}");
+            Ok(())
+        })?;
+        regions.leader(US)?;
+        assert_eq!(regions.agreed(HEALED)?, digest, "round {round}");
+    }
+    let address = regions.manifests.us(1, 95);
+    regions.manifests.write("us-west1/alpha/search.yaml", &service("search", &address))?;
+    regions.all_answer("search", &[address], HEALED)?;
+    regions.converge(HEALED)?;
+    regions.history(US)?.assert_one_writer()?;
+    eprintln!("{} samples, nothing withdrawn", sampler.end()?);
+    regions.end()
+}
+
 /// Writes a certificate and its key below `dir`.
 fn issue(
     authority: &CertifiedIssuer<'static, KeyPair>,

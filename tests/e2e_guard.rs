@@ -226,6 +226,44 @@ fn an_emptied_directory_is_believed_the_second_time_and_a_missing_one_never() ->
 }
 
 #[test]
+fn a_hold_that_is_approved_at_the_control_plane_is_let_go_in_the_whole_mesh() -> anyhow::Result<()>
+{
+    let scratch = Scratch::new("guard-approved")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let half = Half::start(&apart, &serde_json::json!({}))?;
+    empty(&manifests)?;
+    let hold = half.held("the directory of manifests holds no manifest")?;
+    assert_eq!(half.payments(REMOTE)?, 2);
+
+    // At its region, from where the word goes to the agent as any other decision.
+    let id = hold["id"].as_str().context("an id")?;
+    let config = apart.path(&format!("{US}.yaml"));
+    let approved = run(&["approve", AGENT, id, "--note", "moved away", "--config", &config])?;
+    assert_eq!(approved.code, 0, "{approved:?}");
+    half.wait_for_no_hold(SOON)?;
+    for name in [AGENT, US, EU, REMOTE] {
+        wait_for(format!("{name} has let it go"), SOON, || {
+            ask::same(&ask::exporters(half.admin(name), "payments")?, &Vec::new())
+        })?;
+    }
+    wait_for("the decision is carried out", SOON, || {
+        let decisions = ask::status(half.admin(US))?["decisions"].take();
+        let [told] = decisions.as_array().context("decisions")?.as_slice() else {
+            anyhow::bail!("{decisions}")
+        };
+        assert_eq!((&told["verb"], &told["id"]), (&"approve".into(), &hold["id"]), "{told}");
+        assert_eq!((&told["about"], &told["note"]), (&AGENT.into(), &"moved away".into()));
+        ask::same(&told["state"], &"applied".into())
+    })?;
+    let log = half.processes[AGENT].stderr()?;
+    assert!(log.contains("removals are no longer held") && log.contains("approved"), "{log}");
+    // What the cluster says of itself goes on.
+    assert_eq!(half.source(REMOTE)?["stale"], false);
+    half.end()
+}
+
+#[test]
 fn a_cluster_that_falls_unready_at_once_is_suspect_and_still_answered_where_it_is_alone()
 -> anyhow::Result<()> {
     let scratch = Scratch::new("guard-suspect")?;

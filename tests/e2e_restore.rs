@@ -184,6 +184,13 @@ fn a_leader_that_outlives_the_restore_writes_back_what_was_lost() -> anyhow::Res
     restored("a_leader_that_outlives", setup, Meanwhile::Nothing)
 }
 
+/// What a process shows of an owner.
+fn source(regions: &Regions, name: &str, owner: &str) -> anyhow::Result<Value> {
+    let sources = regions.status(name)?["sources"].take();
+    let mut sources = sources.as_array().into_iter().flatten();
+    sources.find(|source| source["owner"] == owner).cloned().context("it is not there")
+}
+
 /// As if its disks were gone.
 fn lose_etcd(regions: &mut Regions) -> anyhow::Result<()> {
     regions.etcd(US)?.kill_all()?;
@@ -240,6 +247,19 @@ fn a_region_that_lost_its_etcd_and_all_its_disks_recovers_from_its_peer() -> any
         regions.run(&name)?;
     }
     assert_eq!(regions.agreed(HEALED)?, digest, "the peer gave back what it had");
+    // Nobody of the region has heard of it since: what the peer says is no word of its own.
+    for name in replicas(US) {
+        let beta = source(&regions, &name, "us-west1/us-west1-beta")?;
+        assert!(beta.get("ageSeconds").is_none(), "it has not been heard: {beta}");
+        wait_for(format!("{name} does not take it for alive"), HEALED, || {
+            let beta = source(&regions, &name, "us-west1/us-west1-beta")?;
+            ensure!(beta["stale"] == true && beta["complete"] == true, "{beta}");
+            Ok(())
+        })?;
+        let alpha = source(&regions, &name, "us-west1/us-west1-alpha")?;
+        assert_eq!(alpha["stale"], false, "{alpha}");
+    }
+    assert_eq!(regions.agreed(SOON)?, digest, "and it is served");
     regions.run("us-west1-beta")?;
     regions.converge(HEALED)?;
     assert_eq!(members(&regions, US)?, joined, "who joined when");

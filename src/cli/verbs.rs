@@ -279,17 +279,23 @@ fn link_lines(status: &Status) -> impl Iterator<Item = String> {
 fn sources_table(sources: &[SourceStatus]) -> String {
     let rows = sources.iter().map(|source| {
         let age = source.age_seconds.map_or("-".to_owned(), |age| format!("{age:.1}s"));
-        let state = match (source.stale, source.restored, source.complete) {
-            (true, true, _) => "stale, restored from disk",
-            (true, false, _) => "stale, still served",
-            (false, true, _) => "restored from disk",
-            (false, false, false) => "incomplete",
-            (false, false, true) => "current",
-        };
+        let state = source_state(source).to_owned();
         let quarantined = source.quarantined.to_string();
-        [source.owner.clone(), state.to_owned(), age, source.records.to_string(), quarantined]
+        [source.owner.clone(), state, age, source.records.to_string(), quarantined]
     });
     table(["SOURCE", "STATE", "AGE", "RECORDS", "QUARANTINED"], rows)
+}
+
+fn source_state(source: &SourceStatus) -> &'static str {
+    match (source.stale, source.restored, source.complete) {
+        (true, true, _) => "stale, restored from disk",
+        (true, false, _) => "stale, still served",
+        (false, true, _) => "restored from disk",
+        (false, false, false) => "incomplete",
+        // Read from the store, or given back by a peer: whether it lives is not known yet.
+        (false, false, true) if source.age_seconds.is_none() => "not heard yet",
+        (false, false, true) => "current",
+    }
 }
 
 fn links_table(links: &[LinkStatus]) -> String {
@@ -374,10 +380,8 @@ mod tests {
     use super::*;
     use crate::role::status::{HoldStatus, SuspectStatus};
 
-    #[test]
-    fn a_hold_says_what_it_keeps_and_what_to_do() {
-        let since = "2026-01-02T03:04:05Z".parse().unwrap();
-        let source = SourceStatus {
+    fn complete_source() -> SourceStatus {
+        SourceStatus {
             owner: "us/us-alpha".to_owned(),
             records: 9,
             complete_kinds: Vec::new(),
@@ -387,6 +391,26 @@ mod tests {
             age_seconds: None,
             quarantined: 0,
             quarantine: std::collections::BTreeMap::new(),
+            holds: Vec::new(),
+            suspect: None,
+        }
+    }
+
+    #[test]
+    fn an_owner_that_was_never_heard_is_not_called_current() {
+        let state = |source: SourceStatus| source_state(&source);
+        assert_eq!(state(complete_source()), "not heard yet");
+        let heard = SourceStatus { age_seconds: Some(0.1), ..complete_source() };
+        assert_eq!(state(heard), "current");
+        assert_eq!(state(SourceStatus { complete: false, ..complete_source() }), "incomplete");
+        let silent = SourceStatus { stale: true, ..complete_source() };
+        assert_eq!(state(silent), "stale, still served");
+    }
+
+    #[test]
+    fn a_hold_says_what_it_keeps_and_what_to_do() {
+        let since = "2026-01-02T03:04:05Z".parse().unwrap();
+        let source = SourceStatus {
             holds: vec![HoldStatus {
                 id: "0a1b2c3d4e5f".to_owned(),
                 since,
@@ -396,6 +420,7 @@ mod tests {
                 services: vec!["shop/cart".to_owned()],
             }],
             suspect: Some(SuspectStatus { id: "ff".to_owned(), since, ready: 1, of: 9 }),
+            ..complete_source()
         };
         assert_eq!(
             held(&[source]),

@@ -118,3 +118,74 @@ fn proxy(peer: &PeerIdentity) -> Option<ProxyIdentity> {
         namespace: namespace.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use jiff::Timestamp;
+    use tombolo_federation::names::MeshDomain;
+
+    use super::*;
+
+    /// A request as it comes over a connection of `peer`.
+    fn from(peer: Option<Identity>) -> Request<()> {
+        let mesh: MeshDomain = "mesh.example".parse().unwrap();
+        let proven = peer.map(|identity| {
+            Arc::new(PeerIdentity {
+                id: identity.spiffe_id(&mesh).unwrap(),
+                identity,
+                origin: Some("us-a/pod".parse().unwrap()),
+                serial: "01".to_owned(),
+                not_before: Timestamp::UNIX_EPOCH,
+                expires: Timestamp::MAX,
+            })
+        });
+        let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let mut request = Request::new(());
+        request.extensions_mut().insert(PeerInfo { remote, identity: proven });
+        identify(request).unwrap()
+    }
+
+    fn workload() -> Identity {
+        Identity::Workload {
+            region: "us".parse().unwrap(),
+            namespace: "tombolo".parse().unwrap(),
+            service_account: "region".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_workload_is_no_caller_of_the_federation_whatever_it_is_called() {
+        let request = from(Some(workload()));
+        assert!(request.extensions().get::<Caller>().is_none());
+        let proxy = request.extensions().get::<ProxyIdentity>().expect("it may be a proxy");
+        assert_eq!((proxy.region.as_str(), proxy.cluster.as_str()), ("us", "us-a"));
+    }
+
+    #[test]
+    fn who_has_no_certificate_is_nobody() {
+        let request = from(None);
+        assert!(request.extensions().get::<Caller>().is_none());
+        assert!(request.extensions().get::<ProxyIdentity>().is_none());
+        assert!(request.extensions().get::<Arc<PeerIdentity>>().is_none());
+    }
+
+    #[test]
+    fn agents_and_control_planes_are_who_their_certificates_say_and_no_proxies() {
+        let (region, cluster) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
+        let agent = Identity::Agent { region, cluster };
+        let control_plane = Identity::ControlPlane { region: "eu".parse().unwrap() };
+        for (identity, expected) in [
+            (
+                agent,
+                Caller::Agent { region: "eu".parse().unwrap(), cluster: "eu-a".parse().unwrap() },
+            ),
+            (control_plane, Caller::ControlPlane { region: "eu".parse().unwrap() }),
+        ] {
+            let request = from(Some(identity));
+            assert_eq!(request.extensions().get::<Caller>(), Some(&expected));
+            assert!(request.extensions().get::<ProxyIdentity>().is_none());
+        }
+    }
+}

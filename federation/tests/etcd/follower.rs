@@ -6,13 +6,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tombolo_federation::replica;
-use tombolo_federation::store::{Op, Store};
+use tombolo_federation::store::{Op, Revision, Store, StoreError};
 use tombolo_federation::sync::facts;
 use tombolo_federation::sync::follower::{Following, follow};
 use tombolo_federation::sync::history::ResumePoint;
-use tombolo_testbed::etcd::Options;
 
-use crate::{LONG, commit, connect, eventually, on_each, put, range, start};
+use tombolo_testbed::etcd::Options;
+use tombolo_testbed::proxy::Proxy;
+
+use crate::{LONG, commit, config, connect, connected, eventually, on_each, put, range, start};
 
 /// Operators compact at the revision that `endpoint status` shows, which nobody can watch then.
 #[tokio::test(flavor = "multi_thread")]
@@ -48,6 +50,16 @@ async fn followed(
     resume: Option<ResumePoint>,
 ) -> Following {
     let newest = store.range(range("/", 1, None)).await.expect("reads").revision;
+    followed_to(newest, store, writer, resume).await
+}
+
+/// The same up to `newest`, without a question of its own to the store.
+async fn followed_to(
+    newest: Revision,
+    store: &Arc<dyn Store>,
+    writer: &Arc<replica::ReplicaWriter>,
+    resume: Option<ResumePoint>,
+) -> Following {
     let following = watch::Sender::<Following>::default();
     let mut seen = following.subscribe();
     let mut tasks = JoinSet::new();
@@ -103,6 +115,48 @@ async fn a_restored_etcd_that_is_written_the_same_again_is_another() {
         again(ours).await;
         let after = followed(&store, &writer, before.resume).await;
         assert_eq!((after.listings, after.other_histories), (1, 1), "{:?}", after.other_history);
+    })
+    .await;
+}
+
+/// The member's own newest revision is before the point, and the question is the first that it
+/// hears of when it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lags_is_not_taken_for_another_history() {
+    on_each("follower-lags", async |release, dir| {
+        let mut etcd = start(release, dir, Options::members(3));
+        let victim = (etcd.leader().expect("leads") + 1) % 3;
+        let to_victim = Proxy::start(etcd.addresses()[victim]).expect("a proxy");
+        let (mut others, mut through) = (config(&etcd), config(&etcd));
+        others.endpoints.remove(victim);
+        through.endpoints = vec![format!("http://{}", to_victim.address())];
+        through.request_timeout = LONG;
+        let (store, lagging) = (connected(others).await, connected(through).await);
+        put(&*store, &facts::mark_key(), "drawn before it stops").await;
+        // So that it is connected.
+        lagging.range(range("/", 1, None)).await.expect("reads");
+
+        etcd.pause(victim).expect("stops");
+        for n in 0..50 {
+            put(&*store, "/tombolo/local/v1/x", &n.to_string()).await;
+        }
+        let writer = Arc::new(replica::channel().0);
+        let before = followed(&store, &writer, None).await;
+        let (point, asked) = (before.resume.expect("there is a mark"), to_victim.counts().sent);
+        let resumed =
+            async { followed_to(point.revision, &lagging, &writer, Some(point.clone())).await };
+        let goes_on = async {
+            eventually("the question is there", async || {
+                let there = to_victim.counts().sent > asked;
+                there.then_some(()).ok_or(StoreError::Unavailable("it is under way".to_owned()))
+            })
+            .await;
+            etcd.resume(victim).expect("goes on");
+            put(&*store, "/tombolo/local/v1/x", "afterwards").await;
+        };
+        let (after, ()) = tokio::join!(resumed, goes_on);
+        assert_eq!((after.listings, after.other_histories), (0, 0), "{:?}", after.other_history);
+        assert_eq!(after.problem, None);
     })
     .await;
 }

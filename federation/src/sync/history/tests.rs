@@ -123,6 +123,24 @@ async fn without_a_mark_nothing_is_proven() {
     assert!(trail.witness(LONGEST).is_some() && trail.witness(2 + LONGEST).is_none());
 }
 
+/// As of a member that has not come to the mark yet: it may, and what it will say is not known.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_silent_proves_nothing() {
+    let point = point(&*store_with("a !1 b").await).await;
+    let (said, events) = tokio::sync::mpsc::channel(8);
+    let early = WatchEvent::Progress { revision: point.revision - 1 };
+    said.send(early).await.unwrap();
+    let since = tokio::time::Instant::now();
+    let silent = replay(Watch { events }, &point, point.revision).await;
+    assert!(matches!(silent, Err(StoreError::Unavailable(_))), "{silent:?}");
+    assert_eq!(since.elapsed(), ANSWERS_WITHIN);
+
+    let (said, events) = tokio::sync::mpsc::channel(8);
+    drop(said);
+    let ended = replay(Watch { events }, &point, point.revision).await;
+    assert!(matches!(ended, Err(StoreError::Unavailable(_))), "{ended:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_store_that_went_back_is_another() {
     let point = point(&*store_with("a !1 b").await).await;
