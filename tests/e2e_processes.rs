@@ -168,14 +168,14 @@ fn an_agent_that_lost_its_state_directory_publishes_again_as_the_cluster_that_it
         let link = ask::status(agent.admin)?["links"][0].take();
         let problem = link["problem"].as_str().unwrap_or_default().to_owned();
         anyhow::ensure!(problem.contains("give it the first UID as clusterUid"), "{link}");
-        Ok(problem)
+        anyhow::Ok(problem)
     };
     let problem = wait_for("it is refused", REJOINED, refused)?;
     wait_for("its region tells of it", SOON, || {
         let status = ask::status(region.admin)?;
         let told = status["problems"].to_string();
         anyhow::ensure!(told.contains("is claimed by a second cluster"), "{status}");
-        Ok(())
+        anyhow::Ok(())
     })?;
     assert_eq!(ask::addresses(region.dns, "catalog")?.len(), 4, "the first is unharmed");
     let uid = problem.split("with UID ").nth(1).and_then(|rest| rest.split(',').next());
@@ -192,7 +192,7 @@ fn an_agent_that_lost_its_state_directory_publishes_again_as_the_cluster_that_it
             let dns = apart.listens(&name).dns;
             ask::same(&ask::addresses(dns, "search")?, &vec![address.clone()])?;
         }
-        Ok(())
+        anyhow::Ok(())
     })?;
     agreed_digest(&apart.admins())?;
     restart(&mut processes, true)?;
