@@ -124,7 +124,9 @@ impl Truth {
             new.extend(key.map(|key| (key, self.endpoints())));
         }
         let mut inner = self.inner();
-        new.into_iter().for_each(|(key, body)| inner.put(key, Arc::new(body)));
+        for (key, body) in new {
+            inner.put(key, Arc::new(body));
+        }
         format!("has svc{service} with {slices} slices")
     }
 
@@ -159,7 +161,9 @@ impl Truth {
     fn remove(&self, path: &str) -> String {
         let keys = self.of(path);
         let mut inner = self.inner();
-        keys.iter().for_each(|key| inner.remove(key));
+        for key in &keys {
+            inner.remove(key);
+        }
         format!("removed {} records of {path}", keys.len())
     }
 

@@ -191,7 +191,7 @@ mod tests {
         };
         let settles = async |expected| {
             let mut settled = settled_rx.clone();
-            let within = tokio::time::timeout(Duration::from_secs(60), settled.wait_for(|s| *s));
+            let within = tokio::time::timeout(Duration::from_mins(1), settled.wait_for(|s| *s));
             assert_eq!(within.await.is_ok(), expected);
         };
         says(7, vec![said(5, 1, Body::Region(region())), said(5, 9, beacon(8))]);
