@@ -320,6 +320,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                         value: None,
                         removal: api::Removal::Released.into(),
                         sequence: 6,
+                        epoch: epoch(),
                     },
                 ],
                 more: true,
@@ -351,6 +352,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                     key: "k".into(),
                     removal: api::Removal::Approved.into(),
                     sequence: Some(3),
+                    epoch: epoch(),
                 }],
                 more: true,
             }

@@ -45,15 +45,27 @@ pub struct Replica {
 }
 
 /// How a record went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removed {
     /// Why.
     pub removal: Removal,
     /// Which change of its owner it was, 0 if that is not known.
     pub sequence: u64,
+    /// In which of its epochs, if that is known.
+    pub epoch: Option<Epoch>,
 }
 
-/// A removal, and the epoch of its owner that it belongs to, where there is one.
+impl Removed {
+    /// The change that it was, if that is known.
+    #[must_use]
+    pub fn change(&self) -> Option<Newest> {
+        let epoch = self.epoch.clone().filter(|_| self.sequence > 0)?;
+        Some(Newest { epoch, sequence: self.sequence })
+    }
+}
+
+/// A removal, and the epoch of its owner that it belongs to: what it says itself, or what can be told
+/// from what was held then.
 #[derive(Debug, Clone)]
 struct Gone {
     removed: Removed,
@@ -153,7 +165,7 @@ impl Replica {
     /// How the record under `key` went, if that was recent and is known.
     #[must_use]
     pub fn removed(&self, key: &Key) -> Option<Removed> {
-        self.removed.get(key).map(|gone| gone.removed)
+        self.removed.get(key).map(|gone| gone.removed.clone())
     }
 
     /// Whether the record under `key` is known to have gone after this change of its owner. Numbers
@@ -324,6 +336,10 @@ impl Replica {
         for (owner, newest) in &batch.newest {
             saw |= working.holding(owner).saw(newest.clone());
         }
+        let removals = batch.removed.iter().filter_map(|(key, how)| Some((key, how.change()?)));
+        for (key, change) in removals {
+            saw |= working.holds(&key.owner) && working.holding(&key.owner).saw(change);
+        }
         let Working { holdings, .. } = working;
         for (owner, holding) in holdings {
             self.owners.insert_mut(owner, Arc::new(holding));
@@ -350,14 +366,14 @@ impl Replica {
                     // not of one before what it removes.
                     let newest = self.holding(&key.owner).and_then(Holding::newest);
                     let newest = newest.filter(|newest| removed.sequence <= newest.sequence);
-                    let epoch = newest.map(|newest| newest.epoch.clone());
+                    let newest = || newest.map(|newest| newest.epoch.clone());
                     let was = || Some(before.get(key)?.origin()?.epoch.clone());
-                    let epoch = epoch.or_else(was);
-                    self.removed.insert_mut(key.clone(), Gone { removed: *removed, epoch });
+                    let epoch = removed.epoch.clone().or_else(newest).or_else(was);
+                    self.removed.insert_mut(key.clone(), Gone { removed: removed.clone(), epoch });
                 }
                 // Its owner has left: nobody goes without a word to that effect.
                 None if self.holding(&key.owner).is_none() => {
-                    let left = Removed { removal: Removal::Explained, sequence: 0 };
+                    let left = Removed { removal: Removal::Explained, sequence: 0, epoch: None };
                     self.removed.insert_mut(key.clone(), Gone { removed: left, epoch: None });
                 }
                 None => drop(self.removed.remove_mut(key)),

@@ -170,7 +170,7 @@ async fn what_went_in_one_epoch_may_be_said_again_in_the_next() {
     let at = |count, sequence| Newest { epoch: Epoch { id: "e".into(), count }, sequence };
     let owner = key.owner.clone();
     apply(&writer, vec![(key.clone(), value)]);
-    let explained = |sequence| Removed { removal: Removal::Explained, sequence };
+    let explained = |sequence| Removed { removal: Removal::Explained, sequence, epoch: None };
     let gone = |newest: Newest, removed| Batch {
         items: vec![(key.clone(), None)],
         removed: [(key.clone(), removed)].into(),

@@ -27,12 +27,14 @@ pub(super) struct Truth {
     pub(super) changed: watch::Sender<u64>,
 }
 
+type Held = (Instant, Option<Arc<Body>>);
+
 #[derive(Debug, Default)]
 struct Inner {
     bodies: BTreeMap<Key, Arc<Body>>,
     removed: BTreeMap<Key, Vec<Instant>>,
     /// All that was ever held, and from when; `None` is nothing.
-    held: BTreeMap<Key, Vec<(Instant, Option<Arc<Body>>)>>,
+    held: BTreeMap<Key, Vec<Held>>,
     addresses: u32,
 }
 

@@ -39,7 +39,7 @@ pub struct Said {
 impl Said {
     /// The removals as a replica keeps them.
     pub fn removals(&self) -> impl Iterator<Item = (Key, Removed)> {
-        self.removed.iter().filter_map(|(key, removed)| Some((key.clone(), (*removed)?)))
+        self.removed.iter().filter_map(|(key, removed)| Some((key.clone(), removed.clone()?)))
     }
 }
 
@@ -146,8 +146,12 @@ pub fn said_key(owner: &Owner) -> String {
 pub fn said_op(owner: &Owner, said: &Said) -> Op {
     let removed = said.removed.iter().map(|(key, removed)| wire::Removed {
         key: key.to_string(),
-        removal: removed.map_or(0, |removed| removed.removal.to_wire()),
-        sequence: removed.map(|removed| removed.sequence),
+        removal: removed.as_ref().map_or(0, |removed| removed.removal.to_wire()),
+        sequence: removed.as_ref().map(|removed| removed.sequence),
+        epoch: removed.as_ref().and_then(|removed| {
+            let other = removed.epoch.as_ref().filter(|epoch| **epoch != said.newest.epoch);
+            other.map(epoch_to_wire)
+        }),
     });
     let value = wire::Said {
         epoch: Some(epoch_to_wire(&said.newest.epoch)),
@@ -186,14 +190,20 @@ pub fn owner_of_said(key: &str) -> Option<Owner> {
 
 fn said(value: &Bytes) -> Option<Said> {
     let said = wire::Said::decode(value.clone()).ok()?;
-    let removed = said.removed.into_iter().filter_map(|removed| {
-        let sequence = removed.sequence.unwrap_or(said.sequence);
-        let how = Removal::from_wire(removed.removal).map(|removal| Removed { removal, sequence });
-        Some((removed.key.parse().ok()?, how))
-    });
     let epoch = crate::record::epoch(said.epoch).ok()?;
     let newest = Newest { epoch, sequence: said.sequence };
-    Some(Said { newest, removed: removed.collect(), more: said.more })
+    let removed = said.removed.into_iter().filter_map(|removed| {
+        let sequence = removed.sequence.unwrap_or(newest.sequence);
+        let epoch = match removed.epoch {
+            Some(epoch) => crate::record::epoch(Some(epoch)).ok(),
+            None => (1..=newest.sequence).contains(&sequence).then(|| newest.epoch.clone()),
+        };
+        let how = Removal::from_wire(removed.removal);
+        let how = how.map(|removal| Removed { removal, sequence, epoch });
+        Some((removed.key.parse().ok()?, how))
+    });
+    let removed = removed.collect();
+    Some(Said { newest, removed, more: said.more })
 }
 
 /// The store's own identity as it is written.
@@ -313,9 +323,17 @@ mod tests {
         assert_eq!(read(&key, &Bytes::from_static(b"\xff")), None);
         assert_eq!(read("/tombolo/local/v1/complete/r", &value), None);
 
-        let released = Removed { removal: Removal::Released, sequence: 3 };
+        let released = |epoch: &Epoch, sequence| Removed {
+            removal: Removal::Released,
+            sequence,
+            epoch: Some(epoch.clone()),
+        };
+        // A mirror may learn late of one from before the owner's restart.
+        let before = Epoch { id: "e".into(), count: 3 };
+        let each = [released(&epoch, 3), released(&before, 20)];
         let removed = vec![
-            ("/tombolo/v1/r/r-a/namespace/_/shop".parse().unwrap(), Some(released)),
+            ("/tombolo/v1/r/r-a/namespace/_/shop".parse().unwrap(), Some(each[0].clone())),
+            ("/tombolo/v1/r/r-a/namespace/_/old".parse().unwrap(), Some(each[1].clone())),
             ("/tombolo/v1/r/r-a/namespace/_/pay".parse().unwrap(), None),
         ];
         let said = Said { newest: Newest { epoch, sequence: 9 }, removed, more: true };
@@ -323,7 +341,7 @@ mod tests {
         assert_eq!(read(&key, &value), Some(Fact::Said(owner.clone(), said.clone())));
         assert_eq!(owner_of_said(&key), Some(owner));
         let removals: Vec<Removed> = said.removals().map(|(_, removed)| removed).collect();
-        assert_eq!(removals, [released], "by its own number");
+        assert_eq!(removals, each, "by their own numbers");
 
         let mut before = wire::Said::decode(value).unwrap();
         before.removed.iter_mut().for_each(|removed| removed.sequence = None);
@@ -331,7 +349,7 @@ mod tests {
             panic!("{before:?}")
         };
         let numbers: Vec<u64> = before.removals().map(|(_, removed)| removed.sequence).collect();
-        assert_eq!(numbers, [9], "as who wrote no numbers meant it");
+        assert_eq!(numbers, [9, 9], "as who wrote no numbers meant it");
 
         let region = "eu".parse().unwrap();
         let (key, value) = written(resume_op(&region, 7));

@@ -359,13 +359,14 @@ impl Intake {
         }
         // One without a reason is still its owner's removal: it says so by sending it.
         let removal = Removal::from_wire(item.removal).unwrap_or(Removal::Unexplained);
-        let removed = Removed { removal, sequence: item.sequence };
+        let epoch = item.epoch.map(|epoch| crate::record::epoch(Some(epoch)));
+        let epoch = epoch.transpose().map_err(|_| item.key)?;
+        let removed = Removed { removal, sequence: item.sequence, epoch };
         // One that was not behind at the start only goes on from there: its removals are newer than
         // all that is held, whatever their number. They count within an epoch that they do not
         // name, and the first that is heard of an owner's next epoch may be a removal.
         let newest = held.holding(&key.owner).and_then(Holding::newest);
-        let counts =
-            self.collecting.is_some() || self.behind.removes(&key.owner, item.sequence, newest);
+        let counts = self.collecting.is_some() || self.behind.removes(&key.owner, &removed, newest);
         Ok(counts.then_some((key, None, Some(removed))))
     }
 

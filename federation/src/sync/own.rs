@@ -102,7 +102,7 @@ impl OwnRecords {
     /// Numbers a removal.
     pub fn remove(&mut self, removal: Removal) -> Removed {
         self.sequence += 1;
-        Removed { removal, sequence: self.sequence }
+        Removed { removal, sequence: self.sequence, epoch: Some(self.epoch.clone()) }
     }
 
     /// The newest change that was said.
@@ -169,7 +169,8 @@ mod tests {
             (other, Removal::Approved),
         ];
         let batch = own.reconcile(&BTreeMap::new(), &reasons.into());
-        let removed = |removal, sequence| Removed { removal, sequence };
+        let epoch = Some(own.epoch.clone());
+        let removed = |removal, sequence| Removed { removal, sequence, epoch: epoch.clone() };
         let expected = [
             (key("a"), removed(Removal::Released, 3)),
             (key("b"), removed(Removal::Explained, 4)),

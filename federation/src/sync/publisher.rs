@@ -217,7 +217,8 @@ impl Publisher {
                 let value = replica.get(&key).map(|entry| entry.value.clone());
                 // The replica forgets reasons after some thousand changes more. What is removed
                 // there was removed by its owner.
-                let explained = Removed { removal: Removal::Explained, sequence };
+                let epoch = Some(self.epoch.clone());
+                let explained = Removed { removal: Removal::Explained, sequence, epoch };
                 let value = value.ok_or_else(|| replica.removed(&key).unwrap_or(explained));
                 (key, value)
             })
@@ -276,7 +277,7 @@ impl Publisher {
         let wanted = wanted.iter().filter(|key| key.owner == owner && !gone.contains_key(*key));
         let values = wanted.filter_map(value);
         let gone = gone.iter().filter(|(key, _)| key.owner == owner);
-        let gone = gone.map(|(key, removed)| (key.clone(), Err(*removed)));
+        let gone = gone.map(|(key, removed)| (key.clone(), Err(removed.clone())));
         let mut send = self.changes(values.chain(gone).collect());
         send.push(self.complete(&view));
         self.phase = Phase::Completing(view, self.batch);
@@ -336,7 +337,7 @@ impl Publisher {
             size += key.len() + value.as_ref().map_or(0, Bytes::len);
             match value {
                 Ok(value) => next.puts.push(wire::Put { key, value }),
-                Err(Removed { removal, sequence }) => {
+                Err(Removed { removal, sequence, .. }) => {
                     let removal = removal.to_wire();
                     next.tombstones.push(wire::Tombstone { key, removal, sequence });
                 }

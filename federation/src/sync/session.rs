@@ -30,7 +30,7 @@ use crate::proto::federation as wire;
 use crate::proto::federation::publish_request::Message as Request;
 use crate::proto::federation::publish_response::Message as Response;
 use crate::record::{
-    Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, body_hash_of_value,
+    Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, Removal, body_hash_of_value,
 };
 use crate::replica::{Removed, Replica};
 use crate::store::{self, Commit, Guard, KeyValue, Revision, Store, StoreError};
@@ -394,7 +394,7 @@ impl Session {
                     self.let_go(&key);
                     let sequence = tombstone.sequence;
                     self.tally.removed(removal);
-                    removed.insert(key.clone(), Removed { removal, sequence });
+                    removed.insert(key.clone(), self.removed(removal, sequence));
                     taken.insert(key, None);
                 }
                 Err(why) => refused.push(self.refuse(tombstone.key, why)),
@@ -446,6 +446,10 @@ impl Session {
             self.present.remove(key);
             self.sequence = self.sequence.max(removed.sequence);
         }
+    }
+
+    fn removed(&self, removal: Removal, sequence: u64) -> Removed {
+        Removed { removal, sequence, epoch: Some(self.epoch.clone()) }
     }
 
     fn newest(&self) -> Newest {

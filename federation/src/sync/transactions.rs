@@ -37,8 +37,8 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// The newest change that the items show. Removals do not name their epoch: those count of which
-    /// `epoch_of` knows it.
+    /// The newest change that the items show. Of removals that do not name their epoch those count of
+    /// which `epoch_of` knows it.
     #[must_use]
     pub fn newest_of<'a>(
         items: &[(Key, Option<Bytes>)],
@@ -49,7 +49,9 @@ impl Changes {
         let of_puts = items.iter().filter_map(|(_, value)| put(value.as_ref()?));
         let of_removals = removed.iter().filter(|(_, removed)| removed.sequence > 0);
         let of_removals = of_removals.filter_map(|(key, removed)| {
-            Some(Newest { epoch: epoch_of(key)?.clone(), sequence: removed.sequence })
+            let known = || epoch_of(key).cloned();
+            let epoch = removed.epoch.clone().or_else(known)?;
+            Some(Newest { epoch, sequence: removed.sequence })
         });
         of_puts.chain(of_removals).reduce(
             |newest, next| {
@@ -88,7 +90,7 @@ pub fn by_owner<'a>(
     for (key, value) in batch.items {
         let changes = owners.entry(key.owner.clone()).or_default();
         if let Some(removed) = batch.removed.get(&key) {
-            changes.removed.insert(key.clone(), *removed);
+            changes.removed.insert(key.clone(), removed.clone());
         }
         changes.items.push((key, value));
     }
@@ -162,7 +164,7 @@ fn parts(owner: &Owner, changes: Changes) -> Result<Vec<Vec<Op>>, StoreError> {
 fn how(op: &Op, removed: &BTreeMap<Key, Removed>) -> Option<(Key, Option<Removed>)> {
     let Op::Delete { key } = op else { return None };
     let key: Key = key.parse().ok()?;
-    let removed = removed.get(&key).copied();
+    let removed = removed.get(&key).cloned();
     Some((key, removed))
 }
 
@@ -209,7 +211,8 @@ mod tests {
         let mut items: Vec<_> = (0..300).map(|n| put(&format!("s{}", n % 100), n / 100)).collect();
         let gone = put("gone", 0).0;
         items.push((gone.clone(), None));
-        let removed = [(gone.clone(), Removed { removal: Removal::Explained, sequence: 7 })].into();
+        let removed = Removed { removal: Removal::Explained, sequence: 7, epoch: Some(epoch()) };
+        let removed = [(gone.clone(), removed)].into();
         let newest = Some(Newest { epoch: epoch(), sequence: 7 });
         let complete = vec![(Kind::Endpoints, epoch())];
         let changes = Changes { items, removed, newest, complete, more: false };
@@ -257,13 +260,14 @@ mod tests {
         let (key, _) = put("gone", 0);
         let owner = key.owner.clone();
         let at = |count, sequence| Newest { epoch: Epoch { id: "e".into(), count }, sequence };
-        let removed = Removed { removal: Removal::Explained, sequence: 936 };
-        let removal = |newest: Option<Newest>| Batch {
+        let told = |epoch| Removed { removal: Removal::Explained, sequence: 936, epoch };
+        let removal_in = |epoch, newest: Option<Newest>| Batch {
             items: vec![(key.clone(), None)],
-            removed: [(key.clone(), removed)].into(),
+            removed: [(key.clone(), told(epoch))].into(),
             newest: newest.map(|newest| (owner.clone(), newest)).into_iter().collect(),
             ..Batch::default()
         };
+        let removal = |newest| removal_in(None, newest);
         let holds = |count| {
             let origin = Origin { epoch: at(count, 1).epoch, ..Origin::default() };
             let body = crate::record::Body::Endpoints(crate::record::Endpoints::default());
@@ -281,6 +285,10 @@ mod tests {
         assert_eq!(says(&holds(3), removal(Some(at(4, 28)))), Some(at(4, 28)), "as told");
         assert_eq!(says(&holds(3), removal(None)), None, "it may be of either");
         assert_eq!(says(&holds(4), removal(None)), Some(at(4, 936)), "it is of this one");
+        for count in [3, 4, 5] {
+            let named = removal_in(Some(at(count, 1).epoch), None);
+            assert_eq!(says(&holds(3), named), Some(at(count, 936)), "as it says itself");
+        }
 
         let follows_on = |newest: Option<Newest>| {
             let mut changes =

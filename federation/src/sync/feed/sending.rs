@@ -8,7 +8,7 @@ use crate::names::Owner;
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
 use crate::replica::Replica;
-use crate::sync::TARGET_MESSAGE;
+use crate::sync::{TARGET_MESSAGE, facts};
 
 /// What is still to be sent of one replica: records, then end markers.
 #[derive(Debug)]
@@ -83,7 +83,8 @@ fn item(replica: &Replica, key: &Key) -> wire::Item {
     wire::Item {
         key: key.to_string(),
         value,
-        removal: removed.map_or(0, |removed| removed.removal.to_wire()),
-        sequence: removed.map_or(0, |removed| removed.sequence),
+        removal: removed.as_ref().map_or(0, |removed| removed.removal.to_wire()),
+        sequence: removed.as_ref().map_or(0, |removed| removed.sequence),
+        epoch: removed.and_then(|removed| Some(facts::epoch_to_wire(removed.epoch.as_ref()?))),
     }
 }

@@ -41,8 +41,8 @@ fn put(name: &str, sequence: u64) -> (Key, Option<Bytes>) {
 
 fn changes(items: Vec<(Key, Option<Bytes>)>, sequence: u64) -> Changes {
     let gone = items.iter().filter(|(_, value)| value.is_none());
-    let removed = Removed { removal: Removal::Explained, sequence };
-    let removed = gone.map(|(key, _)| (key.clone(), removed)).collect();
+    let removed = Removed { removal: Removal::Explained, sequence, epoch: Some(epoch()) };
+    let removed = gone.map(|(key, _)| (key.clone(), removed.clone())).collect();
     let newest = Some(Newest { epoch: epoch(), sequence });
     Changes { items, removed, newest, ..Changes::default() }
 }
@@ -143,7 +143,8 @@ async fn a_watch_that_ended_goes_on_without_listing() {
     assert_eq!(process.names(), ["b"]);
     assert_eq!((process.seen().listings, process.seen().other_histories), (1, 0));
     let removed = process.writer.current().removed(&key("a")).unwrap();
-    assert_eq!(removed, Removed { removal: Removal::Explained, sequence: 3 });
+    let change = Newest { epoch: epoch(), sequence: 3 };
+    assert_eq!((removed.removal, removed.change()), (Removal::Explained, Some(change)));
 }
 
 /// Who asks it for everything would be told of what was when it was saved.

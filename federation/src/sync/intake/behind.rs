@@ -2,13 +2,14 @@
 //!
 //! What it sends of that owner while it catches up is from before what is held: a record that was
 //! removed since would come back, one that was said again since would go. Records name their change,
-//! so theirs is compared. Removals have a number only, which counts in the owner's epoch of the
-//! time: not before the last one that the server showed.
+//! so theirs is compared; removals, too. Those from an older version have a number only, which counts
+//! in the owner's epoch of the time: not before the last one that the server showed.
 
 use std::collections::BTreeMap;
 
 use crate::names::Owner;
 use crate::record::{Epoch, Newest};
+use crate::replica::Removed;
 
 /// The owners on which the other side is behind.
 #[derive(Debug, Default)]
@@ -46,8 +47,18 @@ impl Behind {
         }
     }
 
-    /// Whether a removal with this number counts against what is held.
-    pub(super) fn removes(&mut self, owner: &Owner, sequence: u64, held: Option<&Newest>) -> bool {
+    /// Whether a removal counts against what is held.
+    pub(super) fn removes(
+        &mut self,
+        owner: &Owner,
+        removed: &Removed,
+        held: Option<&Newest>,
+    ) -> bool {
+        if let Some(change) = removed.change() {
+            self.shows(owner, &change);
+            return !self.contains(owner) || held.is_none_or(|held| held.is_older_than(&change));
+        }
+        let sequence = removed.sequence;
         let Some(of) = self.0.get_mut(owner) else { return true };
         let Some(held) = held else { return true };
         // In the oldest epoch that it may be of.

@@ -457,7 +457,7 @@ async fn what_went_here_does_not_come_back_from_a_region_that_had_it_from_a_peer
     let owner: Owner = A.parse().unwrap();
     let agent = replica_of(state(A, "e", "4.5: kept=1 gone=2"));
     let key = Key::of_namespace(owner, &"gone".parse().unwrap());
-    let removed = Removed { removal: Removal::Explained, sequence: 6 };
+    let removed = Removed { removal: Removal::Explained, sequence: 6, epoch: None };
     agent.apply(
         Batch {
             items: vec![(key.clone(), None)],

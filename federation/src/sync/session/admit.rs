@@ -138,7 +138,7 @@ impl Session {
             let sequence = sequence.max(newest.map_or(0, |held| held.sequence));
             let removal = Removal::Explained;
             self.tally.removed(removal);
-            gone.push((key, Removed { removal, sequence }));
+            gone.push((key, self.removed(removal, sequence)));
         }
         gone
     }

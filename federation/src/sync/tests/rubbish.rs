@@ -100,13 +100,18 @@ fn any_said() -> impl Strategy<Value = wire::SubscribeResponse> {
             Said::Start(wire::Start { owner: owner.into(), same, newest, delta })
         },
     );
-    let items = (any_key(), prop::option::of(any_value()), -1_i32..7, 0_u64..20);
+    let removal = (-1_i32..7, 0_u64..20, prop::option::of((any::<bool>(), 0_u64..3)));
+    let items = (any_key(), prop::option::of(any_value()), removal);
     let batch = (prop::collection::vec(items, 0..6), any::<bool>()).prop_map(|(items, more)| {
-        let items = items.into_iter().map(|(key, value, removal, sequence)| wire::Item {
+        let items = items.into_iter().map(|(key, value, (removal, sequence, epoch))| wire::Item {
             key,
             value,
             removal,
             sequence,
+            epoch: epoch.map(|(named, count)| crate::proto::records::Epoch {
+                id: if named { "e".to_owned() } else { String::new() },
+                count,
+            }),
         });
         Said::Batch(wire::Batch { position: 3, items: items.collect(), more })
     });

@@ -134,7 +134,7 @@ async fn a_removal_in_an_owners_next_epoch_is_taken_whatever_its_number() {
 
     // It starts anew, declares the same, and the first thing that it says is that one went.
     let key = namespace("c").0;
-    let removed = Removed { removal: Removal::Explained, sequence: 1 };
+    let removed = Removed { removal: Removal::Explained, sequence: 1, epoch: None };
     let newest = Newest { epoch: epoch("e", 2), sequence: 1 };
     let batch = Batch {
         items: vec![(key.clone(), None)],
