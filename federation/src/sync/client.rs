@@ -389,9 +389,9 @@ pub(super) fn in_step(link: &watch::Sender<Link>) {
 
 /// Adds what a stream that ended had left out.
 pub(super) fn note_left_out(link: &watch::Sender<Link>, intake: &Intake) {
-    if let Some(last) = intake.last_refused() {
+    if let Some(last) = intake.last_left_out() {
         link.send_modify(|link| {
-            link.left_out += intake.refused();
+            link.left_out += intake.left_out().values().sum::<u64>();
             link.last_left_out = Some(last.to_owned());
         });
     }
