@@ -13,7 +13,7 @@ use super::{Intake, Item, rewinds};
 use crate::key::Key;
 use crate::names::Owner;
 use crate::replica::Replica;
-use crate::sync::quota::{OverQuota, Usage};
+use crate::sync::quota::{OverQuota, Usage, is_beside};
 
 impl Intake {
     /// What is held of the other side's owners, without the one that is collected.
@@ -74,8 +74,14 @@ impl Intake {
     ) -> Result<(), OverQuota> {
         let Some(quota) = &self.quota else { return Ok(()) };
         let there = held.get(key).map(|entry| entry.value.len());
-        if self.collecting.is_none() {
-            return usage.put(quota, there.filter(|_| !self.goes(key)), size);
+        let live = self.collecting.is_none();
+        let replaced = there.filter(|_| live && !self.goes(key));
+        if is_beside(key) {
+            usage.add(replaced, size);
+            return Ok(());
+        }
+        if live {
+            return usage.put(quota, replaced, size);
         }
         match usage.put(quota, None, size) {
             Err(_) if there.is_some_and(|there| size <= there) => Ok(()),

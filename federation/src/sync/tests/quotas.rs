@@ -2,6 +2,7 @@
 
 use super::subscribing::{keys, rest, take};
 use super::*;
+use crate::record::Beacon;
 use crate::sync::quota::{OWNERS, Quota};
 use crate::sync::session::Reason;
 
@@ -43,15 +44,81 @@ async fn a_record_too_many_is_refused_by_name_and_what_is_there_may_change_and_m
     assert_eq!(session.take_tally().refused, [(Reason::Quota, 2)].into());
     assert_eq!(stored(&store).await.len(), 3);
 
-    // What is there may be said anew; one that goes makes room for one.
-    agent.says(&[cluster(), namespace("b"), namespace("c")], &crate::sync::CLUSTER_KINDS);
+    // One that goes makes room for one, which is said again: the other one has none still.
+    agent.says(
+        &[cluster(), namespace("b"), namespace("c"), namespace("d")],
+        &crate::sync::CLUSTER_KINDS,
+    );
     let changes = publisher.changed(&agent.writer.current());
     settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap();
+    assert_eq!(stored_names(&store).await, ["r-a", "b", "c"]);
+    // Another one takes the place of one in a single message, and what went is not said again.
     agent.says(&[cluster(), namespace("b"), namespace("e")], &crate::sync::CLUSTER_KINDS);
     let changes = publisher.changed(&agent.writer.current());
+    assert_eq!(changes.len(), 1);
     let refused = settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap();
     assert_eq!(named(&refused), []);
-    assert_eq!(stored(&store).await.len(), 3);
+    assert_eq!(stored_names(&store).await, ["r-a", "b", "e"]);
+}
+
+async fn stored_names(store: &Arc<dyn Store>) -> Vec<String> {
+    let keys = stored(store).await;
+    keys.iter().filter_map(|key| Some(key.rsplit_once('/')?.1.to_owned())).collect()
+}
+
+/// Room is made by what goes, not by a message that it is to go.
+#[tokio::test]
+async fn a_removal_that_is_refused_makes_no_room() {
+    let store = store().await;
+    let (_, _, mut session) = full(&store).await;
+    let mut own = OwnRecords::new(owner(), epoch("e", 1));
+    let mut put = |name: &str| {
+        // After all that was said before.
+        let said = (0..100).map(|_| own.say(&namespace(name).0, &namespace(name).1)).last();
+        let (key, value) = said.unwrap();
+        wire::Put { key: key.to_string(), value: value.unwrap() }
+    };
+    let gone = |name: &str, sequence| wire::Tombstone {
+        key: namespace(name).0.to_string(),
+        removal: wire::Removal::Explained.into(),
+        sequence,
+    };
+    let puts = vec![put("x"), put("y"), put("a")];
+    // Without a number, twice, and of what is put by the same message.
+    let tombstones = vec![gone("b", 0), gone("b", 900), gone("b", 900), gone("a", 900)];
+    let changes = wire::Changes { batch: 9, puts, tombstones, more: false };
+    let request = wire::PublishRequest { message: Some(Request::Changes(changes)) };
+    session.receive(request, now()).await.unwrap();
+    assert_eq!(stored_names(&store).await, ["r-a", "a", "x"]);
+    assert_eq!(session.take_tally().refused[&Reason::Quota], 1);
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_too_large_is_heard_all_the_same() {
+    let store = store().await;
+    let (mut agent, mut publisher, mut session) = full(&store).await;
+    let beacon = Key::of_owner(owner(), Kind::Beacon);
+    let beats = (beacon, Arc::new(Body::Beacon(Beacon { nonce: 7 })));
+    let grown = Cluster {
+        uid: "uid".into(),
+        directory: true,
+        network: "n".repeat(900),
+        ..Cluster::default()
+    };
+    let grown = (cluster().0, Arc::new(Body::Cluster(grown)));
+    session.quota.bytes = 100;
+    let says = [grown.clone(), namespace("a"), namespace("b"), namespace("c"), beats];
+    agent.says(&says, &crate::sync::CLUSTER_KINDS);
+    let changes = publisher.changed(&agent.writer.current());
+    let refused = settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap();
+    assert_eq!(named(&refused).into_iter().map(|(name, _)| name).collect::<Vec<_>>(), ["c"]);
+    assert_eq!(stored_names(&store).await, ["r-a", "r-a", "a", "b"]);
+
+    // And to other regions.
+    let (mirror, _) = replica::channel();
+    let (_, mut intake, messages) = mirror_of(&agent.writer, 1);
+    take(&mut intake, &mirror, messages).unwrap();
+    assert_eq!((left_out(&intake), names(&mirror)), (3, vec!["r-a".into(), "r-a".into()]));
 }
 
 #[tokio::test]

@@ -137,9 +137,10 @@ fn any_answer() -> impl Strategy<Value = wire::PublishResponse> {
         (prop::collection::vec(any_key(), 0..5), any::<bool>())
             .prop_map(|(keys, last)| Answer::Want(wire::Want { keys, last })),
         (0_u64..5, prop::collection::vec(any_key(), 0..3)).prop_map(|(batch, keys)| {
-            let refused = keys.into_iter();
-            let refused =
-                refused.map(|key| wire::RefusedRecord { key, reason: "because".to_owned() });
+            let refused = keys.into_iter().map(|key| {
+                let for_room = key.len() % 2 == 0;
+                wire::RefusedRecord { key, reason: "because".to_owned(), for_room }
+            });
             Answer::Ack(wire::Ack { batch, refused: refused.collect() })
         }),
         prop::collection::vec((any_key(), any_value()), 0..4).prop_map(|records| {
