@@ -22,7 +22,7 @@ use self::behind::Behind;
 use self::collecting::Collecting;
 use self::kept::Kept;
 use self::left_out::LeftOut;
-pub use self::left_out::Reason;
+pub use self::left_out::{Reason, Strays};
 use super::decisions;
 use super::quota::{self, Quota, Usage};
 use super::transactions::MAX_RECORD_BYTES;
@@ -160,6 +160,11 @@ impl Intake {
     #[must_use]
     pub fn last_left_out(&self) -> Option<&str> {
         self.left_out.last()
+    }
+
+    /// What came that should not have, since this was last asked.
+    pub fn take_strays(&mut self) -> Option<Strays> {
+        self.left_out.take_news()
     }
 
     /// Takes a message. `held` must be what all earlier steps led to.
@@ -328,11 +333,13 @@ impl Intake {
     /// newer version or knows it to be removed.
     fn is_stale(&mut self, key: &Key, value: &Bytes, held: &Replica) -> bool {
         if rewinds(key, value, held) {
+            self.went_back(key);
             return true;
         }
         let Some(new) = Origin::of_value(value).map(|origin| origin.newest()) else { return false };
         // Also where the other side had nothing of the owner, and then had it from who knew less.
         if held.was_removed_since(key, &new) {
+            self.went_back(key);
             return true;
         }
         if !self.behind.contains(&key.owner) {
@@ -342,6 +349,13 @@ impl Intake {
         let known = held.holding(&key.owner).and_then(Holding::newest);
         let known = known.is_some_and(|known| new == *known || new.is_older_than(known));
         known && held.get(key).is_none()
+    }
+
+    /// One that is known to be behind says what is old.
+    fn went_back(&mut self, key: &Key) {
+        if !self.behind.contains(&key.owner) {
+            self.left_out.went_back(key);
+        }
     }
 
     /// Owners of whom the other side says nothing and nothing is held, or who have left by the word

@@ -26,7 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use self::admission::{Admission, Busy, Slot, Turn};
-use self::limits::Bucket;
+pub(super) use self::limits::Bucket;
 pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
 use self::streams::{Publishing, Subscription};

@@ -55,9 +55,36 @@ impl Reason {
     }
 }
 
+/// What came that should not have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Strays {
+    /// How many items were left out, and why.
+    pub left_out: BTreeMap<Reason, u64>,
+    /// The last of them.
+    pub last_left_out: Option<String>,
+    /// How many records were older versions of what is held, or of what has gone since.
+    pub went_back: u64,
+    /// The key of the last of them.
+    pub last_went_back: Option<String>,
+}
+
+impl Strays {
+    /// Adds what came after these.
+    pub(in crate::sync) fn extend(&mut self, later: Self) {
+        for (reason, count) in later.left_out {
+            *self.left_out.entry(reason).or_default() += count;
+        }
+        self.went_back += later.went_back;
+        self.last_left_out = later.last_left_out.or_else(|| self.last_left_out.take());
+        self.last_went_back = later.last_went_back.or_else(|| self.last_went_back.take());
+    }
+}
+
 /// Of one stream.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
+    /// Since somebody asked.
+    news: Strays,
     counts: BTreeMap<Reason, u64>,
     last: Option<String>,
     owners: BTreeMap<Owner, Lacking>,
@@ -82,6 +109,18 @@ impl LeftOut {
         self.last.as_deref()
     }
 
+    /// What came since this was last asked.
+    pub(super) fn take_news(&mut self) -> Option<Strays> {
+        (self.news != Strays::default()).then(|| std::mem::take(&mut self.news))
+    }
+
+    /// An older version of a record came.
+    pub(super) fn went_back(&mut self, key: &Key) {
+        tracing::debug!(%key, "an older version of what is held, or of what has gone, is not taken");
+        self.news.went_back += 1;
+        self.news.last_went_back = Some(key.to_string());
+    }
+
     /// Says the first of a stream: one that sends many would fill the log.
     pub(super) fn count(&mut self, reason: Reason, name: &str, why: &str) {
         let name: String = name.chars().take(300).collect();
@@ -90,6 +129,8 @@ impl LeftOut {
             tracing::warn!(reason = reason.as_str(), why, "left out something of the other side's");
         }
         *self.counts.entry(reason).or_default() += 1;
+        *self.news.left_out.entry(reason).or_default() += 1;
+        self.news.last_left_out = Some(why.clone());
         self.last = Some(why);
     }
 

@@ -101,7 +101,14 @@ impl Intake {
         gone: &[Key],
         held: &Replica,
     ) -> Vec<(Key, Option<Bytes>)> {
-        items.retain(|key, value| value.as_ref().is_none_or(|value| is_news(key, value, held)));
+        items.retain(|key, value| {
+            let Some(value) = value else { return true };
+            let older = rewinds(key, value, held);
+            if older {
+                self.left_out.went_back(key);
+            }
+            !older && held.get(key).is_none_or(|entry| entry.value != *value)
+        });
         if self.quota.is_none() {
             return items.into_iter().collect();
         }
@@ -122,9 +129,4 @@ impl Intake {
         });
         items
     }
-}
-
-/// Whether it is neither what is held nor an older version of it.
-fn is_news(key: &Key, value: &Bytes, held: &Replica) -> bool {
-    held.get(key).is_none_or(|entry| entry.value != *value) && !rewinds(key, value, held)
 }
