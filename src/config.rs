@@ -167,6 +167,10 @@ pub(crate) struct AgentConfig {
     pub(crate) region: RegionName,
     /// Its name within the region; the cluster id is `<region>-<cluster>`.
     pub(crate) cluster: ClusterName,
+    /// By which its region knows the cluster again; the id of the state directory by default, and
+    /// then lost with that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster_uid: Option<ClusterUid>,
     /// Holds the agent's epoch; survives restarts.
     pub(crate) state_dir: PathBuf,
     /// Key, certificate, trust bundles and pinned roots, as `tombolo ca` writes them.
@@ -191,6 +195,34 @@ pub(crate) struct AgentConfig {
     /// What may go of the cluster's records without explanation.
     #[serde(default)]
     pub(crate) guard: GuardConfig,
+}
+
+/// What tells a cluster from any other that may have its name: 1 to 256 characters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct ClusterUid(String);
+
+impl ClusterUid {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ClusterUid {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.is_empty() || text.len() > 256 {
+            return Err("a UID has 1 to 256 characters");
+        }
+        Ok(Self(text))
+    }
+}
+
+impl From<ClusterUid> for String {
+    fn from(uid: ClusterUid) -> Self {
+        uid.0
+    }
 }
 
 /// Limits and times of the guard.

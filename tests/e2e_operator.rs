@@ -14,6 +14,7 @@ use common::manifests::{Manifests, service};
 use common::processes::Apart;
 use common::{EU, Ended, SOON, US, ask, run, tombolo};
 use serde_json::Value;
+use tombolo_ca::root::RootCertificate;
 use tombolo_testbed::{Demo, Process, Scratch, http, wait_for};
 
 /// Dialling again is put off for at most 5 s; the rest as ever.
@@ -246,7 +247,11 @@ fn what_regions_disagree_on_is_named(mesh: &Running<'_>) -> anyhow::Result<()> {
     let members = status["settings"]["members"].as_object().map(serde_json::Map::len);
     assert_eq!(members, Some(2), "{status}");
     assert_eq!(status["peers"][0]["region"], EU);
-    assert_eq!(status["settings"]["roots"], status["peers"][0]["roots"]);
+    let root = RootCertificate::from_pem(&std::fs::read(mesh.apart.path("root/root.pem"))?)?;
+    let root = root.fingerprint().map(|byte| format!("{byte:02x}")).concat();
+    for said in [&status["settings"], &status["peers"][0]] {
+        assert_eq!(said["roots"], serde_json::json!([root]), "{said}");
+    }
     let metrics = http::get(mesh.admin(US), "/metrics")?.text();
     assert!(metrics.contains("tombolo_peer_disagreements 1"), "{metrics}");
     Ok(())
@@ -284,6 +289,8 @@ fn a_dead_region_leaves(mut mesh: Running<'_>) -> anyhow::Result<()> {
     wait_for("the cluster that left is refused", REJOINED, || {
         let links = ask::status(mesh.admin(EU_BETA))?["links"].to_string();
         ensure!(links.contains("left the mesh for good"), "{links}");
+        let told = run(&["status", "--admin", &mesh.admin(EU_BETA).to_string()])?;
+        ensure!(told.code == 1 && told.stdout.contains("left the mesh for good"), "{told:?}");
         let metrics = http::get(mesh.admin(EU), "/metrics")?.text();
         let counted = "tombolo_federation_refused_streams_total{call=\"publish\",reason=\"left\"}";
         ensure!(metrics.contains(counted), "{metrics}");

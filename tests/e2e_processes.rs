@@ -14,6 +14,9 @@ use tombolo_testbed::{Process, Scratch, wait_for};
 /// Dialling again is put off for at most 5 s; the rest as ever.
 const REJOINED: Duration = Duration::from_secs(20);
 
+/// 60 s of silence before another epoch id is taken, and dialling again.
+const TAKEN_OVER: Duration = Duration::from_secs(90);
+
 type Processes = BTreeMap<String, Process>;
 
 fn start_all(apart: &Apart<'_>) -> anyhow::Result<Processes> {
@@ -139,6 +142,122 @@ fn without_the_peer_nothing_is_withdrawn_and_edits_follow_when_it_is_back() -> a
             ask::same(&ask::addresses(listens.dns, "catalog")?.len(), &2)
         })?;
     }
+    end_all(processes)
+}
+
+const BETA: &str = "us-west1-beta";
+
+/// `us-west1-beta` is entitled to the shop. It speaks of another namespace all the same, and of one
+/// that others export it is not told.
+#[test]
+fn what_a_cluster_says_of_a_namespace_that_is_not_its_is_refused_and_seen_nowhere_else()
+-> anyhow::Result<()> {
+    let scratch = Scratch::new("apart-entitled")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let mut config = apart.control_plane_config(US);
+    config["entitlements"] = serde_json::json!({BETA: ["shop"]});
+    apart.write_config(US, &config)?;
+    let processes = start_all(&apart)?;
+
+    let elsewhere =
+        |name, address: &str| service(name, address).replace("namespace: shop", "namespace: bank");
+    manifests.write("us-west1/beta/vault.yaml", &elsewhere("vault", &manifests.us(2, 95)))?;
+    manifests.write("us-west1/alpha/till.yaml", &elsewhere("till", &manifests.us(1, 95)))?;
+    let beta = apart.listens(BETA).admin;
+    let refused = wait_for("it is refused", SOON, || {
+        let refused = ask::status(beta)?["links"][0]["refused"].take();
+        let of = |kind: &str| format!("/tombolo/v1/{US}/{BETA}/{kind}/bank/vault");
+        let why = format!("is about namespace bank, which {US}/{BETA} is not entitled to");
+        ask::same(&refused[of("export")], &why.as_str().into())?;
+        anyhow::Ok(refused)
+    })?;
+    let refused = refused.as_object().cloned().unwrap_or_default();
+    assert!(refused.keys().all(|key| key.contains("bank")), "{refused:?}");
+    let shown = run(&["status", "--admin", &beta.to_string()])?;
+    assert!(shown.code == 1 && shown.stdout.contains("refused by publish: "), "{shown:?}");
+
+    let exporters = |name: &str, of| ask::exporters(apart.listens(name).admin, of);
+    for name in Apart::names().iter().filter(|name| *name != BETA) {
+        wait_for(format!("{name} has what it may have"), SOON, || {
+            ask::same(&exporters(name, "till")?, &vec!["us-west1-alpha".to_owned()])
+        })?;
+    }
+    // Its own is its own, and what is the shop's goes on.
+    assert_eq!(exporters(BETA, "vault")?, [BETA]);
+    assert!(exporters(BETA, "till")?.is_empty(), "it is told of");
+    let address = manifests.us(2, 96);
+    manifests.write("us-west1/beta/search.yaml", &service("search", &address))?;
+    for name in Apart::names() {
+        wait_for(format!("{name} sees the edit"), SOON, || {
+            ask::same(&ask::addresses(apart.listens(&name).dns, "search")?, &vec![address.clone()])
+        })?;
+        assert_eq!(exporters(&name, "cart")?.len(), 4, "{name}");
+        // What came after it has arrived.
+        assert!(name == BETA || exporters(&name, "vault")?.is_empty(), "{name}");
+    }
+    for region in [US, EU] {
+        let status = ask::status(apart.listens(region).admin)?;
+        let said = if region == US { &status["settings"] } else { &status["peers"][0] };
+        assert_eq!(said["entitlements"], serde_json::json!({BETA: ["shop"]}), "{region}");
+    }
+    end_all(processes)
+}
+
+#[test]
+fn an_agent_that_lost_its_state_directory_publishes_again_as_the_cluster_that_it_was()
+-> anyhow::Result<()> {
+    let scratch = Scratch::new("apart-state")?;
+    let manifests = Manifests::copy(scratch.path())?;
+    let apart = Apart::write(scratch.path(), &manifests)?;
+    let name = "us-west1-alpha";
+    let mut processes = start_all(&apart)?;
+    let (agent, region) = (apart.listens(name), apart.listens(US));
+    let restart = |processes: &mut Processes, keep_state: bool| -> anyhow::Result<()> {
+        processes.remove(name).expect("it was started").kill()?;
+        if !keep_state {
+            std::fs::remove_dir_all(apart.path(&format!("state-{name}")))?;
+        }
+        processes.insert(name.to_owned(), apart.start(name)?);
+        Ok(())
+    };
+    // Its UID went with the directory: to its region it is another cluster.
+    restart(&mut processes, false)?;
+    let refused = || {
+        let link = ask::status(agent.admin)?["links"][0].take();
+        let problem = link["problem"].as_str().unwrap_or_default().to_owned();
+        anyhow::ensure!(problem.contains("give it the first UID as clusterUid"), "{link}");
+        Ok(problem)
+    };
+    let problem = wait_for("it is refused", REJOINED, refused)?;
+    wait_for("its region tells of it", SOON, || {
+        let status = ask::status(region.admin)?;
+        let told = status["problems"].to_string();
+        anyhow::ensure!(told.contains("is claimed by a second cluster"), "{status}");
+        Ok(())
+    })?;
+    assert_eq!(ask::addresses(region.dns, "catalog")?.len(), 4, "the first is unharmed");
+    let uid = problem.split("with UID ").nth(1).and_then(|rest| rest.split(',').next());
+    let mut config = apart.agent_config(US, "alpha");
+    config["clusterUid"] = uid.expect("it is named").into();
+    apart.write_config(name, &config)?;
+
+    // Whoever it is by its word, it waits until the one of before is silent.
+    restart(&mut processes, false)?;
+    let address = manifests.us(1, 97);
+    manifests.write("us-west1/alpha/search.yaml", &service("search", &address))?;
+    wait_for("everybody has what it says", TAKEN_OVER, || {
+        for name in Apart::names() {
+            let dns = apart.listens(&name).dns;
+            ask::same(&ask::addresses(dns, "search")?, &vec![address.clone()])?;
+        }
+        Ok::<(), anyhow::Error>(())
+    })?;
+    agreed_digest(&apart.admins())?;
+    restart(&mut processes, true)?;
+    wait_for("it is taken at once from now on", REJOINED, || {
+        ask::same(&ask::status(agent.admin)?["links"][0]["synced"], &true.into())
+    })?;
     end_all(processes)
 }
 

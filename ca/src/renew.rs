@@ -6,15 +6,17 @@
 //! could not be written is in use all the same, and writing is tried again at each check.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 use tracing::{error, info, warn};
 
 use crate::clock::Clock;
@@ -38,6 +40,9 @@ pub enum RenewError {
     /// The CA did not answer in time.
     #[error("the CA did not answer within {0:?}")]
     TimedOut(Duration),
+    /// Who answered is the one expected, and has no CA.
+    #[error("there is no CA where it was asked for")]
+    NoCa,
     /// The CA refused.
     #[error("the CA refused")]
     Refused(#[source] Box<Status>),
@@ -78,7 +83,7 @@ pub async fn renew(
         proof: Some(Proof::CurrentCertificate(CurrentCertificate {})),
     };
     let mut client = CertificateAuthorityClient::new(channel).max_decoding_message_size(64 * 1024);
-    let answer = client.sign(request).await.map_err(|e| RenewError::Refused(Box::new(e)))?;
+    let answer = client.sign(request).await.map_err(refused)?;
     let chain = answer.into_inner().chain;
     let chain = chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
     let credential =
@@ -88,6 +93,14 @@ pub async fn renew(
         return Err(RenewError::Answer(MaterialError::Certificate(source)));
     }
     Ok(credential)
+}
+
+/// A server without the service says so.
+fn refused(status: Status) -> RenewError {
+    match status.code() {
+        Code::Unimplemented => RenewError::NoCa,
+        _ => RenewError::Refused(Box::new(status)),
+    }
 }
 
 /// Who issues to this process.
@@ -114,14 +127,43 @@ pub struct Renewer {
     directory: Option<PathBuf>,
     /// Why the certificate in use is not in `directory`, if it is not.
     unsaved: Mutex<Option<String>>,
+    /// So many attempts in a row were answered by who has no CA.
+    without_ca: AtomicUsize,
+    nobody: watch::Sender<bool>,
     check: Duration,
+}
+
+impl Issuer {
+    /// Asked so often in a row, everybody was.
+    fn addresses(&self) -> usize {
+        match self {
+            Self::Remote { connector, .. } => connector.addresses(),
+            Self::Local(_) => 1,
+        }
+    }
 }
 
 impl Renewer {
     /// Renews what `holder` holds at `issuer`.
     #[must_use]
     pub fn new(holder: Arc<Holder>, issuer: Issuer, clock: Clock) -> Self {
-        Self { holder, issuer, clock, directory: None, unsaved: Mutex::new(None), check: CHECK }
+        Self {
+            holder,
+            issuer,
+            clock,
+            directory: None,
+            unsaved: Mutex::new(None),
+            without_ca: AtomicUsize::new(0),
+            nobody: watch::Sender::new(false),
+            check: CHECK,
+        }
+    }
+
+    /// Whether everybody who is asked for renewals has answered, and has no CA. Not known before a
+    /// renewal was due.
+    #[must_use]
+    pub fn nobody(&self) -> watch::Receiver<bool> {
+        self.nobody.subscribe()
     }
 
     /// Also writes each new key and certificate to `directory`, for the next start.
@@ -158,7 +200,20 @@ impl Renewer {
         }
     }
 
+    /// Says it once: the address of a CA may be among those of whom only others have answered.
+    fn note_no_ca(&self, outcome: Result<&(), &RenewError>) {
+        let no_ca = matches!(outcome, Err(RenewError::NoCa));
+        let before = if no_ca { self.without_ca.load(Ordering::Relaxed) } else { 0 };
+        let in_a_row = before + usize::from(no_ca);
+        self.without_ca.store(in_a_row, Ordering::Relaxed);
+        let nobody = in_a_row >= self.issuer.addresses();
+        if self.nobody.send_replace(nobody) != nobody && nobody {
+            error!("nobody renews this certificate: none of the addresses asked has the CA");
+        }
+    }
+
     fn judge(&self, outcome: Result<&(), &RenewError>, failures: u32) -> u32 {
+        self.note_no_ca(outcome);
         let current = self.holder.current();
         let (id, expires) = (&current.credential().subject().id, current.credential().expires());
         match outcome {

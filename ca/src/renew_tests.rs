@@ -5,6 +5,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::Code;
+use tonic::service::Routes;
 
 use super::*;
 use crate::identity::Identity;
@@ -41,13 +42,21 @@ struct Served {
 
 impl Served {
     async fn start(ca: Arc<RegionCa>, held: &Held, clock: &Clock) -> Self {
+        let service = Authority::new(ca, clock.clone()).into_service();
+        Self::with(Routes::new(service), held, clock).await
+    }
+
+    async fn without_ca(held: &Held, clock: &Clock) -> Self {
+        Self::with(Routes::default(), held, clock).await
+    }
+
+    async fn with(routes: Routes, held: &Held, clock: &Clock) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let incoming = Incoming::new(listener, held, clock, Limits::default()).unwrap();
-        let service = Authority::new(ca, clock.clone()).into_service();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let server = tonic::transport::Server::builder().add_service(service);
+            let server = tonic::transport::Server::builder().add_routes(routes);
             server.serve_with_incoming(incoming.stream()).await.unwrap();
         });
         Self { address, _tasks: tasks }
@@ -139,6 +148,49 @@ async fn a_connection_older_than_its_certificate_gives_nothing() {
     let refused = renew(channel, &current, setup.clock.now()).await.unwrap_err();
     let RenewError::Refused(status) = &refused else { panic!("{refused}") };
     assert_eq!(status.code(), Code::Unauthenticated);
+}
+
+/// Two addresses of the region whose servers have no CA.
+#[tokio::test]
+async fn that_nobody_has_the_ca_is_known_once_all_addresses_have_answered() {
+    let (hands, clock) = Hands::new();
+    let mesh = Mesh::new();
+    let own = mesh.holder(&mesh.west, control_plane("west"), 10 * DAY);
+    let client = Arc::new(mesh.holder(&mesh.west, control_plane("west"), DAY));
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        servers.push(Served::without_ca(&own.held(), &clock).await);
+    }
+    let uris = servers.iter().map(|s| format!("http://{}", s.address).parse().unwrap());
+    let Issuer::Remote { endpoint, connector } =
+        servers[0].issuer(&client, control_plane("west"), &clock)
+    else {
+        unreachable!()
+    };
+    let issuer = Issuer::Remote { endpoint, connector: connector.among(uris.collect()) };
+    let renewer = || Renewer::new(Arc::clone(&client), issuer.clone(), clock.clone());
+    hands.set(13 * 3600);
+    let error = renewer().renew_now().await.unwrap_err();
+    assert!(matches!(error, RenewError::NoCa), "{error}");
+
+    let judged = renewer();
+    let nobody = judged.nobody();
+    let after = |outcome: Result<&(), &RenewError>| {
+        judged.judge(outcome, 0);
+        *nobody.borrow()
+    };
+    let silent = RenewError::TimedOut(TIMEOUT);
+    assert_eq!([after(Err(&error)), after(Err(&silent)), after(Err(&error))], [false; 3]);
+    assert!(after(Err(&error)), "both, one after the other");
+    assert!(!after(Ok(&())));
+
+    let renewer = renewer().checking_every(Duration::from_millis(10));
+    let mut nobody = renewer.nobody();
+    let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+    tasks.spawn(renewer.run(stop.clone()));
+    timeout(LONG, nobody.wait_for(|nobody| *nobody)).await.unwrap().unwrap();
+    stop.cancel();
+    timeout(LONG, tasks.join_next()).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -2,17 +2,22 @@
 
 use std::fmt::Write as _;
 
+use tombolo_federation::sync::peers::Disagreement;
+
 use super::table::table;
-use crate::role::status::{SourceStatus, Status};
+use crate::role::status::{LinkStatus, SourceStatus, Status};
 use crate::role::store_health::{MemberStatus, StoreStatus};
 
 /// Of `tombolo status --help`.
 pub(super) const HELP: &str =
     "Exit code: 0 when all is well, 2 when the process cannot be asked, 1 when
   - it is not ready,
-  - a source is stale, holds removals back or is suspect,
-  - its certificate should have been renewed by now, or
-  - the region's store needs attention: a member, its space, its compaction.
+  - a source is stale, holds removals back, is suspect or has records that cannot be read,
+  - a link that this process keeps is down, or records were refused on it,
+  - its file entitles clusters to other namespaces than its region's leader says,
+  - its certificate should have been renewed by now,
+  - what it holds cannot be saved to its disk, or
+  - the region's store needs attention: a member, its space, its compaction, what it lost.
 
 Examples:
   tombolo status
@@ -22,12 +27,27 @@ Examples:
 /// Whether nobody has to look.
 pub(super) fn is_well(status: &Status) -> bool {
     let odd = |source: &SourceStatus| {
-        source.stale || !source.holds.is_empty() || source.suspect.is_some()
+        source.stale
+            || !source.holds.is_empty()
+            || source.suspect.is_some()
+            || source.quarantined > 0
     };
-    let alarmed = |store: &StoreStatus| !store.alarms.is_empty();
+    // The next leader would take away what another has let in.
+    let drifts = |found: &Disagreement| {
+        found.regions[0] == found.regions[1] && found.field == "entitlements"
+    };
+    // Ready is who serves, also if nothing that it says reaches anybody.
+    let cut = |link: &LinkStatus| {
+        let down = !link.synced && !link.left_to_leader;
+        down || !link.refused.is_empty()
+    };
+    let alarmed = |store: &StoreStatus| !store.alarms.is_empty() || store.lost > 0;
     status.ready
         && !status.sources.iter().any(odd)
+        && !status.disagreements.iter().any(drifts)
+        && !status.links.iter().any(cut)
         && status.certificate_problem.is_none()
+        && !status.cache.failing
         && !status.store.as_ref().is_some_and(alarmed)
 }
 
@@ -53,7 +73,8 @@ fn leader_line(status: &Status) -> String {
         (None, _) => String::new(),
         (Some(leads), Some(leader)) => {
             let this = if leads { " (this process)" } else { "" };
-            format!("leader: {leader}{this}\n")
+            let known = if leader.last_known { "last known leader" } else { "leader" };
+            format!("{known}: {leader}{this}\n")
         }
         // It has won and does not see itself in the store yet.
         (Some(true), None) => "leader: this process\n".to_owned(),
@@ -134,8 +155,11 @@ fn member_cells(member: &MemberStatus) -> [String; 5] {
 
 #[cfg(test)]
 mod tests {
+    use tombolo_federation::sync::client::Link;
+
     use super::*;
     use crate::role::leader::LeaderStatus;
+    use crate::role::status::CacheStatus;
 
     #[test]
     fn whoever_is_asked_says_who_leads() {
@@ -143,6 +167,7 @@ mod tests {
             host: "cp-1".to_owned(),
             admin: Some("10.0.0.1:7080".parse().unwrap()),
             since: Some("2026-01-02T03:04:05Z".parse().unwrap()),
+            last_known: false,
         };
         let check = |leads, led_by: Option<&LeaderStatus>, line: &str| {
             let status = Status { leader: leads, led_by: led_by.cloned(), ..Status::default() };
@@ -152,6 +177,8 @@ mod tests {
         check(Some(false), Some(&leader), text);
         check(Some(true), Some(&leader), &format!("{text} (this process)"));
         check(Some(false), None, "leader: none is known");
+        let last_known = LeaderStatus { last_known: true, ..leader };
+        check(Some(false), Some(&last_known), &format!("last known {text}"));
         check(None, None, "");
     }
 
@@ -192,8 +219,40 @@ mod tests {
         assert!(!is_well(&Status { ready: false, ..well.clone() }));
         let problem = Some("not renewed".to_owned());
         assert!(!is_well(&Status { certificate_problem: problem, ..well.clone() }));
-        let store = |alarms| Some(StoreStatus { alarms, ..StoreStatus::default() });
-        assert!(is_well(&Status { store: store(Vec::new()), ..well.clone() }));
-        assert!(!is_well(&Status { store: store(vec!["full".to_owned()]), ..well }));
+        let drift = |field: &str, other: &str| {
+            let regions = ["us", other].map(|region| region.parse().unwrap());
+            let (field, ours, theirs) = (field.to_owned(), "a".to_owned(), "b".to_owned());
+            let disagreements = vec![Disagreement { regions, field, ours, theirs }];
+            is_well(&Status { disagreements, ..well.clone() })
+        };
+        assert!(!drift("entitlements", "us"));
+        assert!(drift("distances", "us") && drift("entitlements", "eu"));
+        let store = |alarms, lost| Some(StoreStatus { lost, alarms, ..StoreStatus::default() });
+        assert!(is_well(&Status { store: store(Vec::new(), 0), ..well.clone() }));
+        assert!(!is_well(&Status { store: store(vec!["full".to_owned()], 0), ..well.clone() }));
+        assert!(!is_well(&Status { store: store(Vec::new(), 1), ..well.clone() }));
+        let cache = |failing, found: &[&str]| CacheStatus {
+            failing,
+            problems: found.iter().map(ToString::to_string).collect(),
+            ..CacheStatus::default()
+        };
+        let found = ["an image was damaged"];
+        assert!(is_well(&Status { cache: cache(false, &found), ..well.clone() }), "it is over");
+        assert!(!is_well(&Status { cache: cache(true, &[]), ..well }));
+    }
+
+    #[test]
+    fn who_serves_and_is_heard_by_nobody_is_not_well() {
+        let synced = Link { synced: true, ..Link::default() };
+        let refused = std::collections::BTreeMap::from([("key".to_owned(), "why".to_owned())]);
+        let of = |link: &Link| LinkStatus::of("publish".to_owned(), link);
+        let check = |link: LinkStatus, well| {
+            let status = Status { ready: true, links: vec![link], ..Status::default() };
+            assert_eq!(is_well(&status), well, "{status:?}");
+        };
+        check(of(&synced), true);
+        check(of(&Link { problem: Some("left the mesh".to_owned()), ..Link::default() }), false);
+        check(of(&Link { refused, ..synced }), false);
+        check(LinkStatus::left_to_leader("peer eu".to_owned(), &Link::default()), true);
     }
 }

@@ -113,6 +113,7 @@ impl<'a> Authorities<'a> {
             mesh: self.mesh.clone(),
             region: region.clone(),
             cluster: cluster.clone(),
+            cluster_uid: None,
             state_dir: std::path::absolute(self.dir.join("state").join(&name))?,
             identity: self.issue(region, &name, &grant)?,
             listen: listen.clone(),

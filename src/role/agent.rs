@@ -42,7 +42,7 @@ use super::own::{Own, follow_approvals};
 use super::status::{CacheStatus, LinkStatus, Sources, Status};
 use super::tasks::Tasks;
 use super::wall_clock;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, ClusterUid};
 use crate::state_dir::StateDir;
 
 /// How long an agent waits for its region before it serves its own cluster alone.
@@ -111,6 +111,8 @@ impl Agent {
         let writer = Arc::new(writer);
         let whole = watch::Sender::new(image.is_some());
         let mut cluster = cluster_record(&config, &state);
+        let newest = |image: &Image| image.owners.get(&owner)?.newest.clone();
+        let restored_up_to = image.as_ref().and_then(newest);
         let (before, suspect) = restore(image, &owner, &mut cluster, &writer);
         let held = identity.held();
         let view = Arc::new(View {
@@ -152,6 +154,7 @@ impl Agent {
             desired,
             joined: joined_rx.clone(),
             respected,
+            restored: restored_up_to,
             surplus,
             writer: Arc::clone(&writer),
         };
@@ -160,7 +163,7 @@ impl Agent {
         tasks.start_fallible("own records", own.run());
         let publication = Publication {
             owner: owner.clone(),
-            uid: state.id().to_owned(),
+            uid: uid(&config, &state).to_owned(),
             epoch: state.epoch(),
             joined,
             respected: respected_rx,
@@ -216,10 +219,16 @@ async fn follow_source(
     Ok(desired)
 }
 
+/// What the region knows the cluster by. The state directory is lost together with the epoch id: then a
+/// cluster that has no other UID is another one to its region.
+fn uid<'a>(config: &'a AgentConfig, state: &'a StateDir) -> &'a str {
+    config.cluster_uid.as_ref().map_or(state.id(), ClusterUid::as_str)
+}
+
 /// What the cluster says of itself. Its zones are those that its endpoints name.
 fn cluster_record(config: &AgentConfig, state: &StateDir) -> Cluster {
     Cluster {
-        uid: state.id().to_owned(),
+        uid: uid(config, state).to_owned(),
         network: config.network.clone(),
         pod_cidrs: config.source.pod_cidrs.clone(),
         software_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -76,7 +76,7 @@ pub(crate) fn resume_point(image: &Image) -> Option<ResumePoint> {
 /// Saves the resume point of what follows a store beside what it holds.
 pub(crate) fn with_resume_point(following: watch::Receiver<Following>) -> Extra {
     Arc::new(move || {
-        let point = following.borrow().resume.as_ref().map(ResumePoint::to_bytes);
+        let point = following.borrow().resume_point().map(ResumePoint::to_bytes);
         point.into_iter().map(|point| (RESUME.to_owned(), point.into())).collect()
     })
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_ca::Clock;
@@ -62,15 +63,22 @@ impl OwnIdentity {
         Ok(())
     }
 
-    /// Renews the certificate at half its life, also on disk for the next start.
-    pub(crate) fn renew(&self, tasks: &mut Tasks, issuer: Issuer, stop: &CancellationToken) {
+    /// Renews the certificate at half its life, also on disk for the next start. Returns whether all
+    /// who are asked for that say that they have no CA.
+    pub(crate) fn renew(
+        &self,
+        tasks: &mut Tasks,
+        issuer: Issuer,
+        stop: &CancellationToken,
+    ) -> watch::Receiver<bool> {
         let renewer = Renewer::new(Arc::clone(&self.holder), issuer, Clock::system())
             .saving_to(self.path.clone());
-        let stop = stop.clone();
+        let (nobody, stop) = (renewer.nobody(), stop.clone());
         tasks.start("certificate renewal", async move {
             renewer.run(stop).await;
             Ok(())
         });
+        nobody
     }
 
     /// Follows the files.

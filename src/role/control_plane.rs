@@ -2,6 +2,7 @@
 
 mod gate;
 mod leading;
+mod region;
 mod view;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use tombolo_federation::sync::service::FederationApi;
 use tombolo_federation::sync::{compactor, facts, follower};
 use tombolo_proxy::ClientLocality;
 use tonic::service::Routes;
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::gate::{Told, settle, start_catalog};
 use self::leading::Candidate;
@@ -119,7 +120,10 @@ impl ControlPlane {
         };
         let asks = follow(&mut tasks, "asks", &store, facts::asks_prefix());
         let election = follow(&mut tasks, "election", &store, facts::election_key());
-        let issuer = issuer(&config, ca.as_ref(), &held)?;
+        let nobody_renews = match issuer(&config, ca.as_ref(), &held)? {
+            Some(issuer) => identity.renew(&mut tasks, issuer, &stop),
+            None => watch::channel(true).1,
+        };
         let (whole, whole_rx) = watch::channel(false);
         let api = FederationApi::new(
             config.region.clone(),
@@ -137,7 +141,8 @@ impl ControlPlane {
             held.clone(),
             (serving, restored),
             election,
-            issuer.is_some(),
+            nobody_renews,
+            api.claims(),
         ));
         operator::start(&mut tasks, operator, &view, calls, &stop);
         let (settled, settled_rx) = watch::channel(false);
@@ -175,9 +180,6 @@ impl ControlPlane {
         let following = view.following.subscribe();
         let candidate = Candidate { store, replicas, following, held, asks, view };
         tasks.start("leader", candidate.run(stop.clone()));
-        if let Some(issuer) = issuer {
-            identity.renew(&mut tasks, issuer, &stop);
-        }
         identity.watch(&mut tasks, stop);
         let outcome = tasks.run().await;
         drop(state);
@@ -200,6 +202,12 @@ fn issuer(
         );
         return Ok(None);
     };
+    // Where addresses are names, this replica may be one of them: only asking tells who has the CA.
+    let asked: Vec<_> = others.as_slice().iter().map(ToString::to_string).collect();
+    info!(
+        ?asked,
+        "there is no ca/ beside this certificate: others of addresses are asked to renew it"
+    );
     let expected = Identity::ControlPlane { region: config.region.clone() };
     let Way { endpoint, connector } = Way::new(&others, expected, held)?;
     Ok(Some(Issuer::Remote { endpoint: Box::new(endpoint), connector }))

@@ -10,7 +10,7 @@ use tombolo_federation::sync::local::Facts;
 
 use super::wall_clock;
 
-/// The replica that leads. Where the store does not answer, the last one that was known.
+/// The replica that leads.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LeaderStatus {
@@ -21,6 +21,9 @@ pub(crate) struct LeaderStatus {
     pub(crate) admin: Option<SocketAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) since: Option<Timestamp>,
+    /// The store does not answer: it led when it last did.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) last_known: bool,
 }
 
 impl LeaderStatus {
@@ -29,14 +32,14 @@ impl LeaderStatus {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let now = wall_clock()();
         let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
-        Self { host, admin: Some(admin), since: Some(since) }
+        Self { host, admin: Some(admin), since: Some(since), last_known: false }
     }
 
-    /// From the local facts under the election's key; `None` while nobody leads, or that was not read
-    /// yet.
-    pub(crate) fn of(election: &Facts) -> Option<Self> {
+    /// From the local facts under the election's key, which stay as they were while the store is `away`;
+    /// `None` while nobody leads, or that was not read yet.
+    pub(crate) fn of(election: &Facts, away: bool) -> Option<Self> {
         let value = election.as_ref()?.get(&facts::election_key())?;
-        Some(Self::read(&String::from_utf8_lossy(value)))
+        Some(Self { last_known: away, ..Self::read(&String::from_utf8_lossy(value)) })
     }
 
     /// What does not have the form names the leader as a whole.
@@ -45,6 +48,7 @@ impl LeaderStatus {
             host: text.to_owned(),
             admin: None,
             since: None,
+            last_known: false,
         })
     }
 
@@ -52,7 +56,8 @@ impl LeaderStatus {
         let (host, rest) = text.split_once(", admin ")?;
         let (admin, since) = rest.split_once(", since ")?;
         let (admin, since) = (admin.parse().ok()?, since.parse().ok()?);
-        Some(Self { host: host.to_owned(), admin: Some(admin), since: Some(since) })
+        let (admin, since) = (Some(admin), Some(since));
+        Some(Self { host: host.to_owned(), admin, since, last_known: false })
     }
 }
 
@@ -77,6 +82,16 @@ mod tests {
         let text = ourselves.to_string();
         assert!(text.contains(", admin 10.0.0.1:7080, since 20"), "{text}");
         assert_eq!(LeaderStatus::read(&text), ourselves);
+    }
+
+    #[test]
+    fn who_led_when_the_store_last_answered_is_told_apart() {
+        let key = facts::election_key();
+        let facts = std::collections::BTreeMap::from([(key, "cp-1".into())]);
+        let election = Some(std::sync::Arc::new(facts));
+        let last_known = |away| LeaderStatus::of(&election, away).map(|leader| leader.last_known);
+        assert_eq!((last_known(false), last_known(true)), (Some(false), Some(true)));
+        assert_eq!(LeaderStatus::of(&None, true), None);
     }
 
     #[test]

@@ -116,6 +116,9 @@ impl OfStatus {
         gauge(encoder, "store_other_histories", help, to_f64(store.other_histories))?;
         let help = "Records that the store has lost and that are not written back yet";
         gauge(encoder, "store_lost_records", help, to_f64(store.lost))?;
+        let help =
+            "Keys of the store that are no records and left alone, up to 20; status names them";
+        gauge(encoder, "store_strays", help, to_f64(store.strays))?;
         if let Some(age) = store.compacted_age_seconds {
             let help = "Since this leader let history of the store go the last time";
             gauge(encoder, "store_compacted_age_seconds", help, age)?;

@@ -15,10 +15,13 @@ use tombolo_federation::guard::{Ending, Verdict};
 use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::manifests::{Desired, Guarded};
 use tombolo_federation::names::{ClusterId, Owner};
-use tombolo_federation::record::{Beacon, Body, Cluster, Decided, Hold, Record, Removal, Suspect};
+use tombolo_federation::record::{
+    Beacon, Body, Cluster, Decided, Hold, Newest, Record, Removal, Suspect,
+};
 use tombolo_federation::replica::{Batch, Holding, Removed, Replica, ReplicaWriter, Replicas};
 use tombolo_federation::sync::client::Surplus;
 use tombolo_federation::sync::own::{OwnRecords, with_join};
+use tombolo_federation::sync::publisher::Lacking;
 use tombolo_federation::sync::settings::mesh_level;
 use tombolo_federation::sync::{BEACON_INTERVAL, CLUSTER_KINDS};
 use tracing::{debug, info, warn};
@@ -40,7 +43,9 @@ pub(crate) struct Own {
     pub(crate) respected: watch::Sender<Option<Timestamp>>,
     /// Ids of holds and suspicions that an operator approved.
     pub(crate) approvals: watch::Receiver<BTreeSet<String>>,
-    /// Asks what became of records that only the region has.
+    /// Up to which change of an earlier process what was restored from disk goes.
+    pub(crate) restored: Option<Newest>,
+    /// Asks what became of records that only the region has, or lacks.
     pub(crate) surplus: mpsc::Receiver<Surplus>,
     pub(crate) writer: Arc<ReplicaWriter>,
 }
@@ -89,9 +94,17 @@ impl Own {
     }
 
     /// What was published before this process started, and neither its source nor its disk knows
-    /// of, goes through the guard like anything else that the source does not show.
+    /// of, goes through the guard like anything else that the source does not show. What is restored
+    /// from disk and the region, which has heard more since, lacks went by the word of a process that
+    /// ended before it was saved: to say it again would bring back what is dead, approved or not.
     fn judge(&mut self, surplus: Surplus) {
         let mut asked: BTreeSet<Key> = surplus.records.iter().map(|(key, _)| key.clone()).collect();
+        if let Some(Lacking { keys, heard }) = &surplus.lacking
+            && self.restored.as_ref().is_some_and(|restored| restored.is_older_than(heard))
+        {
+            asked.extend(keys.iter().cloned());
+            self.guard.forget(keys.iter());
+        }
         let open = |(key, value): &(Key, Bytes)| {
             Some((key.clone(), Arc::new(Record::open(key, value).ok()?.body)))
         };

@@ -52,7 +52,8 @@ pub(crate) struct Status {
     pub(crate) store: Option<StoreStatus>,
     pub(crate) sources: Vec<SourceStatus>,
     pub(crate) links: Vec<LinkStatus>,
-    /// Objects of the own cluster's source that cannot be used, with file, object and field.
+    /// Objects of the own cluster's source that cannot be used, with file, object and field; of a
+    /// control plane, keys of its store that are no records.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) problems: Vec<String>,
     /// What the own cluster's source holds, for directory clusters.
@@ -98,6 +99,9 @@ pub(crate) struct CacheStatus {
     /// Files that were not used at the start, and why the last save failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) problems: Vec<String>,
+    /// The last save failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) failing: bool,
     /// What is held differs from the newest image.
     #[serde(default)]
     pub(crate) unsaved: bool,
@@ -377,6 +381,7 @@ impl CacheStatus {
                 saved_at: image.saved_at,
             }),
             problems: standings.found.iter().chain(&standings.failing).cloned().collect(),
+            failing: standings.failing.is_some(),
             unsaved: standings.unsaved,
             saved: standings.saved,
             failed: standings.failed,

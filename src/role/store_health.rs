@@ -34,6 +34,9 @@ pub(crate) struct StoreStatus {
     pub(crate) other_history: Option<String>,
     /// Records that this process holds and the store has lost, and that are not written back yet.
     pub(crate) lost: usize,
+    /// Keys of it that are no records and left alone, up to 20; `problems` names them.
+    #[serde(default)]
+    pub(crate) strays: usize,
     /// Peers that have not said yet what it may have lost, and why; only where this process leads.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) asked: BTreeMap<RegionName, String>,
@@ -41,7 +44,7 @@ pub(crate) struct StoreStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) members: Vec<MemberStatus>,
     /// Since history was let go the last time; absent where another replica leads, which does it, and
-    /// before the first time.
+    /// before the first time, which no process comes to in its first hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) compacted_age_seconds: Option<f64>,
     /// What an operator has to do something about.
@@ -82,6 +85,7 @@ impl StoreStatus {
             other_histories: following.other_histories,
             other_history: following.other_history.clone(),
             lost,
+            strays: following.strays.len(),
             asked: BTreeMap::new(),
             members: members.iter().map(MemberStatus::of).collect(),
             compacted_age_seconds: compaction.last.map(|last| last.elapsed().as_secs_f64().floor()),

@@ -101,6 +101,11 @@ impl Connector {
         Self { among, ..self }
     }
 
+    /// Of how many addresses each connection takes the next.
+    pub(crate) fn addresses(&self) -> usize {
+        self.among.as_ref().map_or(1, |among| among.0.len())
+    }
+
     fn next(&self, asked: Uri) -> Uri {
         let Some(among) = &self.among else { return asked };
         let (addresses, next) = &**among;

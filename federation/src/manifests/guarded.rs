@@ -51,6 +51,14 @@ impl Guarded {
         }
     }
 
+    /// Forgets what was published of these by an earlier process and is known to have gone since: its
+    /// own end kept it from saving that. What this process saw it judges itself.
+    pub fn forget<'a>(&mut self, gone: impl Iterator<Item = &'a Key>) {
+        for key in gone.filter(|key| !self.seen.contains(*key)) {
+            self.published.remove(key);
+        }
+    }
+
     /// Whether there is anything to guard.
     #[must_use]
     pub fn has_published(&self) -> bool {

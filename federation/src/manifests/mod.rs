@@ -103,7 +103,8 @@ pub struct Listing {
     pub id: u64,
     /// When the last complete one was made.
     pub at: Instant,
-    /// The first of those that were made since the directory last showed nothing. Only what one of
+    /// The first of those that were made since the directory last showed nothing, if only for a
+    /// moment, or became another one. Only what one of
     /// them showed was removed by somebody when it is in a later one no more: what a directory lacks
     /// that has just come back may be still to come.
     pub since: u64,

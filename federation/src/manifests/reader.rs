@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::contents::{Contents, Found};
 use super::object::{Id, Ownership};
 use super::problem::{Place, Problem, Reason};
-use super::scan::{self, Stamp};
+use super::scan::{self, RootId, Stamp};
 use super::{Counts, Listing, Lost};
 
 /// The largest file that is read.
@@ -56,6 +56,8 @@ pub(super) struct Reader {
     unlisted: bool,
     rest: Rest,
     listing: Listing,
+    /// Which directory was looked at last.
+    looked_at: Option<RootId>,
 }
 
 /// Whether a directory is at rest.
@@ -103,7 +105,16 @@ impl Reader {
         let lost = Some(Lost::Missing);
         let listing = Listing { id: 0, at: now, since: 1, settled: false, lost };
         let rest = Rest::default();
-        Self { root, files, directories, complete: false, unlisted: false, rest, listing }
+        Self {
+            root,
+            files,
+            directories,
+            complete: false,
+            unlisted: false,
+            rest,
+            listing,
+            looked_at: None,
+        }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -114,6 +125,9 @@ impl Reader {
     pub(super) fn refresh(&mut self, touched: &Touched, now: Instant) {
         let found = scan::list(&self.root);
         self.listing.settled = self.rest.look(scan::digest(&found), now);
+        if found.as_ref().is_ok_and(|found| self.is_another(found.root)) {
+            self.showed_nothing();
+        }
         match found {
             Err(error) => {
                 let missing = error.kind() == io::ErrorKind::NotFound;
@@ -126,9 +140,20 @@ impl Reader {
             }
             Ok(listing) => self.adopt(listing, touched, now),
         }
-        if self.listing.lost.is_some() && self.listing.settled {
-            self.listing.since = self.listing.id + 1;
+        // Also while it is not at rest: who fills it again may be slower than that takes.
+        if self.listing.lost.is_some() {
+            self.showed_nothing();
         }
+    }
+
+    /// Another directory stands under the name: in between there was none, seen or not.
+    fn is_another(&mut self, root: Option<RootId>) -> bool {
+        let before = std::mem::replace(&mut self.looked_at, root);
+        before.is_some() && before != root
+    }
+
+    fn showed_nothing(&mut self) {
+        self.listing.since = self.listing.id + 1;
     }
 
     fn listed(&mut self, now: Instant, lost: Option<Lost>) {

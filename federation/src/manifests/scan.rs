@@ -36,6 +36,13 @@ impl FileId {
     }
 }
 
+/// Which directory stands under a name. The number of one that was removed is given to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RootId {
+    file: FileId,
+    created: Option<SystemTime>,
+}
+
 impl Stamp {
     fn of(metadata: &Metadata) -> Self {
         Self {
@@ -54,14 +61,18 @@ pub(super) struct Listing {
     pub(super) files: BTreeMap<PathBuf, Result<Stamp, io::Error>>,
     /// Directories that could not be listed: nothing is known about what is below them.
     pub(super) unreadable: BTreeMap<PathBuf, io::Error>,
+    /// The directory itself.
+    pub(super) root: Option<RootId>,
     entries: usize,
 }
 
 /// Lists `root` and everything below it. Hidden names are skipped, links are followed, and a link
 /// to a directory that it stands in is skipped.
 pub(super) fn list(root: &Path) -> io::Result<Listing> {
-    let id = FileId::of(&fs::metadata(root)?);
-    let mut listing = Listing::default();
+    let metadata = fs::metadata(root)?;
+    let id = FileId::of(&metadata);
+    let root_id = RootId { file: id, created: metadata.created().ok() };
+    let mut listing = Listing { root: Some(root_id), ..Listing::default() };
     listing.directory(root, &PathBuf::new(), &mut vec![id])?;
     Ok(listing)
 }

@@ -260,6 +260,15 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             answer(publish_response::Message::Want(api::Want {
                 keys: vec!["k".into()],
                 last: true,
+                ..Default::default()
+            })),
+        ),
+        (
+            "publish-want-lacked",
+            answer(publish_response::Message::Want(api::Want {
+                lacked: vec!["k".into()],
+                heard: Some(api::Newest { epoch: epoch(), sequence: 4 }),
+                ..Default::default()
             })),
         ),
         (
@@ -345,6 +354,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
                 removed: vec![local::Removed {
                     key: "k".into(),
                     removal: api::Removal::Approved.into(),
+                    sequence: Some(3),
                 }],
                 more: true,
             }

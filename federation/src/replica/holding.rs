@@ -202,8 +202,15 @@ impl Holding {
         records.chain(kinds).collect()
     }
 
-    /// Returns whether anything is different now.
-    pub(super) fn set(&mut self, key: &Key, value: Option<Entry>, now: Instant) -> bool {
+    /// Returns whether anything is different now. `vouched` is the epoch in which the owner says,
+    /// with this, that it has said all of the kind.
+    pub(super) fn set(
+        &mut self,
+        key: &Key,
+        value: Option<Entry>,
+        vouched: Option<&Epoch>,
+        now: Instant,
+    ) -> bool {
         let held = self.records.get(key).cloned();
         let Some(mut entry) = value else {
             let Some(held) = held else { return false };
@@ -215,7 +222,7 @@ impl Holding {
             return false;
         }
         if let Some(held) = &held {
-            if entry.goes_back_before(held) {
+            if entry.goes_back_before(held) && !held.gives_way(key, vouched) {
                 return false;
             }
             if entry.problem.is_some() {
@@ -308,6 +315,10 @@ impl Entry {
         is_rewind(new, held)
     }
 
+    fn gives_way(&self, key: &Key, vouched: Option<&Epoch>) -> bool {
+        self.origin().is_some_and(|held| gives_way(key, held, vouched))
+    }
+
     /// Which change of its owner the bytes are, if they tell; also of a record that only newer
     /// readers can open.
     #[must_use]
@@ -323,4 +334,14 @@ impl Entry {
 #[must_use]
 pub fn is_rewind(new: &Origin, held: &Origin) -> bool {
     new.newest().is_older_than(&held.newest())
+}
+
+/// Whether `held` gives way even to an earlier change, because its owner has said all of the kind in
+/// the later epoch `vouched`. A cluster that starts anew confirms what its region has, and says anew
+/// only what differs: where the region was restored to before a change that `held` is, what is there
+/// is the owner's newest word. A region never confirms, it says anew; and nobody confirms a beacon.
+#[must_use]
+pub fn gives_way(key: &Key, held: &Origin, vouched: Option<&Epoch>) -> bool {
+    let confirms = key.owner.cluster.is_some() && key.kind != Kind::Beacon;
+    confirms && vouched.is_some_and(|epoch| held.epoch.is_older_than(epoch))
 }

@@ -4,7 +4,8 @@
 //! store's watch, an agent from its region's feed and, for its own cluster, from its own source.
 //! Feeds to subscribers and the catalog are both read from it. Promises: a record that cannot be
 //! opened keeps its last good version in use while its bytes are held and passed on as received;
-//! no key goes back to an older version of its owner; [`Replica::changes_since`] lets every reader
+//! no key goes back to an older version of its owner, unless the owner confirms that one in a later
+//! epoch; [`Replica::changes_since`] lets every reader
 //! work in proportion to what changed, without a queue per reader; of each owner it knows the
 //! newest change that was seen, so that an older server's word can be told from a newer one's. Leaves to others: what may be
 //! written (`sync`), what it means together (`catalog`).
@@ -23,7 +24,7 @@ use rpds::RedBlackTreeMapSync;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-pub use self::holding::{BEACON_GAP, Entry, Holding, is_rewind};
+pub use self::holding::{BEACON_GAP, Entry, Holding, gives_way, is_rewind};
 use self::log::Log;
 use crate::key::{Key, Kind};
 use crate::names::Owner;
@@ -298,13 +299,16 @@ impl Replica {
         for owner in &batch.forgotten {
             changes.extend(self.forget(owner));
         }
+        let vouched: BTreeMap<(&Owner, Kind), &Epoch> =
+            batch.complete.iter().map(|(owner, kind, epoch)| ((owner, *kind), epoch)).collect();
         let mut working = Working { replica: self, holdings: BTreeMap::new() };
         for (key, entry) in items {
             // Nobody is held for what is not there.
             if entry.is_none() && !working.holds(&key.owner) {
                 continue;
             }
-            if working.holding(&key.owner).set(&key, entry, now) {
+            let vouched = vouched.get(&(&key.owner, key.kind)).copied();
+            if working.holding(&key.owner).set(&key, entry, vouched, now) {
                 changes.push(Change::Record(key));
             }
         }

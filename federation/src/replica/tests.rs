@@ -73,6 +73,29 @@ async fn a_key_never_goes_back() {
     assert_eq!(label(&apply(&writer, vec![namespace(3, 1, "newer")])), "newer");
 }
 
+/// Its region was restored to before a change, and the owner, started anew, has what is there.
+#[tokio::test]
+async fn a_key_goes_back_to_what_its_owner_confirms_in_a_later_epoch() {
+    let owner: Owner = "r/r-a".parse().unwrap();
+    let confirmed_in = |epoch: Epoch, by: Kind| {
+        let (writer, _readers) = channel();
+        apply(&writer, vec![namespace(1, 5, "lost")]);
+        let items = vec![namespace(1, 4, "confirmed"), beacon(0)];
+        apply(&writer, vec![beacon(7)]);
+        let complete = vec![(owner.clone(), by, epoch)];
+        writer.apply(Batch { items, complete, ..Batch::default() }, Instant::now());
+        let held = writer.current();
+        let beacon = held.get(&key("/tombolo/v1/r/r-a/beacon/_/r-a")).unwrap();
+        assert_eq!(beacon.origin().unwrap().sequence, 7, "nobody confirms a beacon");
+        label(&held)
+    };
+    let epoch = |id: &str, count| Epoch { id: id.into(), count };
+    assert_eq!(confirmed_in(epoch("e", 2), Kind::Namespace), "confirmed");
+    assert_eq!(confirmed_in(epoch("e", 1), Kind::Namespace), "lost", "in the same one");
+    assert_eq!(confirmed_in(epoch("f", 2), Kind::Namespace), "lost", "they have no order");
+    assert_eq!(confirmed_in(epoch("e", 2), Kind::Beacon), "lost", "it is of another kind");
+}
+
 #[tokio::test]
 async fn equal_sets_have_equal_digests_and_beacons_do_not_count() {
     let (one, _readers) = channel();

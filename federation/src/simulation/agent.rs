@@ -41,6 +41,7 @@ impl Agent {
         let (writer, replicas) = replica::channel();
         let writer = Arc::new(writer);
         let epoch = Epoch { id: format!("lease-of-{cluster}"), count };
+        shared.checker.began(&truth.owner, &epoch);
         let (joined, joined_rx) = watch::channel(None);
         let (respected, respected_rx) = watch::channel(None);
         let (judge, surplus) = mpsc::channel(1);

@@ -12,7 +12,7 @@ use super::truth::Truth;
 use super::{Property, Shared};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Newest, Origin};
+use crate::record::{Epoch, Newest, Origin};
 use crate::replica::{Change, Entry, Holding, Replica, Replicas};
 
 /// One run's.
@@ -28,6 +28,8 @@ struct Inner {
     truths: BTreeMap<Owner, Arc<Truth>>,
     /// When an owner first said these bytes.
     said: HashMap<(Key, Bytes), Instant>,
+    /// When each of an owner's epochs began.
+    epochs: HashMap<(Owner, Epoch), Instant>,
 }
 
 /// What one process has seen in its life.
@@ -76,6 +78,11 @@ impl Checker {
 
     pub(super) fn add(&self, truth: &Arc<Truth>) {
         self.inner().truths.insert(truth.owner.clone(), Arc::clone(truth));
+    }
+
+    /// An owner starts anew.
+    pub(super) fn began(&self, owner: &Owner, epoch: &Epoch) {
+        self.inner().epochs.insert((owner.clone(), epoch.clone()), Instant::now());
     }
 
     /// An owner says this now.
@@ -154,14 +161,33 @@ impl Checker {
         }
         let held = observer.newest.entry((key.clone(), newest.epoch.id.clone()));
         let held = held.or_insert_with(|| newest.clone());
-        if newest.is_older_than(held) {
+        let vouched = next.holding(&key.owner).and_then(|of| of.complete().get(&key.kind));
+        if newest.is_older_than(held)
+            && !vouched.is_some_and(|epoch| held.epoch.is_older_than(epoch))
+        {
             let (from, to) = (format!("{held:?}"), format!("{newest:?}"));
             violated(Property::NoRewind, format!("goes back from {from} to {to}"));
+        }
+        let before = vouched.filter(|_| key.kind != Kind::Beacon);
+        let before = before.filter(|epoch| newest.epoch.is_older_than(epoch));
+        if before.is_some_and(|epoch| !self.confirmed(key, now, epoch)) {
+            let what = format!("is {newest:?}, which its owner has not held since {vouched:?}");
+            violated(Property::NoRewind, what);
         }
         *held = newest;
         if key.kind != Kind::Beacon && key.owner.cluster.is_some() {
             self.settled(shared, who, key);
         }
+    }
+
+    /// Whether an owner that vouches in `epoch` for all of a kind may mean this by it, which it had
+    /// said before.
+    fn confirmed(&self, key: &Key, entry: &Entry, epoch: &Epoch) -> bool {
+        let inner = self.inner();
+        let Some(truth) = inner.truths.get(&key.owner) else { return true };
+        let began = inner.epochs.get(&(key.owner.clone(), epoch.clone()));
+        let record = entry.record.as_ref();
+        began.zip(record).is_some_and(|(began, of)| truth.held_since(key, &of.body, *began))
     }
 
     fn settled(&self, shared: &Shared, who: &str, key: &Key) {

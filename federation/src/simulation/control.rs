@@ -180,7 +180,7 @@ impl Candidate {
             };
             self.shared.journal.note(&format!("{} leads no more", self.name));
             leadership.resign().await;
-            if ended.may_pass() {
+            if ended.ends_the_term_only() {
                 sleep(LEADER_TTL).await;
             }
         }

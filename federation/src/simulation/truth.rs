@@ -31,7 +31,24 @@ pub(super) struct Truth {
 struct Inner {
     bodies: BTreeMap<Key, Arc<Body>>,
     removed: BTreeMap<Key, Vec<Instant>>,
+    /// All that was ever held, and from when; `None` is nothing.
+    held: BTreeMap<Key, Vec<(Instant, Option<Arc<Body>>)>>,
     addresses: u32,
+}
+
+impl Inner {
+    fn put(&mut self, key: Key, body: Arc<Body>) {
+        let held = (Instant::now(), Some(Arc::clone(&body)));
+        self.held.entry(key.clone()).or_default().push(held);
+        self.bodies.insert(key, body);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let now = Instant::now();
+        self.bodies.remove(key);
+        self.held.entry(key.clone()).or_default().push((now, None));
+        self.removed.entry(key.clone()).or_default().push(now);
+    }
 }
 
 impl Truth {
@@ -43,7 +60,7 @@ impl Truth {
         let cluster = Cluster { uid: uid.clone(), directory: true, ..Cluster::default() };
         let truth = Self { owner, uid, inner: Mutex::default(), changed: watch::Sender::new(0) };
         let key = Key::of_owner(truth.owner.clone(), Kind::Cluster);
-        truth.inner().bodies.insert(key, Arc::new(Body::Cluster(cluster)));
+        truth.inner().put(key, Arc::new(Body::Cluster(cluster)));
         truth
     }
 
@@ -59,6 +76,17 @@ impl Truth {
     pub(super) fn removed_since(&self, key: &Key, said: Instant) -> bool {
         let inner = self.inner();
         inner.removed.get(key).is_some_and(|removed| removed.iter().any(|at| *at >= said))
+    }
+
+    /// Whether the owner held this at some time since `began`. What a region adds to it is left out.
+    pub(super) fn held_since(&self, key: &Key, body: &Body, began: Instant) -> bool {
+        let inner = self.inner();
+        let Some(held) = inner.held.get(key) else { return false };
+        let until = held.iter().skip(1).map(|(at, _)| Some(*at)).chain([None]);
+        held.iter().zip(until).any(|((_, held), until)| {
+            let then = until.is_none_or(|until| until >= began);
+            then && held.as_ref().is_some_and(|held| without_join(held) == without_join(body))
+        })
     }
 
     fn key(&self, kind: Kind, rest: &str) -> Option<Key> {
@@ -95,7 +123,10 @@ impl Truth {
             let key = self.key(Kind::Endpoints, &path);
             new.extend(key.map(|key| (key, self.endpoints())));
         }
-        self.inner().bodies.extend(new.into_iter().map(|(key, body)| (key, Arc::new(body))));
+        let mut inner = self.inner();
+        for (key, body) in new {
+            inner.put(key, Arc::new(body));
+        }
         format!("has svc{service} with {slices} slices")
     }
 
@@ -129,11 +160,9 @@ impl Truth {
 
     fn remove(&self, path: &str) -> String {
         let keys = self.of(path);
-        let now = Instant::now();
         let mut inner = self.inner();
         for key in &keys {
-            inner.bodies.remove(key);
-            inner.removed.entry(key.clone()).or_default().push(now);
+            inner.remove(key);
         }
         format!("removed {} records of {path}", keys.len())
     }
@@ -143,9 +172,18 @@ impl Truth {
         let slices: Vec<Key> = slices.filter(|_| random.chance(60)).collect();
         for key in &slices {
             let body = Arc::new(self.endpoints());
-            self.inner().bodies.insert(key.clone(), body);
+            self.inner().put(key.clone(), body);
         }
         format!("changed {} slices of {path}", slices.len())
+    }
+}
+
+fn without_join(body: &Body) -> Body {
+    match body {
+        Body::Export(export) => {
+            Body::Export(Export { precedence: Timestamp::UNIX_EPOCH, ..export.clone() })
+        }
+        other => other.clone(),
     }
 }
 

@@ -16,7 +16,7 @@ use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::intake::{Accept, Intake, IntakeError, Strays};
-use super::publisher::{PublishError, Publisher, Said};
+use super::publisher::{Lacking, PublishError, Publisher, Said};
 use super::transport::{Dial, Transport};
 use super::{BEACON_INTERVAL, MAX_MESSAGE};
 use crate::key::{Key, Kind};
@@ -67,12 +67,14 @@ pub struct Publication {
     pub judge: mpsc::Sender<Surplus>,
 }
 
-/// What the region holds of an owner and the owner did not declare, for the owner to judge.
+/// Where what the region holds of an owner is not what the owner declared, for the owner to judge.
 #[derive(Debug)]
 pub struct Surplus {
     /// As they are stored.
     pub records: Vec<(Key, Bytes)>,
-    /// Which of them are gone, and why. The others stay.
+    /// What the owner declared and the region lacks.
+    pub lacking: Option<Lacking>,
+    /// Which of all these are gone, and why. The others stay, or are said.
     pub gone: oneshot::Sender<BTreeMap<Key, Removed>>,
 }
 
@@ -239,7 +241,7 @@ async fn answer(
         step.send.extend(publisher.declare(&replicas.peek()));
     }
     if let Some(records) = step.surplus.take() {
-        let gone = judged(records, publication, replicas).await?;
+        let gone = judged(records, step.lacking.take(), publication, replicas).await?;
         step.send.extend(publisher.judged(&gone));
     }
     if step.complete {
@@ -257,6 +259,7 @@ async fn answer(
 /// the owner is asked.
 async fn judged(
     records: Vec<(Key, Bytes)>,
+    lacking: Option<Lacking>,
     publication: &Publication,
     replicas: &Replicas,
 ) -> Result<BTreeMap<Key, Removed>, StreamError> {
@@ -270,9 +273,9 @@ async fn judged(
         }
         _ => true,
     });
-    if !records.is_empty() {
+    if !records.is_empty() || lacking.is_some() {
         let (gone, judged) = oneshot::channel();
-        let surplus = Surplus { records, gone };
+        let surplus = Surplus { records, lacking, gone };
         publication.judge.send(surplus).await.map_err(|_| StreamError::Stopping)?;
         known.extend(judged.await.map_err(|_| StreamError::Stopping)?);
     }

@@ -29,10 +29,26 @@ const NOTHING: Revision = 2;
 /// How compacting goes; nothing of it where another one leads.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Compaction {
-    /// When the store last took one; `None` before the first of this leader.
+    /// When history was let go last; `None` while this leader has let none go.
     pub last: Option<Instant>,
     /// Why it did not take the newest one.
     pub problem: Option<String>,
+}
+
+impl Compaction {
+    /// What the store said, asked to let go what is older than an hour; `asked_only` if nothing is
+    /// known to be.
+    fn note(&mut self, outcome: &Result<(), StoreError>, asked_only: bool) {
+        self.problem = match outcome {
+            Ok(()) | Err(StoreError::Compacted { .. }) => {
+                self.last = if asked_only { self.last } else { Some(Instant::now()) };
+                None
+            }
+            // It is new, or went back: where it is now is what will have been an hour ago.
+            Err(StoreError::Future { .. }) => None,
+            Err(error) => Some(error.to_string()),
+        };
+    }
 }
 
 /// Compacts while this process is `leading`, and remembers for as long as it is run; `replicas` follow
@@ -54,17 +70,15 @@ pub async fn compact(
             compaction.send_replace(Compaction::default());
             continue;
         }
-        let oldest = seen.outdated().unwrap_or(NOTHING);
-        match store.compact(oldest).await {
-            Ok(()) | Err(StoreError::Compacted { .. }) => {
-                debug!(oldest, "compacted");
-                compaction.send_replace(Compaction { last: Some(Instant::now()), problem: None });
-            }
-            // It is new, or went back: where it is now is what will have been an hour ago.
+        let outdated = seen.outdated();
+        let oldest = outdated.unwrap_or(NOTHING);
+        let outcome = store.compact(oldest).await;
+        compaction.send_modify(|known| known.note(&outcome, outdated.is_none()));
+        match outcome {
+            Ok(()) | Err(StoreError::Compacted { .. }) => debug!(oldest, "compacted"),
             Err(error @ StoreError::Future { .. }) => debug!(%error, "nothing to compact"),
             Err(error) => {
                 warn!(%error, oldest, "history could not be compacted, it grows");
-                compaction.send_modify(|known| known.problem = Some(error.to_string()));
                 ticks.reset_after(AGAIN);
             }
         }
@@ -119,7 +133,8 @@ mod tests {
         let first = put("a").await;
         let mut compacting = tokio::task::JoinSet::new();
         let leading = watch::Sender::new(true);
-        let told = watch::Sender::default();
+        let told = watch::Sender::<Compaction>::default();
+        let mut seen = told.subscribe();
         compacting.spawn(compact(Arc::clone(&store), replicas, leading.subscribe(), told));
         tokio::time::sleep(Duration::from_mins(1)).await;
         let second = put("b").await;
@@ -127,7 +142,10 @@ mod tests {
 
         tokio::time::sleep(Duration::from_mins(50)).await;
         assert!(store.range(range(Some(first))).await.is_ok(), "younger than an hour");
+        assert!(seen.has_changed().unwrap(), "the store was asked");
+        assert_eq!(*seen.borrow_and_update(), Compaction::default(), "none was let go");
         tokio::time::sleep(Duration::from_mins(30)).await;
+        assert!(seen.borrow().last.is_some_and(|last| last.elapsed() <= EVERY));
         let gone = store.range(range(Some(second))).await;
         assert!(matches!(gone, Err(StoreError::Compacted { .. })), "{gone:?}");
         assert!(store.range(range(None)).await.is_ok());
@@ -182,6 +200,24 @@ mod tests {
         leading.send_replace(false);
         let nothing = seen.wait_for(|known| *known == Compaction::default());
         tokio::time::timeout(Duration::from_secs(1), nothing).await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn history_is_let_go_only_by_what_lets_some_go() {
+        let mut known = Compaction::default();
+        let refused = || Err(StoreError::Unavailable("permission denied".to_owned()));
+        known.note(&refused(), true);
+        assert!(known.problem.is_some() && known.last.is_none());
+        known.note(&Ok(()), true);
+        assert_eq!(known, Compaction::default(), "it may, and there was nothing");
+        known.note(&Err(StoreError::Compacted { wanted: 8, oldest: 9 }), false);
+        let last = known.last;
+        assert_eq!(last, Some(Instant::now()));
+
+        tokio::time::advance(KEEP).await;
+        known.note(&refused(), false);
+        known.note(&Err(StoreError::Future { wanted: 2, current: 1 }), true);
+        assert_eq!(known, Compaction { last, problem: None }, "a store that went back may, too");
     }
 
     #[tokio::test(start_paused = true)]

@@ -370,9 +370,15 @@ fn approval_state(says: Option<&Cluster>, cluster: &ClusterId, hold: &String) ->
             State::Waiting(format!("{cluster} still holds it back"))
         }
         Some(says) if says.approved.contains(hold) => State::Applied,
-        Some(_) => State::Over(format!(
-            "{cluster} holds it back no more, and does not say that this was why"
-        )),
+        Some(says) => State::Over(match &held_back(says)[..] {
+            [] => format!("{cluster} holds it back no more, and does not say that this was why"),
+            // What is missing when an agent starts is held under a new id.
+            others => format!(
+                "{cluster} has no such hold any more; its agent now holds {} under other ids, maybe \
+                 the same: look again",
+                others.join(", ")
+            ),
+        }),
     }
 }
 

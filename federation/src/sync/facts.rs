@@ -30,8 +30,8 @@ pub enum Fact {
 pub struct Said {
     /// The newest change of the owner that is in it.
     pub newest: Newest,
-    /// What it removes, and why, where that is known.
-    pub removed: Vec<(Key, Option<Removal>)>,
+    /// What it removes, and how, where that is known.
+    pub removed: Vec<(Key, Option<Removed>)>,
     /// More transactions of the same change follow.
     pub more: bool,
 }
@@ -39,10 +39,7 @@ pub struct Said {
 impl Said {
     /// The removals as a replica keeps them.
     pub fn removals(&self) -> impl Iterator<Item = (Key, Removed)> {
-        self.removed.iter().filter_map(|(key, removal)| {
-            let removed = Removed { removal: (*removal)?, sequence: self.newest.sequence };
-            Some((key.clone(), removed))
-        })
+        self.removed.iter().filter_map(|(key, removed)| Some((key.clone(), (*removed)?)))
     }
 }
 
@@ -147,9 +144,10 @@ pub fn said_key(owner: &Owner) -> String {
 /// The operation that records what a transaction says about itself. One per owner and transaction.
 #[must_use]
 pub fn said_op(owner: &Owner, said: &Said) -> Op {
-    let removed = said.removed.iter().map(|(key, removal)| wire::Removed {
+    let removed = said.removed.iter().map(|(key, removed)| wire::Removed {
         key: key.to_string(),
-        removal: removal.map_or(0, Removal::to_wire),
+        removal: removed.map_or(0, |removed| removed.removal.to_wire()),
+        sequence: removed.map(|removed| removed.sequence),
     });
     let value = wire::Said {
         epoch: Some(epoch_to_wire(&said.newest.epoch)),
@@ -189,7 +187,9 @@ pub fn owner_of_said(key: &str) -> Option<Owner> {
 fn said(value: &Bytes) -> Option<Said> {
     let said = wire::Said::decode(value.clone()).ok()?;
     let removed = said.removed.into_iter().filter_map(|removed| {
-        Some((removed.key.parse().ok()?, Removal::from_wire(removed.removal)))
+        let sequence = removed.sequence.unwrap_or(said.sequence);
+        let how = Removal::from_wire(removed.removal).map(|removal| Removed { removal, sequence });
+        Some((removed.key.parse().ok()?, how))
     });
     let epoch = crate::record::epoch(said.epoch).ok()?;
     let newest = Newest { epoch, sequence: said.sequence };
@@ -313,15 +313,25 @@ mod tests {
         assert_eq!(read(&key, &Bytes::from_static(b"\xff")), None);
         assert_eq!(read("/tombolo/local/v1/complete/r", &value), None);
 
+        let released = Removed { removal: Removal::Released, sequence: 3 };
         let removed = vec![
-            ("/tombolo/v1/r/r-a/namespace/_/shop".parse().unwrap(), Some(Removal::Released)),
+            ("/tombolo/v1/r/r-a/namespace/_/shop".parse().unwrap(), Some(released)),
             ("/tombolo/v1/r/r-a/namespace/_/pay".parse().unwrap(), None),
         ];
         let said = Said { newest: Newest { epoch, sequence: 9 }, removed, more: true };
         let (key, value) = written(said_op(&owner, &said));
         assert_eq!(read(&key, &value), Some(Fact::Said(owner.clone(), said.clone())));
         assert_eq!(owner_of_said(&key), Some(owner));
-        assert_eq!(said.removals().count(), 1);
+        let removals: Vec<Removed> = said.removals().map(|(_, removed)| removed).collect();
+        assert_eq!(removals, [released], "by its own number");
+
+        let mut before = wire::Said::decode(value).unwrap();
+        before.removed.iter_mut().for_each(|removed| removed.sequence = None);
+        let Some(Fact::Said(_, before)) = read(&key, &before.encode_to_vec().into()) else {
+            panic!("{before:?}")
+        };
+        let numbers: Vec<u64> = before.removals().map(|(_, removed)| removed.sequence).collect();
+        assert_eq!(numbers, [9], "as who wrote no numbers meant it");
 
         let region = "eu".parse().unwrap();
         let (key, value) = written(resume_op(&region, 7));

@@ -34,7 +34,7 @@ const UNFINISHED: Duration = Duration::from_secs(2);
 /// How a follower is doing, for status and metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Following {
-    /// From where it would go on.
+    /// From where it would go on. Another process does so from [`Self::resume_point`].
     pub resume: Option<ResumePoint>,
     /// Why it does not follow just now.
     pub problem: Option<String>,
@@ -56,6 +56,15 @@ pub struct Following {
     /// Keys in the store that are no record keys, or have more under them than a record can be,
     /// and why: left alone, whoever wrote them. Up to 20.
     pub strays: BTreeMap<String, String>,
+}
+
+impl Following {
+    /// From where a process may go on that has nothing but what is held here, from a disk. None while
+    /// the store has lost some of that: who went on would compare nothing, and not know of it.
+    #[must_use]
+    pub fn resume_point(&self) -> Option<&ResumePoint> {
+        self.resume.as_ref().filter(|_| self.lost.owners.is_empty())
+    }
 }
 
 /// Follows `store` for ever; ends only when dropped. `resume` goes with what `writer` already
@@ -246,11 +255,15 @@ impl Follower {
         });
     }
 
-    /// Before the replica has it: who waits for a position there finds here what is lost then.
+    /// Before the replica has it: who waits for a position there finds here what is lost then. The
+    /// point of before goes with what was lost before.
     fn show_lost(&self) {
         if *self.following.borrow().lost != *self.state.lost() {
             let lost = Arc::new(self.state.lost().clone());
-            self.following.send_modify(|following| following.lost = lost);
+            self.following.send_modify(|following| {
+                following.lost = lost;
+                following.resume = None;
+            });
         }
     }
 

@@ -41,7 +41,10 @@ impl Term {
     #[must_use]
     pub fn epoch(&self, region: &RegionName, known: Option<&Newest>) -> Epoch {
         let id = region.to_string();
-        let known = known.filter(|known| known.epoch.id == id).map_or(0, |known| known.epoch.count);
+        // What peers knew is not in the store, where the region had spoken before they answered.
+        let past = self.founding.past.as_ref().and_then(facts::past);
+        let known = known.into_iter().chain(&past).filter(|known| known.epoch.id == id);
+        let known = known.map(|known| known.epoch.count).max().unwrap_or_default();
         // A clock that went back over such a loss.
         let count = self.founding.term.max(known.saturating_add(1));
         Epoch { id, count }
@@ -131,6 +134,18 @@ pub(super) async fn last_word(
 /// See [`LeaderError`].
 pub async fn record_past(leader: &Leader, known: Option<&Newest>) -> Result<(), LeaderError> {
     write(leader, Some(facts::past_to_wire(known))).await
+}
+
+/// Whether the region said `newest` in an epoch that this leader's term is not known to come after.
+///
+/// # Errors
+/// See [`LeaderError`].
+pub(super) async fn is_beyond_the_term(
+    leader: &Leader,
+    newest: &Newest,
+) -> Result<bool, LeaderError> {
+    let (_, founding) = held(leader).await?;
+    Ok(newest.epoch.count >= founding.term)
 }
 
 /// Records that all peers have said what they knew of the region.
@@ -258,6 +273,11 @@ mod tests {
         let known = Newest { epoch: Epoch { id: "us".into(), count: 9000 }, sequence: 4 };
         let term = term.epoch(&"us".parse().unwrap(), Some(&known));
         assert!(known.epoch.is_older_than(&term), "{term}");
+        // Only peers do, who said so when the term before this one had spoken.
+        record_past(&leader, Some(&known)).await.unwrap();
+        let next = begin(&leader, "new", at(6)).await.unwrap();
+        assert!(known.epoch.is_older_than(&epoch(&next)), "{next:?}");
+        answered(&leader).await.unwrap();
     }
 
     fn newest(count: u64, sequence: u64) -> Newest {

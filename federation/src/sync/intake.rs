@@ -30,8 +30,8 @@ use crate::key::{InvalidKey, Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
-use crate::record::{Epoch, Newest, Origin, Removal, body_hash_of_value};
-use crate::replica::{Batch, Holding, Removed, Replica, is_rewind};
+use crate::record::{Epoch, Newest, Origin, Removal};
+use crate::replica::{Batch, Holding, Removed, Replica, gives_way, is_rewind};
 
 /// What the subscriber takes from the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +101,8 @@ pub struct Intake {
     started: BTreeSet<Owner>,
     /// Those of them on which it is behind.
     behind: Behind,
+    /// Those of the others who said something older than what is held.
+    gone_back: BTreeSet<Owner>,
     kept: Kept,
     left_out: LeftOut,
 }
@@ -120,6 +122,7 @@ impl Intake {
             synced: false,
             started: BTreeSet::new(),
             behind: Behind::default(),
+            gone_back: BTreeSet::new(),
             kept: Kept::default(),
             left_out: LeftOut::default(),
         }
@@ -332,7 +335,10 @@ impl Intake {
     /// Whether a record that comes after the start is from before what is held, which has it in a
     /// newer version or knows it to be removed.
     fn is_stale(&mut self, key: &Key, value: &Bytes, held: &Replica) -> bool {
-        if rewinds(key, value, held) {
+        if rewinds(key, value, held, None) {
+            if !self.behind.contains(&key.owner) {
+                self.gone_back.insert(key.owner.clone());
+            }
             self.went_back(key);
             return true;
         }
@@ -346,6 +352,11 @@ impl Intake {
             return false;
         }
         self.behind.shows(&key.owner, &new);
+        let vouched = held.holding(&key.owner).and_then(|of| of.complete().get(&key.kind));
+        if held.get(key).is_some() && vouched.is_some_and(|epoch| new.epoch.is_older_than(epoch)) {
+            // The owner has confirmed what is held since.
+            return true;
+        }
         let known = held.holding(&key.owner).and_then(Holding::newest);
         let known = known.is_some_and(|known| new == *known || new.is_older_than(known));
         known && held.get(key).is_none()
@@ -394,6 +405,10 @@ impl Intake {
                 if self.behind.contains(&owner) || is_older(held, &owner, kind, &epoch) {
                     return Ok(Step::default());
                 }
+                // What came before may be what the owner has: it is compared under this word.
+                if self.gone_back.remove(&owner) {
+                    return Err(IntakeError::DigestMismatch { owner });
+                }
                 let newest = held.holding(&owner).and_then(Holding::newest);
                 let counts = counts_absence(&owner, &epoch, newest);
                 let absent = if counts { self.kept.absent(&owner, kind) } else { Vec::new() };
@@ -417,7 +432,8 @@ impl Intake {
         let complete = collected.complete(held);
         let newest = collected.newest.clone();
         let newest = newest.map(|newest| (collected.owner.clone(), newest)).into_iter().collect();
-        let mut items = self.news(collected.items, &gone, held);
+        let ends = complete.iter().map(|(_, kind, epoch)| (*kind, epoch)).collect();
+        let mut items = self.news(collected.items, &gone, &ends, held);
         items.extend(gone.into_iter().map(|key| (key, None)));
         Batch { items, removed: collected.removed, complete, newest, ..Batch::default() }
     }
@@ -463,13 +479,12 @@ fn is_older(held: &Replica, owner: &Owner, kind: Kind, epoch: &Epoch) -> bool {
     held.is_some_and(|held| epoch.is_older_than(held))
 }
 
-/// Whether it is an older version of what is held, for a mirror's store as
-/// for a replica. One that says the same is none: an owner whose region has lost what it said last
-/// confirms what is there instead, and does not say it again.
-fn rewinds(key: &Key, value: &Bytes, held: &Replica) -> bool {
+/// Whether it is an older version of what is held that its owner has not confirmed since, by what it
+/// `vouched` for.
+fn rewinds(key: &Key, value: &Bytes, held: &Replica, vouched: Option<&Epoch>) -> bool {
     let Some(held) = held.get(key).filter(|held| held.value != *value) else { return false };
     let (Some(new), Some(origin)) = (Origin::of_value(value), held.origin()) else { return false };
-    is_rewind(&new, origin) && body_hash_of_value(value) != body_hash_of_value(&held.value)
+    is_rewind(&new, origin) && !gives_way(key, origin, vouched)
 }
 
 /// A record or its removal, as it was sent.

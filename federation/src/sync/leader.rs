@@ -9,7 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::transactions::{Changes, by_owner, epoch_of_removal, transactions};
@@ -18,6 +20,10 @@ use crate::key::{Key, Kind};
 use crate::names::Owner;
 use crate::replica::{Batch, Replicas};
 use crate::store::{self, Commit, Guard, KeyValue, Op, Revision, Store, StoreError, Txn};
+
+/// A leader that hears nothing of its own store for so long gives way to a replica that may. A dozen
+/// leases, and longer than it takes to list a store.
+pub const HEARS_WITHIN: Duration = Duration::from_mins(1);
 
 /// Why a leader stops writing.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +34,12 @@ pub enum LeaderError {
     /// The own store did not do as told.
     #[error("the region's own store failed")]
     Store(#[from] StoreError),
+    /// Its lease is renewed, and what it would decide by does not come.
+    #[error("this process leads and has heard nothing of its own store for {} s", .0.as_secs())]
+    Deaf(Duration),
+    /// Peers know words of the region that count for newer than all that this term says.
+    #[error("the region has said more before than this term goes on from")]
+    Outdated,
     /// Nobody fills the replica any more.
     #[error("this process is stopping")]
     Stopping,
@@ -39,6 +51,12 @@ impl LeaderError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Store(error) if !matches!(error, StoreError::Damaged(_)))
+    }
+
+    /// Whether this process may lead again after a pause, in which others may.
+    #[must_use]
+    pub fn ends_the_term_only(&self) -> bool {
+        self.may_pass() || matches!(self, Self::Deaf(_) | Self::Outdated)
     }
 }
 
@@ -213,7 +231,7 @@ impl Leader {
     /// Waits until the replica holds all that the store has now.
     ///
     /// # Errors
-    /// [`LeaderError::Stopping`], and those of reading the store.
+    /// Those of [`Self::caught_up`], and of reading the store.
     pub async fn catch_up(&mut self) -> Result<(), LeaderError> {
         let prefix = facts::election_key();
         let now = store::Range { prefix, after: None, limit: 1, revision: None };
@@ -224,10 +242,39 @@ impl Leader {
     /// Waits until the replica holds what was committed: the next comparison counts on it.
     ///
     /// # Errors
-    /// [`LeaderError::Stopping`].
+    /// [`LeaderError::Stopping`], and [`LeaderError::Deaf`] once nothing comes for [`HEARS_WITHIN`].
     pub async fn caught_up(&mut self, revision: Revision) -> Result<(), LeaderError> {
-        let caught_up = self.replicas.wait_for(|replica| replica.position >= revision).await;
-        caught_up.map(drop).ok_or(LeaderError::Stopping)
+        let replicas = self.replicas.clone();
+        let position = || replicas.peek().position;
+        let wait = || {
+            let mut replicas = replicas.clone();
+            async move {
+                let caught_up = replicas.wait_for(|replica| replica.position >= revision).await;
+                caught_up.map(drop).ok_or(LeaderError::Stopping)
+            }
+        };
+        while_it_moves(wait, position).await
+    }
+}
+
+/// Waits for as long as `progress` is another one each time that it is looked at.
+pub(super) async fn while_it_moves<T: PartialEq, F>(
+    wait: impl Fn() -> F,
+    progress: impl Fn() -> T,
+) -> Result<(), LeaderError>
+where
+    F: Future<Output = Result<(), LeaderError>>,
+{
+    let mut before = progress();
+    loop {
+        if let Ok(done) = timeout(HEARS_WITHIN, wait()).await {
+            return done;
+        }
+        let now = progress();
+        if now == before {
+            return Err(LeaderError::Deaf(HEARS_WITHIN));
+        }
+        before = now;
     }
 }
 
@@ -235,4 +282,37 @@ impl Leader {
 fn words(txn: &Txn) -> Vec<(Owner, bool)> {
     let word = |op: &Op| Some((facts::owner_of_said(op.key())?, matches!(op, Op::Put { .. })));
     txn.ops.iter().filter_map(word).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::replica;
+    use crate::store::embedded::Embedded;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_waits_for_its_store_as_long_as_that_comes_nearer() {
+        let store = Arc::new(Embedded::in_memory().await.unwrap());
+        let (writer, replicas) = replica::channel();
+        let fence = Guard::CreateRevision(facts::election_key(), 1);
+        let mut leader = Leader::new(store, fence, replicas);
+        let moves = async {
+            for position in 1..=9 {
+                sleep(HEARS_WITHIN * 3 / 4).await;
+                let position = Some(position);
+                writer.apply(Batch { position, ..Batch::default() }, Instant::now());
+            }
+        };
+        let (caught_up, ()) = tokio::join!(leader.caught_up(9), moves);
+        caught_up.unwrap();
+        let began = Instant::now();
+        let ended = leader.caught_up(10).await;
+        assert!(matches!(ended, Err(LeaderError::Deaf(_))), "{ended:?}");
+        assert_eq!(began.elapsed(), HEARS_WITHIN);
+        drop(writer);
+        let ended = leader.caught_up(10).await;
+        assert!(matches!(ended, Err(LeaderError::Stopping)), "{ended:?}");
+    }
 }

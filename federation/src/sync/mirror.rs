@@ -20,7 +20,7 @@ use super::{chain, facts, follower};
 use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::record::{Body, Record};
-use crate::replica::{self, ReplicaWriter};
+use crate::replica::{self, Batch, Holding, ReplicaWriter};
 use crate::store::{self, Commit, Guard, Revision};
 
 /// Why mirroring ends.
@@ -225,7 +225,14 @@ impl<'a> Mirroring<'a> {
         }
         let position = step.position.unwrap_or(self.position);
         let held = self.held.current();
-        let changes = by_owner(step.batch.clone(), |key| epoch_of_removal(&held, key));
+        let mut changes = by_owner(step.batch.clone(), |key| epoch_of_removal(&held, key));
+        for (owner, changes) in &mut changes {
+            changes.follow_on(held.holding(owner).and_then(Holding::newest));
+        }
+        // As the store has it then: removals count, too.
+        let newest =
+            changes.iter().filter_map(|(owner, of)| Some((owner.clone(), of.newest.clone()?)));
+        let batch = Batch { newest: newest.collect(), ..step.batch.clone() };
         let resume = facts::resume_op(self.peer, position);
         let written = Guard::ModRevision(facts::resume_key(self.peer), self.resume_revision);
         for mut txn in transactions(changes, Some(resume)).map_err(LeaderError::from)? {
@@ -240,7 +247,7 @@ impl<'a> Mirroring<'a> {
             }
         }
         self.position = position;
-        self.held.apply(step.batch.clone(), Instant::now());
+        self.held.apply(batch, Instant::now());
         Ok(bytes)
     }
 }

@@ -19,7 +19,7 @@ use crate::proto::federation as wire;
 use crate::proto::federation::publish_request::Message as Request;
 use crate::proto::federation::publish_response::Message as Response;
 use crate::proto::records;
-use crate::record::{Epoch, READS_LEVEL, Removal, body_hash_of_value};
+use crate::record::{Epoch, Newest, READS_LEVEL, Removal, body_hash_of_value};
 use crate::replica::{Change, Removed, Replica};
 
 mod without_room;
@@ -40,6 +40,17 @@ pub struct Step {
     /// Records that the region holds and that were not declared: [`Publisher::judged`] goes on once
     /// it is known what became of them.
     pub surplus: Option<Vec<(Key, Bytes)>>,
+    /// What the region lacks and knows to have been there, with `surplus`, which may be empty then.
+    pub lacking: Option<Lacking>,
+}
+
+/// What a region lacks of what its owner declares, and up to which change it had heard all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lacking {
+    /// Those of them that were said to no region in this epoch.
+    pub keys: Vec<Key>,
+    /// The newest change that the region had heard.
+    pub heard: Newest,
 }
 
 /// Why a stream ends.
@@ -55,11 +66,27 @@ pub enum PublishError {
 
 /// What was said in this epoch, on whatever stream. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Said(Arc<Mutex<BTreeSet<Key>>>);
+pub struct Said(Arc<Mutex<SaidSince>>);
+
+#[derive(Debug, Default)]
+struct SaidSince {
+    /// The newest change of the first declaration. What is newer was not there then as it is now.
+    first: Option<u64>,
+    /// Of what was declared then, what was sent since, as long as it is there.
+    sent: BTreeSet<Key>,
+}
 
 impl Said {
-    fn keys(&self) -> MutexGuard<'_, BTreeSet<Key>> {
+    fn since(&self) -> MutexGuard<'_, SaidSince> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SaidSince {
+    /// Whether a region that has an older change than this of the record went back. It may have what
+    /// an owner holds unchanged since before it started from an earlier epoch.
+    fn names(&self, key: &Key, sequence: u64) -> bool {
+        self.first.is_some_and(|first| sequence > first) || self.sent.contains(key)
     }
 }
 
@@ -80,6 +107,7 @@ pub struct Publisher {
     phase: Phase,
     batch: u64,
     surplus: Vec<(Key, Bytes)>,
+    lacking: Option<Lacking>,
     /// What each batch without an acknowledgement has.
     in_flight: BTreeMap<u64, Sent>,
     /// What the region had no room for.
@@ -113,6 +141,7 @@ impl Publisher {
             phase: Phase::Greeted,
             batch: 0,
             surplus: Vec::new(),
+            lacking: None,
             in_flight: BTreeMap::new(),
             without_room: WithoutRoom::default(),
             said: Said::default(),
@@ -154,6 +183,11 @@ impl Publisher {
             (Response::Accepted(accepted), Phase::Greeted) => self.accepted(accepted),
             (Response::Want(want), Phase::Declared(view, wanted)) => {
                 wanted.extend(want.keys.iter().filter_map(|key| key.parse().ok()));
+                if let Some(heard) = want.heard.and_then(newest) {
+                    let keys = want.lacked.iter().filter_map(|key| key.parse().ok());
+                    let lacking = self.lacking.get_or_insert(Lacking { keys: Vec::new(), heard });
+                    lacking.keys.extend(keys);
+                }
                 if !want.last {
                     return Ok(Step::default());
                 }
@@ -216,7 +250,12 @@ impl Publisher {
         if !matches!(self.phase, Phase::Accepted) {
             return Vec::new();
         }
-        let mut send = declaration(&self.owner, replica, &self.said);
+        let sequence = self.sequence(replica);
+        let mut send = {
+            let mut said = self.said.since();
+            said.first.get_or_insert(sequence);
+            declaration(&self.owner, replica, &said)
+        };
         if let Some(wire::PublishRequest { message: Some(Request::State(state)) }) = send.last_mut()
         {
             state.last = true;
@@ -234,21 +273,22 @@ impl Publisher {
 
     fn declared(&mut self, view: Arc<Replica>, wanted: Vec<Key>) -> Step {
         self.phase = Phase::Judging(view, wanted);
-        let surplus = std::mem::take(&mut self.surplus);
-        if surplus.is_empty() {
+        let (surplus, lacking) = (std::mem::take(&mut self.surplus), self.lacking.take());
+        if surplus.is_empty() && lacking.is_none() {
             return Step { send: self.judged(&BTreeMap::new()), ..Step::default() };
         }
-        Step { surplus: Some(surplus), ..Step::default() }
+        Step { surplus: Some(surplus), lacking, ..Step::default() }
     }
 
-    /// What the owner says of the last [`Step::surplus`]: these are gone, and why. Of the others it
-    /// says nothing, and they stay.
+    /// What the owner says of the last [`Step::surplus`] and [`Step::lacking`]: these are gone, and
+    /// why. Of the others it says nothing: they stay, or are sent.
     pub fn judged(&mut self, gone: &BTreeMap<Key, Removed>) -> Vec<wire::PublishRequest> {
         let Phase::Judging(view, wanted) = &mut self.phase else { return Vec::new() };
         let (view, wanted) = (Arc::clone(view), std::mem::take(wanted));
         let value = |key: &Key| Some((key.clone(), Ok(view.get(key)?.value.clone())));
         let owner = self.owner.clone();
-        let values = wanted.iter().filter(|key| key.owner == owner).filter_map(value);
+        let wanted = wanted.iter().filter(|key| key.owner == owner && !gone.contains_key(*key));
+        let values = wanted.filter_map(value);
         let gone = gone.iter().filter(|(key, _)| key.owner == owner);
         let gone = gone.map(|(key, removed)| (key.clone(), Err(*removed)));
         let mut send = self.changes(values.chain(gone).collect());
@@ -304,12 +344,12 @@ impl Publisher {
     fn changes(&mut self, values: Vec<(Key, Result<Bytes, Removed>)>) -> Vec<wire::PublishRequest> {
         {
             // What went is not declared any more: names come and go for as long as an agent runs.
-            let mut said = self.said.keys();
+            let sent = &mut self.said.since().sent;
             for (key, value) in &values {
                 if value.is_ok() {
-                    said.insert(key.clone());
+                    sent.insert(key.clone());
                 } else {
-                    said.remove(key);
+                    sent.remove(key);
                 }
             }
         }
@@ -359,26 +399,30 @@ fn records(surplus: wire::Surplus) -> impl Iterator<Item = (Key, Bytes)> {
     surplus.records.into_iter().filter_map(|put| Some((put.key.parse().ok()?, put.value)))
 }
 
+fn newest(heard: wire::Newest) -> Option<Newest> {
+    let epoch = crate::record::epoch(heard.epoch).ok()?;
+    Some(Newest { epoch, sequence: heard.sequence })
+}
+
 fn request(message: Request) -> wire::PublishRequest {
     wire::PublishRequest { message: Some(message) }
 }
 
 /// At least one message. The number of a change that the region was never told of would make it ask
 /// for all that a restarted owner holds unchanged.
-fn declaration(owner: &Owner, replica: &Replica, said: &Said) -> Vec<wire::PublishRequest> {
+fn declaration(owner: &Owner, replica: &Replica, said: &SaidSince) -> Vec<wire::PublishRequest> {
     const ENTRIES: usize = 1000;
     let records: BTreeMap<_, _> = replica
         .holding(owner)
         .into_iter()
         .flat_map(super::super::replica::Holding::records)
         .collect();
-    let said = said.keys();
     let entries: Vec<wire::KeyHash> = records
         .into_iter()
         .filter_map(|(key, entry)| {
             let hash = body_hash_of_value(&entry.value)?;
-            let origin = entry.origin().filter(|_| said.contains(key));
-            let sequence = origin.map_or(0, |origin| origin.sequence);
+            let sequence = entry.origin().map_or(0, |origin| origin.sequence);
+            let sequence = if said.names(key, sequence) { sequence } else { 0 };
             Some(wire::KeyHash {
                 key: key.to_string(),
                 body_sha256: hash.to_vec().into(),

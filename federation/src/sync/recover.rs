@@ -10,7 +10,8 @@
 //! nothing but this region's own records.
 //!
 //! The first words of the region wait a little, since what peers return of its own (who joined when,
-//! what was decided) is not to be said anew. Of what comes later only decisions are taken.
+//! what was decided) is not to be said anew. Of what comes later only decisions are taken; a term whose
+//! words peers would not take, because the region had said newer ones, ends, and the next goes on from those.
 
 mod answer;
 mod merge;
@@ -40,7 +41,7 @@ use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::record::{Newest, READS_LEVEL};
-use crate::replica::{self, Batch, Replica};
+use crate::replica::{self, Batch, Holding, Replica};
 use crate::store::{self, Guard, Op, Revision, Txn};
 
 /// A peer lets a caller wait for its turn for 30 s, and for its own store for 15 s before that.
@@ -276,9 +277,25 @@ impl<D: Dial> Recovery<D> {
             |newest: &Newest| known.newest.as_ref().is_none_or(|known| known.is_older_than(newest));
         if let Some(newest) = newest.filter(news) {
             founding::record_past(&self.leader, Some(&newest)).await?;
-            known.newest = Some(newest);
+            known.newest = Some(newest.clone());
+            if known.spoken && self.is_outdated(ours, &newest).await? {
+                return Err(LeaderError::Outdated);
+            }
         }
         Ok(written)
+    }
+
+    /// Whether peers take what the region says in this term for older than `newest`, which one of
+    /// them has of it: it has spoken, or is about to, in an epoch that goes on from less.
+    async fn is_outdated(
+        &self,
+        ours: Option<&Holding>,
+        newest: &Newest,
+    ) -> Result<bool, LeaderError> {
+        let ours = ours.and_then(Holding::newest);
+        let older = ours.is_none_or(|ours| ours.epoch.is_older_than(&newest.epoch));
+        let own = newest.epoch.id == *self.region.to_string();
+        Ok(own && older && founding::is_beyond_the_term(&self.leader, newest).await?)
     }
 
     async fn commit(

@@ -29,7 +29,7 @@ use crate::names::{ClusterId, Owner, RegionName};
 use crate::proto::{local as wire, records};
 use crate::record::{
     Beacon, Body, Cluster, Decided, Decision, Entitlement, Epoch, Hold, Namespace, READS_LEVEL,
-    Region,
+    Record, Region,
 };
 use crate::replica::{self, Batch, Replica, ReplicaWriter, Replicas};
 use crate::store::election::{Leadership, campaign};
@@ -332,6 +332,37 @@ async fn a_new_leader_says_all_again_as_the_same_incarnation_in_a_later_epoch() 
     let seen = first.sees("what the second says", said(next.epoch(&us(), None).count)).await;
     let complete = seen.holding(&Owner::region(us())).unwrap().complete();
     assert_eq!(complete.get(&Kind::Decision), Some(&next.epoch(&us(), None)));
+}
+
+/// By hand, past everything: without it nobody publishes.
+#[tokio::test]
+async fn what_the_region_is_is_said_again_when_it_is_spoilt() {
+    let bench = leading().await;
+    let key = Key::of_owner(Owner::region(us()), Kind::Region);
+    for spoilt in [Op::delete(key.to_string()), Op::put(key.to_string(), "rubbish")] {
+        bench.commit(vec![spoilt]).await;
+        let mended = async {
+            loop {
+                let entry = store::read(&*bench.store, &key.to_string()).await.unwrap();
+                if entry.is_some_and(|entry| Record::open(&key, &entry.value).is_ok()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(LONG, mended).await.is_ok(), "it stays spoilt");
+    }
+    let seen = |replica: &Replica| replica.get(&key).is_some_and(|held| held.problem.is_none());
+    let replica = bench.sees("what is mended", seen).await;
+    let said = replica.get(&key).unwrap().origin().unwrap().sequence;
+    bench
+        .sees("two beacons", |replica| {
+            let beacon = replica.get(&Key::of_owner(Owner::region(us()), Kind::Beacon));
+            beacon.is_some_and(|beacon| beacon.origin().is_some_and(|o| o.sequence > said + 1))
+        })
+        .await;
+    let replica = bench.replicas.peek();
+    assert_eq!(replica.get(&key).unwrap().origin().unwrap().sequence, said, "once is enough");
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::follower::{Following, LostOwner};
 use super::founding::Term;
-use super::leader::{Leader, LeaderError};
+use super::leader::{Leader, LeaderError, while_it_moves};
 use super::transactions::{Changes, transactions};
 use super::{chain, client, facts};
 use crate::key::{Key, Kind};
@@ -42,14 +42,27 @@ pub struct Seed {
 /// be of another history, whose positions say nothing of this one. What is lost is known then.
 ///
 /// # Errors
-/// [`LeaderError::Stopping`].
+/// [`LeaderError::Stopping`], and [`LeaderError::Deaf`] if nothing is listed or heard for
+/// [`HEARS_WITHIN`](super::leader::HEARS_WITHIN).
 pub async fn follows(
     following: &watch::Receiver<Following>,
     term: &Term,
 ) -> Result<(), LeaderError> {
     let ours = |following: &Following| following.founding.as_ref() == Some(&term.founding);
-    let seen = following.clone().wait_for(ours).await.map(drop);
-    seen.map_err(|_| LeaderError::Stopping)
+    let wait = || {
+        let mut following = following.clone();
+        async move {
+            let seen = following.wait_for(ours).await.map(drop);
+            seen.map_err(|_| LeaderError::Stopping)
+        }
+    };
+    // Not that it tries.
+    let progress = || {
+        let following = following.borrow();
+        let heard = following.resume.as_ref().map(|point| point.revision);
+        (following.listings, following.without_gap_since, heard)
+    };
+    while_it_moves(wait, progress).await
 }
 
 /// Writes back what the follower found lost, once it [`follows`]. Returns how many records it was.
@@ -95,7 +108,8 @@ fn held(replica: &Replica, holding: &Holding, lost: &LostOwner) -> Seed {
 /// must know all that is written of their peers.
 ///
 /// # Errors
-/// Only [`LeaderError::NotLeader`] and [`LeaderError::Stopping`]; all else is tried again.
+/// Only [`LeaderError::NotLeader`], [`LeaderError::Deaf`] and [`LeaderError::Stopping`]; all else is
+/// tried again.
 pub async fn keep_seeded(
     mut leader: Leader,
     region: RegionName,
@@ -112,7 +126,9 @@ pub async fn keep_seeded(
             // Its owners have spoken since: their word resolves the rest.
             Ok(0) => debug!("nothing of what the store had lost is to be written back"),
             Ok(records) => info!(records, "what the store had lost was written back"),
-            Err(error @ (LeaderError::NotLeader | LeaderError::Stopping)) => return error,
+            Err(
+                error @ (LeaderError::NotLeader | LeaderError::Deaf(_) | LeaderError::Stopping),
+            ) => return error,
             Err(error) => {
                 warn!(error = chain(&error), "what the store lost is not written back yet");
             }
@@ -158,4 +174,42 @@ pub(super) async fn say_again(
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::proto::local::Founding;
+    use crate::sync::leader::HEARS_WITHIN;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_whose_process_cannot_read_the_store_gives_way() {
+        let following = watch::Sender::new(Following::default());
+        let founding = Founding { id: "id".into(), term: 7, ..Founding::default() };
+        let term = Term { founding: founding.clone(), began: 3 };
+        let following_rx = following.subscribe();
+        let tries = async {
+            loop {
+                sleep(HEARS_WITHIN / 20).await;
+                following.send_modify(|following| following.problem = Some("damaged".into()));
+            }
+        };
+        tokio::select! {
+            ended = follows(&following_rx, &term) => {
+                assert!(matches!(ended, Err(LeaderError::Deaf(_))), "{ended:?}");
+            }
+            () = tries => {}
+        }
+        let reads = async {
+            for listings in 1..5 {
+                sleep(HEARS_WITHIN * 3 / 4).await;
+                following.send_modify(|following| following.listings = listings);
+            }
+            following.send_modify(|following| following.founding = Some(founding.clone()));
+        };
+        let (followed, ()) = tokio::join!(follows(&following_rx, &term), reads);
+        followed.unwrap();
+    }
 }

@@ -6,6 +6,7 @@
 //! reads holds one message and a reference to what all share.
 
 mod admission;
+mod claims;
 mod limits;
 mod metrics;
 mod streams;
@@ -26,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use self::admission::{Admission, Busy, Slot, Turn};
+pub use self::claims::Claims;
 pub(super) use self::limits::Bucket;
 pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
@@ -33,7 +35,7 @@ use self::streams::{Publishing, Subscription};
 use self::watched::Lookout;
 use super::decisions;
 use super::feed::{self, Feed, Has, Interest, Owners};
-use super::session::{RemovalWindows, Session, SessionError};
+use super::session::{self, Heard, RemovalWindows, Session, SessionError};
 use super::{Caller, DIGEST_INTERVAL, MAX_MESSAGE, chain};
 use crate::key::LOCAL_PREFIX;
 use crate::names::{InvalidName, NamespaceName, Owner, RegionName};
@@ -43,7 +45,7 @@ use crate::proto::federation::publish_request::Message as PublishMessage;
 use crate::proto::federation::publish_response::Message as PublishAnswer;
 use crate::record::{Decision, Entitlement, READS_LEVEL};
 use crate::replica::{Replica, Replicas};
-use crate::store::{Range, Store};
+use crate::store::{Range, Store, StoreError};
 
 /// Wall time, passed in.
 pub type WallClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -68,6 +70,7 @@ pub struct FederationApi {
     admission: Arc<Admission>,
     lookout: Arc<Lookout>,
     removals: RemovalWindows,
+    claims: Claims,
 }
 
 impl FederationApi {
@@ -98,7 +101,14 @@ impl FederationApi {
             admission,
             lookout,
             removals,
+            claims: Claims::default(),
         }
+    }
+
+    /// Who claims an id that another cluster holds.
+    #[must_use]
+    pub fn claims(&self) -> Claims {
+        self.claims.clone()
     }
 
     /// Takes no publisher before `settled`: until a new store's region knows what its peers know of
@@ -210,16 +220,24 @@ impl FederationApi {
             return Err(Status::invalid_argument("a publish stream begins with hello"));
         };
         let owner = format!("{}/{}", self.region, hello.cluster).parse::<Owner>().ok();
-        let silent_for = owner.as_ref().map_or(Duration::ZERO, |owner| self.silent_for(owner));
+        let heard = Heard {
+            silent_for: owner.as_ref().map_or(Duration::ZERO, |owner| self.silent_for(owner)),
+            region: session::region_word(&self.replicas.peek(), &self.region),
+        };
         let (store, now) = (Arc::clone(&self.store), (self.clock)());
         if let Some(owner) = &owner {
             self.refuse_departed(slot, owner, &hello.uid)?;
         }
-        let session = Session::open(store, &self.region, caller, hello, silent_for, now).await;
-        let session = session.map(|session| session.continuing(&self.removals));
+        let session = Session::open(store, &self.region, caller, hello, &heard, now).await;
+        let session = session.map(|session| {
+            let revoke_after = self.admission.limits.revoke_after;
+            session.continuing(&self.removals).revoking_after(revoke_after)
+        });
         session.inspect(|_| slot.accepted()).map_err(|error| {
             warn!(%caller, error = %chain(&error), "publish stream refused");
-            slot.refused(Refused::Session);
+            self.claims.note(&error, Instant::now());
+            let claimed = matches!(error, SessionError::Claimed { .. });
+            slot.refused(if claimed { Refused::Uid } else { Refused::Session });
             status(&error)
         })
     }
@@ -311,9 +329,10 @@ impl Federation for FederationApi {
         };
         info!(owner = %session.owner(), "publish stream accepted");
         let (limits, now) = (&self.admission.limits, Instant::now());
-        let replicas = self.replicas.clone();
+        let mut replicas = self.replicas.clone();
+        // A change that came while the stream was taken is none of those that follow.
+        streams::still_entitled(&session, &replicas.current())?;
         let publishing = Publishing {
-            entitlement: publishes(&session, &replicas.peek()),
             replicas,
             answers: VecDeque::from([session.accepted()]),
             session,
@@ -437,11 +456,6 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     })
 }
 
-fn publishes(session: &Session, replica: &Replica) -> Option<Entitlement> {
-    let Owner { region, cluster } = session.owner();
-    feed::entitlement(replica, region, cluster.as_ref()?)
-}
-
 /// `None` while the region's word on it is not known.
 fn entitlement_of(caller: &Caller, replica: &Replica) -> Option<Entitlement> {
     match caller {
@@ -493,9 +507,14 @@ fn stopping() -> Status {
 fn status(error: &SessionError) -> Status {
     match error {
         SessionError::Refused(why) => Status::failed_precondition(why.clone()),
+        SessionError::Claimed { .. } => Status::failed_precondition(error.to_string()),
         SessionError::Protocol(_) => Status::invalid_argument(error.to_string()),
         SessionError::Superseded(_) => Status::aborted(error.to_string()),
         SessionError::Unsettled(_) => Status::unavailable(error.to_string()),
+        // Who waits for that to be mended has to know what it is.
+        SessionError::Store(damaged @ StoreError::Damaged(_)) => {
+            Status::unavailable(format!("the region's store cannot be used: {damaged}"))
+        }
         SessionError::Store(_) => Status::unavailable("the region's store failed, try again"),
     }
 }

@@ -9,17 +9,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
+pub use self::open::{Heard, region_word};
 pub use self::refusal::{Reason, Tally};
 use self::refusal::{Refusal, acks};
 pub use self::removals::RemovalWindows;
 use self::removals::Removals;
+use super::facts::Fact;
 use super::quota::{Quota, Usage};
 use super::transactions::{Changes, transactions};
-use super::{CLUSTER_KINDS, TARGET_MESSAGE, facts};
+use super::{CLUSTER_KINDS, TARGET_MESSAGE, facts, feed};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
 use crate::proto::federation as wire;
@@ -28,8 +32,8 @@ use crate::proto::federation::publish_response::Message as Response;
 use crate::record::{
     Body, Cluster, Entitlement, Epoch, Newest, Origin, Record, body_hash_of_value,
 };
-use crate::replica::Removed;
-use crate::store::{self, Commit, Guard, Revision, Store, StoreError};
+use crate::replica::{Removed, Replica};
+use crate::store::{self, Commit, Guard, KeyValue, Revision, Store, StoreError};
 
 mod admit;
 mod open;
@@ -38,6 +42,10 @@ mod removals;
 
 /// Keys per `want` message.
 const WANT_KEYS: usize = 1000;
+/// A narrower entitlement takes away what is held once it has stood for so long on one stream. While
+/// a wider one is rolled out replica by replica, the lead may pass to one that still says the narrower
+/// one, and what it takes away nobody guards.
+pub(super) const REVOKE_AFTER: Duration = Duration::from_mins(5);
 /// What is refused is named with at most so many bytes: the longest key is shorter.
 const MAX_NAMED: usize = 1024;
 /// What is refused is named in the answer: publishers of this project send a quarter of this.
@@ -49,6 +57,20 @@ pub enum SessionError {
     /// The caller may not publish for this cluster, now or ever.
     #[error("{0}")]
     Refused(String),
+    /// The id belongs to another cluster.
+    #[error(
+        "cluster id {owner} belongs to the cluster with UID {holder}, not to {uid}: give one of the \
+         two another id, or let the first leave. If it is the same one, whose \
+         agent lost its state directory: give it the first UID as clusterUid"
+    )]
+    Claimed {
+        /// The cluster that is claimed.
+        owner: Owner,
+        /// The UID of the one that holds it.
+        holder: String,
+        /// The UID of who claims it.
+        uid: String,
+    },
     /// The caller broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(&'static str),
@@ -93,6 +115,13 @@ pub struct Session {
     phase: Phase,
     cluster: Option<Cluster>,
     entitlement: Entitlement,
+    /// The word of the region by which it is entitled to that.
+    entitled: Newest,
+    /// What is held and its owner is not entitled to any more, by the numbers under which the owner
+    /// says it now.
+    revoked: BTreeMap<Key, u64>,
+    /// When those go.
+    revoke_at: Instant,
 }
 
 /// What a record is by its owner's declaration.
@@ -158,10 +187,26 @@ impl Session {
         self
     }
 
-    /// What the owner was entitled to when the stream was taken.
+    /// The same, which takes away after `delay` what is held that the owner is not entitled to any
+    /// more.
     #[must_use]
-    pub fn entitlement(&self) -> &Entitlement {
-        &self.entitlement
+    pub fn revoking_after(self, delay: Duration) -> Self {
+        Self { revoke_at: Instant::now() + delay, ..self }
+    }
+
+    /// Whether the owner is entitled to the same by what `replica` holds of its region, or that is
+    /// older than what the stream was taken by: a stream that outlives a change says too much or,
+    /// worse, vouches for records that were refused.
+    #[must_use]
+    pub fn is_entitled_by(&self, replica: &Replica) -> bool {
+        let Owner { region, cluster: Some(cluster) } = &self.owner else { return true };
+        let older = || {
+            let held = region_word(replica, region);
+            held.is_some_and(|held| held.is_older_than(&self.entitled))
+        };
+        // While the region's record is away, what it said last stands.
+        feed::entitlement(replica, region, cluster)
+            .is_none_or(|said| said == self.entitlement || older())
     }
 
     /// What was refused and removed since this was last asked.
@@ -227,22 +272,56 @@ impl Session {
         }
         // Before the listing: what is written in between is found when this stream commits.
         let said = store::read(&*self.store, &facts::said_key(&self.owner)).await?;
-        self.said = said.map_or(0, |entry| entry.mod_revision);
+        // What is supplied first is older than what others have heard: the owner's word must not
+        // go back behind that.
+        self.sequence = said.as_ref().map_or(0, |entry| self.said_before(entry));
+        self.said = said.as_ref().map_or(0, |entry| entry.mod_revision);
+        let heard = self.heard_all_of(said).await?;
         let stored = self.list().await?;
         let wanted = self.declared.iter().filter(|(key, declared)| {
             let value = stored.get(*key);
             value.is_none_or(|value| declared.is_news(value, &self.epoch)) || !self.may_say(key)
         });
         let wanted: Vec<String> = wanted.map(|(key, _)| key.to_string()).collect();
+        let lacked = self.declared.iter().filter(|(key, declared)| {
+            declared.sequence == 0 && !stored.contains_key(*key) && self.may_say(key)
+        });
+        let lacked: Vec<String> = lacked.map(|(key, _)| key.to_string()).collect();
         self.present = std::mem::take(&mut self.declared).into_keys().collect();
         let held = |(key, value): (&Key, &Bytes)| (key.clone(), Held::of(key, value));
         self.held = stored.iter().map(held).collect();
         let bytes = self.held.values().map(|held| held.bytes).sum();
         self.usage = Usage { records: self.held.len(), bytes };
         let mut answers = self.surplus(&stored, &CLUSTER_KINDS);
-        answers.extend(want(&wanted));
+        answers.extend(want(&wanted, heard.map(|heard| (lacked, heard))));
         self.phase = Phase::Supplying;
         Ok(answers)
+    }
+
+    /// The newest change of the owner that was taken before this stream, if the owner has said all
+    /// that it had in the epoch of that.
+    async fn heard_all_of(&self, said: Option<KeyValue>) -> Result<Option<Newest>, StoreError> {
+        let fact = |entry: KeyValue| facts::read(&entry.key, &entry.value);
+        let Some(Fact::Said(_, said)) = said.and_then(fact) else { return Ok(None) };
+        let key = facts::complete_key(&self.owner, Kind::Cluster);
+        match store::read(&*self.store, &key).await?.and_then(fact) {
+            Some(Fact::Complete(_, _, epoch)) if epoch == said.newest.epoch && !said.more => {
+                Ok(Some(said.newest))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Up to which change the owner was heard in this epoch, by its last word in the store. A change
+    /// that broke off says nothing of that: as an owner that begins with it, this one would vouch for
+    /// parts that never came.
+    fn said_before(&self, entry: &KeyValue) -> u64 {
+        match facts::read(&entry.key, &entry.value) {
+            Some(Fact::Said(_, said)) if !said.more && said.newest.epoch == self.epoch => {
+                said.newest.sequence
+            }
+            _ => 0,
+        }
     }
 
     async fn list(&self) -> Result<BTreeMap<Key, Bytes>, StoreError> {
@@ -300,10 +379,7 @@ impl Session {
             match outcome {
                 Ok(key) => drop(taken.insert(key, Some(put.value))),
                 Err(why) => {
-                    if let Some((key, gone)) = self.revoked(&put, &why) {
-                        removed.insert(key.clone(), gone);
-                        taken.insert(key, None);
-                    }
+                    self.note_revoked(&put, &why);
                     refused.push(self.refuse(put.key, why));
                 }
             }
@@ -328,6 +404,10 @@ impl Session {
                 Err(why) => refused.push(self.refuse(tombstone.key, why)),
             }
         }
+        for (key, gone) in self.revoke(Instant::now()) {
+            removed.insert(key.clone(), gone);
+            taken.insert(key, None);
+        }
         self.note_removals(&removed);
         if !taken.is_empty() {
             let items = taken.into_iter().collect();
@@ -341,6 +421,7 @@ impl Session {
 
     /// Forgets a record that is held no more, and gives back its room.
     fn let_go(&mut self, key: &Key) -> Option<Held> {
+        self.revoked.remove(key);
         self.held.remove(key).inspect(|held| self.usage.removed(held.bytes))
     }
 
@@ -430,12 +511,23 @@ fn once(taken: &BTreeMap<Key, Option<Bytes>>, key: Key) -> Result<Key, Refusal> 
     Ok(key)
 }
 
-fn want(keys: &[String]) -> Vec<wire::PublishResponse> {
-    let message =
-        |keys: &[String], last| response(Response::Want(wire::Want { keys: keys.to_vec(), last }));
-    let mut messages: Vec<_> = keys.chunks(WANT_KEYS).map(|keys| message(keys, false)).collect();
-    messages.push(message(&[], true));
-    messages
+/// What is wanted, and what is lacked of what the owner had said up to some change.
+fn want(keys: &[String], lacked: Option<(Vec<String>, Newest)>) -> Vec<wire::PublishResponse> {
+    let wanted =
+        keys.chunks(WANT_KEYS).map(|keys| wire::Want { keys: keys.to_vec(), ..Default::default() });
+    let mut messages: Vec<wire::Want> = wanted.collect();
+    if let Some((lacked, heard)) = lacked {
+        messages.extend(lacked.chunks(WANT_KEYS).map(|lacked| wire::Want {
+            lacked: lacked.to_vec(),
+            heard: Some(wire::Newest {
+                epoch: Some(facts::epoch_to_wire(&heard.epoch)),
+                sequence: heard.sequence,
+            }),
+            ..Default::default()
+        }));
+    }
+    messages.push(wire::Want { last: true, ..Default::default() });
+    messages.into_iter().map(|want| response(Response::Want(want))).collect()
 }
 
 fn response(message: Response) -> wire::PublishResponse {

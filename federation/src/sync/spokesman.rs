@@ -26,7 +26,7 @@ use crate::key::{Key, Kind};
 use crate::names::{Owner, RegionName};
 use crate::record::{Beacon, Body, Decision, Region, Removal};
 use crate::replica::{Batch, Replica};
-use crate::store::{self, Op, StoreError};
+use crate::store::{self, Op, Revision, StoreError};
 
 /// Changes that come together are said once.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -61,6 +61,8 @@ pub struct Spokesman {
     from: Sources,
     /// What was vouched for in this term.
     vouched: BTreeSet<Kind>,
+    /// The commit that said what the region is.
+    described: Revision,
     nonce: u64,
     /// Asks that were answered and may still be seen.
     answered: BTreeSet<String>,
@@ -98,6 +100,7 @@ impl Spokesman {
             incarnation: term.incarnation().to_owned(),
             from,
             vouched: BTreeSet::new(),
+            described: 0,
             nonce: 0,
             answered: BTreeSet::new(),
         }
@@ -159,7 +162,8 @@ impl Spokesman {
         let owner = self.own.owner().clone();
         let key = Key::of_owner(owner.clone(), Kind::Region);
         let region = Arc::new(Body::Region(self.region(&replica)));
-        if !self.own.has_said(&key, &region) {
+        let describes = !self.own.has_said(&key, &region) || self.is_spoilt(&key, &replica);
+        if describes {
             batch.items.push(self.own.say(&key, &region));
         }
         let vouched = self.kinds_known();
@@ -180,9 +184,19 @@ impl Spokesman {
         }
         // Drawn for this attempt: one whose outcome is unknown is not told again.
         let mark = beacon.then(|| facts::mark_op((self.from.draw)()));
-        self.commit(batch, mark).await?;
+        let committed = self.commit(batch, mark).await?;
+        if describes {
+            self.described = committed.unwrap_or(self.described);
+        }
         self.vouched = vouched;
         self.answer_asks(now).await
+    }
+
+    /// Whether somebody removed what was said, or wrote over it: nobody is known to be entitled to
+    /// anything then. A replica that has not seen it yet says nothing about that.
+    fn is_spoilt(&self, key: &Key, replica: &Replica) -> bool {
+        replica.position >= self.described
+            && replica.get(key).is_none_or(|held| held.problem.is_some())
     }
 
     /// Until the peers have said what they know of the region, a decision that is not here may have
@@ -260,11 +274,15 @@ impl Spokesman {
         batch.items.push((key.clone(), None));
     }
 
-    async fn commit(&self, batch: Batch, last: Option<Op>) -> Result<(), LeaderError> {
+    async fn commit(
+        &self,
+        batch: Batch,
+        last: Option<Op>,
+    ) -> Result<Option<Revision>, LeaderError> {
         if batch.is_empty() && last.is_none() {
-            return Ok(());
+            return Ok(None);
         }
-        self.leader.commit(self.numbered(batch), last).await.map(drop)
+        self.leader.commit(self.numbered(batch), last).await
     }
 
     /// With the newest change named: the replica may know only what the last leader said.

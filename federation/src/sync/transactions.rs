@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::facts::{self, Said};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Epoch, Newest, Origin, Removal};
+use crate::record::{Epoch, Newest, Origin};
 use crate::replica::{Batch, Removed, Replica};
 use crate::store::{self, Op, Room, StoreError, Txn};
 
@@ -56,6 +56,16 @@ impl Changes {
                 if newest.is_older_than(&next) { next } else { newest }
             },
         )
+    }
+
+    /// Lets the parts say at least what is `held` of the owner, which all of them follow on. A
+    /// removal of a record from before the owner's restart shows no newest change: without one,
+    /// nobody would learn why it went, nor that more follows.
+    pub fn follow_on(&mut self, held: Option<&Newest>) {
+        let Some(held) = held.filter(|_| !self.items.is_empty()) else { return };
+        if self.newest.as_ref().is_none_or(|newest| newest.is_older_than(held)) {
+            self.newest = Some(held.clone());
+        }
     }
 }
 
@@ -143,17 +153,17 @@ fn parts(owner: &Owner, changes: Changes) -> Result<Vec<Vec<Op>>, StoreError> {
     let count = parts.len();
     for (index, part) in parts.iter_mut().enumerate() {
         let more = more || index + 1 < count;
-        let removed = part.iter().filter_map(|op| why(op, &removed)).collect();
+        let removed = part.iter().filter_map(|op| how(op, &removed)).collect();
         part.push(facts::said_op(owner, &Said { newest: newest.clone(), removed, more }));
     }
     Ok(parts)
 }
 
-fn why(op: &Op, removed: &BTreeMap<Key, Removed>) -> Option<(Key, Option<Removal>)> {
+fn how(op: &Op, removed: &BTreeMap<Key, Removed>) -> Option<(Key, Option<Removed>)> {
     let Op::Delete { key } = op else { return None };
     let key: Key = key.parse().ok()?;
-    let removal = removed.get(&key).map(|removed| removed.removal);
-    Some((key, removal))
+    let removed = removed.get(&key).copied();
+    Some((key, removed))
 }
 
 /// Many small changes share a transaction.
@@ -174,6 +184,7 @@ fn append(txns: &mut Vec<Txn>, ops: Vec<Op>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Removal;
     use crate::sync::facts::Fact;
 
     fn put(service: &str, part: usize) -> (Key, Option<Bytes>) {
@@ -270,5 +281,17 @@ mod tests {
         assert_eq!(says(&holds(3), removal(Some(at(4, 28)))), Some(at(4, 28)), "as told");
         assert_eq!(says(&holds(3), removal(None)), None, "it may be of either");
         assert_eq!(says(&holds(4), removal(None)), Some(at(4, 936)), "it is of this one");
+
+        let follows_on = |newest: Option<Newest>| {
+            let mut changes =
+                Changes { items: vec![(key.clone(), None)], newest, ..Changes::default() };
+            changes.follow_on(Some(&at(4, 27)));
+            changes.newest.unwrap()
+        };
+        assert_eq!(follows_on(None), at(4, 27), "it is told why it went");
+        assert_eq!(follows_on(Some(at(4, 9))), at(4, 27), "nor does the owner's word go back");
+        assert_eq!(follows_on(Some(at(5, 1))), at(5, 1));
+        let anew = Newest { epoch: Epoch { id: "anew".into(), count: 1 }, sequence: 1 };
+        assert_eq!(follows_on(Some(anew.clone())), anew);
     }
 }

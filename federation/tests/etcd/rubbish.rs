@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tombolo_federation::key::Key;
-use tombolo_federation::record::{Body, Epoch, Namespace, Origin, Record};
+use tombolo_federation::record::{Body, Epoch, Namespace, Origin, Record, Region};
 use tombolo_federation::replica;
 use tombolo_federation::sync::follower::{self, Following};
 
@@ -37,6 +37,12 @@ async fn what_somebody_writes_past_everything_is_kept_aside_by_name_and_the_rest
         let store = connect(&etcd).await;
         let names = ["text", "empty", "cut", "good"];
         commit(&*store, names.map(|name| namespace(name, 1)).to_vec()).await.expect("commits");
+        let region: Key = "/tombolo/v1/r/_/region/_/r".parse().expect("a record key");
+        let origin =
+            Origin { epoch: Epoch { id: "r".into(), count: 1 }, sequence: 1, ..Origin::default() };
+        let said = Record { key: region.clone(), origin, body: Body::Region(Region::default()) };
+        let said = Op::put(region.to_string(), said.seal().value);
+        commit(&*store, vec![said]).await.expect("commits");
         let (writer, mut replicas) = replica::channel();
         let (status, mut following) = watch::channel(Following::default());
         let mut tasks = JoinSet::new();
@@ -46,7 +52,11 @@ async fn what_somebody_writes_past_everything_is_kept_aside_by_name_and_the_rest
         for odd in ODD {
             etcd.ctl(&["put", odd, "rubbish"]).expect("etcdctl puts");
         }
-        etcd.ctl(&["put", "/tombolo/local/v1/said/r/r-a", "rubbish"]).expect("etcdctl puts");
+        for fact in ["said", "complete", "session"] {
+            let fact = format!("/tombolo/local/v1/{fact}/r/r-a");
+            etcd.ctl(&["put", &fact, "rubbish"]).expect("etcdctl puts");
+        }
+        etcd.ctl(&["put", &region.to_string(), "rubbish"]).expect("etcdctl puts");
         etcd.ctl(&["put", &key("text").to_string(), "rubbish"]).expect("etcdctl puts");
         etcd.ctl(&["put", &key("empty").to_string(), ""]).expect("etcdctl puts");
         let Op::Put { value, .. } = namespace("cut", 2) else { unreachable!("it is a put") };
@@ -58,6 +68,8 @@ async fn what_somebody_writes_past_everything_is_kept_aside_by_name_and_the_rest
             replica.holding(&owner).is_some_and(|held| held.quarantined() == 3)
         });
         let replica = timeout(LONG, kept).await.expect("in time").expect("it follows");
+        let spoilt = replica.get(&region).expect("it is held");
+        assert!(spoilt.problem.is_some() && spoilt.record.is_some(), "{spoilt:?}");
         let holding = replica.holding(&owner).expect("it has records");
         let why: BTreeMap<&str, String> =
             holding.quarantine().map(|(key, why)| (key.name.as_str(), why.to_string())).collect();

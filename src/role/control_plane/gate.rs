@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use tombolo_federation::catalog::Publisher;
 use tombolo_federation::key::{Key, Kind};
 use tombolo_federation::names::{Owner, RegionName};
+use tombolo_federation::record::Newest;
 use tombolo_federation::replica::{Replica, Replicas};
 use tracing::{info, warn};
 
@@ -19,16 +20,21 @@ const AGENTS_COME_WITHIN: Duration = Duration::from_secs(10);
 /// nevertheless: some never do, and a region need not have clusters.
 const KEEP_PARTS_AFTER: Duration = Duration::from_mins(1);
 
-/// Says when the region has spoken in its store, its members and what they are entitled to among
-/// what it says: publishers wait for that.
+/// Says when the region has spoken in its store since this process reads that, its members and what
+/// they are entitled to among what it says: publishers wait for that. What stood there from the
+/// start may be a backup's, and nobody may be there who knows that.
 pub(super) async fn settle(
     region: RegionName,
     mut replicas: Replicas,
     settled: watch::Sender<bool>,
 ) {
-    let key = Key::of_owner(Owner::region(region), Kind::Region);
-    if replicas.wait_for(|replica| replica.position > 0).await.is_some() {
-        let spoken = |replica: &Replica| replica.get(&key).is_some();
+    let owner = Owner::region(region);
+    if let Some(first) = replicas.wait_for(|replica| replica.position > 0).await {
+        let before = last_word(&first, &owner);
+        let spoken = |replica: &Replica| {
+            let word = last_word(replica, &owner);
+            word.is_some() && word != before
+        };
         if tokio::time::timeout(AGENTS_COME_WITHIN, replicas.wait_for(spoken)).await.is_err() {
             warn!(
                 "nobody speaks for this region yet: its agents publish once a control plane leads"
@@ -40,6 +46,13 @@ pub(super) async fn settle(
     }
     // Sessions ask for as long as this process serves.
     std::future::pending::<()>().await;
+}
+
+/// The newest beacon of a leader that has said what the region is: each begins its term with that.
+fn last_word(replica: &Replica, owner: &Owner) -> Option<Newest> {
+    let origin = |kind| replica.get(&Key::of_owner(owner.clone(), kind))?.origin();
+    let beacon = origin(Kind::Beacon)?.newest();
+    (origin(Kind::Region)?.epoch == beacon.epoch).then_some(beacon)
 }
 
 /// Who is told that all is there.
@@ -118,7 +131,7 @@ pub(super) fn is_whole(region: &RegionName, replica: &Replica) -> bool {
 #[cfg(test)]
 mod tests {
     use tokio::time::Instant;
-    use tombolo_federation::record::Epoch;
+    use tombolo_federation::record::{Beacon, Body, Epoch, Origin, Record, Region};
     use tombolo_federation::replica::{Batch, ReplicaWriter, channel};
 
     use super::*;
@@ -155,6 +168,46 @@ mod tests {
         let patience = AGENTS_COME_WITHIN + KEEP_PARTS_AFTER;
         assert_eq!(kept_after(&[region]).await, patience);
         assert_eq!(kept_after(&[region, cluster, ("eu/eu-a", Kind::Namespace)]).await, patience);
+    }
+
+    /// What a leader says at change `sequence` of its term.
+    fn said(term: u64, sequence: u64, body: Body) -> (Key, Option<bytes::Bytes>) {
+        let owner = "us/_".parse().unwrap();
+        let key = Key::of_owner(owner, body.kind());
+        let epoch = Epoch { id: "us".into(), count: term };
+        let origin = Origin { epoch, sequence, ..Origin::default() };
+        let sealed = Record { key: key.clone(), origin, body }.seal();
+        (key, Some(sealed.value))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backups_word_on_the_region_settles_nothing() {
+        let (writer, replicas) = channel();
+        let (settled, settled_rx) = watch::channel(false);
+        let (region, beacon) = (Region::default, |nonce| Body::Beacon(Beacon { nonce }));
+        let says = |position, items| {
+            let batch = Batch { position: Some(position), items, ..Batch::default() };
+            writer.apply(batch, Instant::now());
+        };
+        let settles = async |expected| {
+            let mut settled = settled_rx.clone();
+            let within = tokio::time::timeout(Duration::from_mins(1), settled.wait_for(|s| *s));
+            assert_eq!(within.await.is_ok(), expected);
+        };
+        says(7, vec![said(5, 1, Body::Region(region())), said(5, 9, beacon(8))]);
+        let settling = settle("us".parse().unwrap(), replicas, settled);
+        let speaking = async {
+            settles(false).await;
+            // Not yet: what it has said of itself is an earlier leader's still.
+            says(8, vec![said(6, 2, beacon(1))]);
+            settles(false).await;
+            says(9, vec![said(6, 1, Body::Region(region()))]);
+            settles(true).await;
+        };
+        tokio::select! {
+            () = settling => unreachable!("it stands"),
+            () = speaking => {}
+        }
     }
 
     #[test]

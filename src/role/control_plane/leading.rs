@@ -66,8 +66,8 @@ impl Candidate {
                 None => return Ok(()),
                 Some(Ok(LeaderError::NotLeader)) => warn!("leadership lost, campaigning anew"),
                 // Nothing that a store may get over ends a process that serves others meanwhile.
-                Some(Ok(error)) if error.may_pass() => {
-                    warn!(error = chain(&error), "cannot lead on this store, campaigning anew");
+                Some(Ok(error)) if error.ends_the_term_only() => {
+                    warn!(error = chain(&error), "cannot go on leading, campaigning anew");
                     tokio::select! {
                         () = stop.cancelled() => return Ok(()),
                         () = tokio::time::sleep(ttl) => {}

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tombolo_ca::material::Held;
 use tombolo_ca::root::RootCertificate;
 use tombolo_federation::names::RegionName;
-use tombolo_federation::record::{Decided, READS_LEVEL, Region};
+use tombolo_federation::record::{Decided, Region};
 use tombolo_federation::replica::Replica;
 use tombolo_federation::store::Member;
 use tombolo_federation::sync::ask::{AskError, Asking, Word};
@@ -21,8 +22,10 @@ use tombolo_federation::sync::follower::Following;
 use tombolo_federation::sync::local::Facts;
 use tombolo_federation::sync::peers::{self, Disagreement};
 use tombolo_federation::sync::recover::Asked;
+use tombolo_federation::sync::service::Claims;
 use tombolo_federation::sync::settings;
 
+use super::region;
 use crate::config::{ControlPlaneConfig, Peer};
 use crate::role::admin::Visible;
 use crate::role::cache::Restored;
@@ -51,8 +54,10 @@ pub(super) struct View {
     pub(super) compaction: watch::Sender<Compaction>,
     /// What the store says under the key of the election.
     election: watch::Receiver<Facts>,
-    /// The certificate is, by this region's CA here or at another replica.
-    renewed: bool,
+    /// Neither this region's CA here nor one at another replica renews the certificate.
+    nobody_renews: watch::Receiver<bool>,
+    /// Of ids that other clusters hold.
+    claims: Claims,
 }
 
 impl View {
@@ -62,7 +67,8 @@ impl View {
         held: Held,
         (serving, restored): (Serving, Restored),
         election: watch::Receiver<Facts>,
-        renewed: bool,
+        nobody_renews: watch::Receiver<bool>,
+        claims: Claims,
     ) -> Self {
         let link = |peer: &Peer| (peer.region.clone(), watch::Sender::default());
         let links = config.peers.iter().map(link).collect();
@@ -79,7 +85,8 @@ impl View {
             members: watch::Sender::default(),
             compaction: watch::Sender::default(),
             election,
-            renewed,
+            nobody_renews,
+            claims,
         }
     }
 
@@ -96,34 +103,9 @@ impl View {
 
     /// What the region says of itself.
     pub(super) fn region(&self) -> Region {
-        let addresses = match &self.config.addresses[..] {
-            [] => vec![self.config.listen.grpc.to_string()],
-            addresses => addresses.iter().map(ToString::to_string).collect(),
-        };
-        Region {
-            addresses,
-            distances: self.config.distances.clone(),
-            reads_level: READS_LEVEL,
-            software_version: env!("CARGO_PKG_VERSION").to_owned(),
-            peers: self.config.peers.iter().map(|peer| peer.region.clone()).collect(),
-            pinned_roots: self
-                .held
-                .current()
-                .bundles()
-                .roots()
-                .iter()
-                .map(RootCertificate::fingerprint)
-                .collect(),
-            entitlements: self
-                .config
-                .entitlements
-                .iter()
-                .map(|(cluster, namespaces)| (cluster.clone(), namespaces.0.clone()))
-                .collect(),
-            stand_ins: self.config.stand_ins.clone(),
-            rollout_order: self.config.rollout_order.clone(),
-            ..Region::default()
-        }
+        let held = self.held.current();
+        let roots = held.bundles().roots().iter().map(RootCertificate::fingerprint);
+        region::of(&self.config, roots.collect())
     }
 
     /// Where this replica's file differs from what its region says.
@@ -284,15 +266,16 @@ impl Visible for View {
             ready: pending.is_empty(),
             pending,
             leader: Some(leads),
-            led_by: LeaderStatus::of(&self.election.borrow()),
+            // Whoever leads knows it by its lease, and gives up before that ends.
+            led_by: LeaderStatus::of(&self.election.borrow(), !leads && store.problem.is_some()),
             catalog,
             store: Some(StoreStatus { asked: self.asked.borrow().waiting.clone(), ..store }),
             sources: sources.status(),
             links: self.links(leads),
-            problems,
+            problems: problems.into_iter().chain(self.claims.problems(Instant::now())).collect(),
             source: None,
             certificate_expires: Some(self.held.current().credential().expires()),
-            certificate_problem: certificate_problem(&self.held, self.renewed),
+            certificate_problem: certificate_problem(&self.held, !*self.nobody_renews.borrow()),
             proxies: self.serving.ads.proxies().len(),
             cache: CacheStatus::of(&self.restored.standings.borrow()),
             settings: mesh.settings,

@@ -84,12 +84,13 @@ impl Desk {
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let begun = Begun::new(audit, self.calls.clone());
+        let mut received = Received::new(audit, self.calls.clone());
         let call = call(Arc::clone(&self.operated));
         let (answer, answered) = oneshot::channel();
         let job = async move {
+            received.begun = true;
             let outcome = call.await;
-            begun.end(&outcome, !answer.is_closed());
+            received.end(&outcome, !answer.is_closed());
             // Whoever asked may be gone.
             let _ = answer.send(outcome);
         };
@@ -125,17 +126,18 @@ fn report(ended: Result<(), JoinError>) {
 }
 
 /// A call that was audited as received, and will be with its outcome.
-struct Begun {
+struct Received {
     audit: Audit,
     calls: Calls,
+    begun: bool,
     ended: bool,
 }
 
-impl Begun {
+impl Received {
     fn new(audit: Audit, calls: Calls) -> Self {
-        let begun = Self { audit, calls, ended: false };
-        begun.say("received", "", true);
-        begun
+        let received = Self { audit, calls, begun: false, ended: false };
+        received.say("received", "", true);
+        received
     }
 
     fn end(mut self, outcome: &Outcome, answered: bool) {
@@ -170,11 +172,16 @@ impl Begun {
     }
 }
 
-impl Drop for Begun {
+impl Drop for Received {
     fn drop(&mut self) {
         if !self.ended {
+            let why = if self.begun {
+                "the process ended before the call did, or it panicked"
+            } else {
+                "it was never begun: the caller left, or the process ended, while it waited its turn"
+            };
             self.count("abandoned");
-            self.say("abandoned", "the process ended before the call did, or it panicked", false);
+            self.say("abandoned", why, false);
         }
     }
 }

@@ -42,6 +42,13 @@ fn records(names: &[&str]) -> Records {
     bodies.map(|(key, body)| (key, Arc::new(body))).collect()
 }
 
+/// The newest change of an earlier process that its image had.
+const SAVED: u64 = 5;
+
+fn newest(sequence: u64) -> Newest {
+    Newest { epoch: Epoch { id: "e".into(), count: 0 }, sequence }
+}
+
 struct Bench {
     source: watch::Sender<Arc<Desired>>,
     /// The first listing since it showed nothing.
@@ -83,6 +90,7 @@ impl Bench {
             joined: joined_rx,
             respected: watch::channel(None).0,
             approvals: approvals_rx,
+            restored: Some(newest(SAVED)),
             surplus,
             writer: Arc::clone(&writer),
         };
@@ -133,7 +141,25 @@ impl Bench {
         };
         let (gone, judged) = tokio::sync::oneshot::channel();
         let records = records(names).into_iter().map(seal).collect();
-        self.judge.send(Surplus { records, gone }).await.unwrap();
+        let surplus = Surplus { records, lacking: None, gone };
+        self.asks(surplus, judged).await
+    }
+
+    /// The region has heard so much of an earlier process, and lacks these namespaces: what went of
+    /// them, and why.
+    async fn lacks(&self, names: &[&str], heard: u64) -> Vec<(String, Removal)> {
+        let keys = names.iter().map(|name| key(name)).collect();
+        let lacking = Some(Lacking { keys, heard: newest(heard) });
+        let (gone, judged) = tokio::sync::oneshot::channel();
+        self.asks(Surplus { records: Vec::new(), lacking, gone }, judged).await
+    }
+
+    async fn asks(
+        &self,
+        surplus: Surplus,
+        judged: tokio::sync::oneshot::Receiver<BTreeMap<Key, Removed>>,
+    ) -> Vec<(String, Removal)> {
+        self.judge.send(surplus).await.unwrap();
         let gone = tokio::time::timeout(LONG, judged).await.unwrap().unwrap();
         gone.iter().map(|(key, removed)| (key.name.to_string(), removed.removal)).collect()
     }
@@ -266,6 +292,33 @@ async fn what_only_the_region_still_has_goes_through_the_guard() {
     bench.until(&["a"], 0).await;
     assert_eq!(bench.judges(&["d"]).await, [], "it may stand where nothing can be read");
     bench.until(&["a", "d"], 0).await;
+}
+
+/// It was killed after the removal was committed and before that was saved.
+#[tokio::test]
+async fn what_an_earlier_process_removed_is_not_brought_back_from_its_disk() {
+    let restored = || records(&["a", "b", "c"]);
+    let unread = || Desired { complete: false, ..desired(&[], Some(Lost::Missing), 0) };
+    let mut bench = Bench::start(unread(), restored());
+    bench.until(&["a", "b", "c"], 1).await;
+    bench.says(desired(&["a"], None, 1));
+    bench.until(&["a", "b", "c"], 1).await;
+    // A store that was restored, or has not heard of all that was saved, says nothing.
+    for heard in [SAVED - 1, SAVED] {
+        assert_eq!(bench.lacks(&["a", "b", "c"], heard).await, []);
+    }
+    // What the directory shows is there, whoever lacks it.
+    let gone = bench.lacks(&["a", "b"], SAVED + 1).await;
+    assert_eq!(gone, [("b".to_owned(), Removal::Explained)]);
+    bench.until(&["a", "c"], 1).await;
+    bench.lacks(&["c"], SAVED + 1).await;
+    bench.until(&["a"], 0).await;
+
+    // Nor while the directory is not there.
+    let mut bench = Bench::start(unread(), restored());
+    bench.until(&["a", "b", "c"], 1).await;
+    bench.lacks(&["b"], SAVED + 1).await;
+    bench.until(&["a", "c"], 1).await;
 }
 
 #[tokio::test]

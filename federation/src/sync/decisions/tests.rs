@@ -37,15 +37,16 @@ fn saying_it_twice_is_saying_it_once_and_nothing_else_is_the_same() {
 
 #[test]
 fn an_approval_is_applied_only_if_its_cluster_says_so() {
-    let hold = crate::record::Hold {
-        id: "h".into(),
+    let hold = |id: &str| crate::record::Hold {
+        id: id.into(),
         since: Timestamp::UNIX_EPOCH,
         records: 1,
         endpoints: 1,
         why: String::new(),
         services: Vec::new(),
     };
-    let holding = Cluster { holds: vec![hold], ..Cluster::default() };
+    let holding = Cluster { holds: vec![hold("h")], ..Cluster::default() };
+    let anew = Cluster { holds: vec![hold("i"), hold("j")], ..Cluster::default() };
     let let_go = Cluster { approved: vec!["g".into(), "h".into()], ..Cluster::default() };
     let other = Cluster { approved: vec!["g".into()], ..Cluster::default() };
     let check = |says: Option<&Cluster>, expected: &str| {
@@ -55,6 +56,7 @@ fn an_approval_is_applied_only_if_its_cluster_says_so() {
     check(Some(&holding), "Waiting(\"us-a still holds it back");
     check(Some(&let_go), "Applied");
     check(Some(&other), "Over(\"us-a holds it back no more");
+    check(Some(&anew), "Over(\"us-a has no such hold any more; its agent now holds i, j under");
     check(None, "Over(\"nothing is known of us-a");
 }
 

@@ -35,6 +35,10 @@ pub struct LostOwner {
     /// The owner's newest change that is known here. What is said of it to the store and is older
     /// (what a peer still had, for one) resolves nothing.
     pub newest: Option<Newest>,
+    /// The store was read between two parts of a change that is newer than that, up to here: what is
+    /// not there may be what it removes. Once all of it is there, the store's word counts. Parts of
+    /// what is written back are no newer than what who lists them holds.
+    pub part: Option<Newest>,
     /// Records that are held and not there, or are there as they were before: in an older version,
     /// or at all, although their owner has removed them since.
     pub keys: BTreeMap<Key, LostKey>,
@@ -224,13 +228,17 @@ impl State {
         }
         if older && !left {
             lost.extend(withhold(listing, owner, holding));
+            // Nor does what an owner vouched for before, and here is again, confirm them.
+            if !lost.is_empty() {
+                listing.batch.items.retain(|(key, _)| !lost.contains_key(key));
+            }
         }
         if !lost.is_empty() {
             let said_revision = listing.said_revisions.get(owner).copied().unwrap_or_default();
-            self.lost.owners.insert(
-                owner.clone(),
-                LostOwner { said_revision, newest: holding.newest().cloned(), keys: lost },
-            );
+            let newest = holding.newest().cloned();
+            let part = listing.part_beyond(owner, newest.as_ref());
+            let lost = LostOwner { said_revision, newest, part, keys: lost };
+            self.lost.owners.insert(owner.clone(), lost);
         }
     }
 
@@ -350,6 +358,9 @@ impl State {
             }
             Some(Fact::Said(owner, said)) => {
                 let part = parts.entry(owner.clone()).or_default();
+                if !said.more {
+                    part.items.extend(self.all_is_there(&owner, &said.newest));
+                }
                 // What the store had lost is not there to be deleted.
                 if let Some(lost) = self.lost.owners.get_mut(&owner) {
                     let named = said.removed.iter().map(|(key, _)| key);
@@ -378,6 +389,16 @@ impl State {
             std::iter::once((key, None)).chain(there)
         });
         items.collect()
+    }
+
+    /// The change of which a part was listed is there as a whole, as for who lists the store now.
+    fn all_is_there(&mut self, owner: &Owner, said: &Newest) -> Vec<(Key, Option<Bytes>)> {
+        let Some(lost) = self.lost.owners.get_mut(owner) else { return Vec::new() };
+        if lost.part.as_ref().is_none_or(|part| said.is_older_than(part)) {
+            return Vec::new();
+        }
+        let keys = std::mem::take(&mut lost.keys);
+        keys.into_iter().map(|(key, lost)| (key, lost.there)).collect()
     }
 
     fn delete(&mut self, key: &str, parts: &mut BTreeMap<Owner, Batch>, whole: &mut Batch) {
@@ -472,6 +493,12 @@ impl Listing {
         })
     }
 
+    /// Up to where a part of a change goes, if that is all there is of what is newer than `held`.
+    fn part_beyond(&self, owner: &Owner, held: Option<&Newest>) -> Option<Newest> {
+        let known = self.newest.get(owner).filter(|_| self.partial.contains(owner))?;
+        held.is_some_and(|held| held.is_older_than(known)).then(|| known.clone())
+    }
+
     fn saw(&mut self, owner: &Owner, newest: Newest) {
         match self.newest.get_mut(owner) {
             Some(known) if !known.is_older_than(&newest) => {}
@@ -483,7 +510,7 @@ impl Listing {
 
 /// What an owner is known to have removed after the store's last word of it does not come back; the
 /// leader removes it from the store.
-fn withhold(listing: &mut Listing, owner: &Owner, holding: &Holding) -> BTreeMap<Key, LostKey> {
+fn withhold(listing: &Listing, owner: &Owner, holding: &Holding) -> BTreeMap<Key, LostKey> {
     let mut withheld = BTreeMap::new();
     let Some(held) = holding.newest() else { return withheld };
     for (key, (listed, value)) in &listing.listed {
@@ -491,9 +518,6 @@ fn withhold(listing: &mut Listing, owner: &Owner, holding: &Holding) -> BTreeMap
         if key.owner == *owner && holding.get(key).is_none() && listed.as_ref().is_some_and(known) {
             withheld.insert(key.clone(), LostKey { held: None, there: Some(value.clone()) });
         }
-    }
-    if !withheld.is_empty() {
-        listing.batch.items.retain(|(key, _)| !withheld.contains_key(key));
     }
     withheld
 }

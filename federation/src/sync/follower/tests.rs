@@ -277,6 +277,7 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         }
         process.catch_up(&restored).await;
         assert_eq!(process.seen().other_histories, 1, "{written_past}");
+        assert_eq!(process.seen().resume_point(), None, "from a disk, nobody would miss anything");
         assert!(process.names().contains(&"b".to_owned()), "what was said since stays");
         assert!(!process.names().contains(&"old".to_owned()), "what was removed since is not back");
         let held = process.writer.current();
@@ -301,6 +302,7 @@ async fn a_restored_store_takes_nothing_away_and_gets_back_what_it_lost() {
         assert_eq!(newest, Some(Newest { epoch: epoch(), sequence: 3 }));
         process.catch_up(&restored).await;
         assert!(process.seen().lost.owners.is_empty(), "{:?}", process.seen().lost);
+        assert!(process.seen().resume_point().is_some());
     }
 }
 
@@ -511,6 +513,36 @@ async fn what_is_half_written_back_is_not_gone_for_who_reads_it_then() {
         let batch = other.state.listed(&other.writer.current(), entries, read_at);
         let gone = batch.items.iter().filter(|(_, value)| value.is_none()).count();
         assert_eq!(gone, 0, "at {read_at} of {written}");
+    }
+}
+
+/// A removal of several transactions, read after each of them and followed from there.
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_is_read_between_its_parts_is_whole_in_the_end() {
+    let items: Vec<_> = (0..300).map(|n| put(&format!("n{n}"), 1)).collect();
+    let gone: Vec<_> = items.iter().skip(1).map(|(key, _)| (key.clone(), None)).collect();
+    let txns = transactions([(owner(), changes(gone, 2))].into(), None).unwrap();
+    assert!(txns.len() > 2);
+    for read_after in 1..txns.len() {
+        let store = store().await;
+        commit(&*store, changes(items.clone(), 1)).await;
+        let mut process = Process::new();
+        process.catch_up(&store).await;
+        for (index, txn) in txns.iter().enumerate() {
+            assert!(store.commit(txn.clone()).await.unwrap().is_done());
+            if index + 1 == read_after {
+                mark(&*store, "drawn in the middle of it").await;
+                let newest = store::list(&*store, "/").await.unwrap().1;
+                store.compact(newest).await.unwrap();
+                process.catch_up(&store).await;
+                assert_eq!(process.seen().listings, 2);
+                assert_eq!(process.names().len(), 300, "a part is not shown");
+            }
+        }
+        process.catch_up(&store).await;
+        assert_eq!(process.seen().listings, 2);
+        assert_eq!(process.names(), ["n0"]);
+        assert!(process.seen().lost.owners.is_empty(), "{:?}", process.seen().lost);
     }
 }
 

@@ -10,8 +10,9 @@ use bytes::Bytes;
 
 use super::left_out::Reason;
 use super::{Intake, Item, rewinds};
-use crate::key::Key;
+use crate::key::{Key, Kind};
 use crate::names::Owner;
+use crate::record::Epoch;
 use crate::replica::Replica;
 use crate::sync::quota::{OverQuota, Usage, is_beside};
 
@@ -99,11 +100,12 @@ impl Intake {
         &mut self,
         mut items: BTreeMap<Key, Option<Bytes>>,
         gone: &[Key],
+        ends: &BTreeMap<Kind, &Epoch>,
         held: &Replica,
     ) -> Vec<(Key, Option<Bytes>)> {
         items.retain(|key, value| {
             let Some(value) = value else { return true };
-            let older = rewinds(key, value, held);
+            let older = rewinds(key, value, held, ends.get(&key.kind).copied());
             if older {
                 self.left_out.went_back(key);
             }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::key::{Key, Kind};
 use crate::record::{Epoch, Newest, Origin};
-use crate::replica::{Holding, is_rewind};
+use crate::replica::{Holding, gives_way, is_rewind};
 use crate::sync::intake::counts_absence;
 use crate::sync::transactions::Changes;
 
@@ -22,7 +22,10 @@ pub(super) fn newer(held: Option<&Holding>, theirs: Changes) -> Option<Changes> 
     }
     let gone = absent(held, &theirs, |_| true).into_iter().map(|key| (key, None));
     let gone: Vec<_> = gone.collect();
-    let items = theirs.items.into_iter().filter(|(key, value)| differs(held, key, value.as_ref()));
+    let vouched = |kind: Kind| theirs.complete.iter().find(|(of, _)| *of == kind).map(|(_, e)| e);
+    let differs =
+        |(key, value): &&(Key, _)| differs(held, key, Option::as_ref(value), vouched(key.kind));
+    let items = theirs.items.iter().filter(differs).cloned();
     let items: Vec<_> = items.chain(gone).collect();
     let vouched = |kind: &Kind| held.and_then(|held| held.complete().get(kind));
     let complete = theirs.complete.into_iter().filter(|(kind, epoch)| {
@@ -49,7 +52,7 @@ pub(super) fn decided(
         let origin = value.as_ref().and_then(Origin::of_value);
         key.kind == Kind::Decision
             && origin.is_some_and(|origin| news(&origin.newest()))
-            && differs(held, key, value.as_ref())
+            && differs(held, key, value.as_ref(), None)
     });
     // Not what was decided since.
     let before = |decided: &Newest| decided.is_older_than(newest);
@@ -57,11 +60,19 @@ pub(super) fn decided(
     puts.cloned().chain(gone.map(|key| (key, None))).collect()
 }
 
-/// Whether a record is another one than what is held, and not an older version of it.
-fn differs(held: Option<&Holding>, key: &Key, value: Option<&Bytes>) -> bool {
+/// Whether a record is another one than what is held, and not an older version of it that its owner
+/// has not confirmed.
+fn differs(
+    held: Option<&Holding>,
+    key: &Key,
+    value: Option<&Bytes>,
+    vouched: Option<&Epoch>,
+) -> bool {
     let Some(entry) = held.and_then(|held| held.get(key)) else { return value.is_some() };
     let Some(value) = value else { return false };
-    let older = |new: &Origin| entry.origin().is_some_and(|held| is_rewind(new, held));
+    let stands = |held: &&Origin| !gives_way(key, held, vouched);
+    let older =
+        |new: &Origin| entry.origin().filter(stands).is_some_and(|held| is_rewind(new, held));
     entry.value != *value && !Origin::of_value(value).is_some_and(|new| older(&new))
 }
 

@@ -253,7 +253,7 @@ async fn restored(held: Batch) -> Recovery<tonic::transport::Channel> {
 async fn stored(recovery: &Recovery<tonic::transport::Channel>, owner: &str) -> Vec<String> {
     let owner: Owner = owner.parse().unwrap();
     let held = Held::read(&recovery.leader, &recovery.region).await.unwrap();
-    let records = held.replica.holding(&owner).into_iter().flat_map(replica::Holding::records);
+    let records = held.replica.holding(&owner).into_iter().flat_map(Holding::records);
     let shown = |(key, entry): (&Key, &replica::Entry)| {
         let name = match &entry.record.as_ref().unwrap().body {
             Body::Decision(Decision { what: Decided::Leave { incarnation, .. }, .. }) => {
@@ -473,4 +473,32 @@ async fn what_went_here_does_not_come_back_from_a_region_that_had_it_from_a_peer
     feed.advance(region.current());
     follow(&mut feed, &mut intake, &agent);
     assert_eq!(agent.current().holding(&A.parse().unwrap()).unwrap().len(), 1);
+}
+
+/// The clock of the term is behind, and nobody of the region is left who knows better.
+#[tokio::test]
+async fn a_term_that_spoke_before_a_peer_knew_better_ends_and_the_next_goes_on_from_there() {
+    const OWN: &str = "r/_";
+    let speaking = || Mutex::new(Known { newest: None, spoken: true });
+    let recovery = restored(state(OWN, "r", "1.4: ")).await;
+    let known = speaking();
+    for theirs in ["0.9: ", "1.2: ", "1.4: "] {
+        recovery.write(state(OWN, "r", theirs), &known).await.unwrap();
+    }
+    recovery.write(state(OWN, "before", "9.9: "), &speaking()).await.unwrap();
+    let ended = recovery.write(state(OWN, "r", "5.3: left=2"), &speaking()).await;
+    assert!(matches!(ended, Err(LeaderError::Outdated)), "{ended:?}");
+    assert_eq!(stored(&recovery, OWN).await, ["left=2"], "what was decided is taken");
+
+    let begun = founding::begin(&recovery.leader, "id", jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+    let (known, _) = founding::last_word(&recovery.leader, &recovery.region).await.unwrap();
+    let epoch = begun.epoch(&recovery.region, known.as_ref());
+    assert_eq!(epoch, Epoch { id: "r".into(), count: 6 });
+    let past = Mutex::new(Known { newest: None, spoken: true });
+    let said = Batch {
+        newest: vec![(OWN.parse().unwrap(), Newest { epoch, sequence: 1 })],
+        ..Batch::default()
+    };
+    recovery.leader.commit(said, None).await.unwrap();
+    recovery.write(state(OWN, "r", "5.3: left=2"), &past).await.expect("once is enough");
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::sync::session::REVOKE_AFTER;
+
 /// What the server allows. The size of a message is bounded apart from these, by
 /// [`MAX_MESSAGE`](crate::sync::MAX_MESSAGE); compressed messages are not taken at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub struct Limits {
     pub publish_changes: Rate,
     /// A stream of which nothing is taken for so long is ended.
     pub silence: Duration,
+    /// What a cluster is not entitled to any more and is held of it goes after so long on one stream.
+    pub revoke_after: Duration,
 }
 
 impl Default for Limits {
@@ -62,6 +66,7 @@ impl Default for Limits {
             // Twice all that a cluster may have, and then a hundred slices of 25 endpoints a second.
             publish_changes: Rate { per_second: 256 << 10, burst: 512 << 20 },
             silence: Duration::from_mins(5),
+            revoke_after: REVOKE_AFTER,
         }
     }
 }

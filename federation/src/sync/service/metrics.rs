@@ -39,6 +39,8 @@ pub(super) enum Refused {
     Request,
     /// The session was not taken.
     Session,
+    /// Another cluster holds the id.
+    Uid,
     /// A cluster that left the mesh for good.
     Left,
     /// New streams too fast.
@@ -144,6 +146,7 @@ impl EncodeLabelValue for Refused {
             Self::Permission => "permission",
             Self::Request => "request",
             Self::Session => "session",
+            Self::Uid => "uid",
             Self::Left => "left",
             Self::Rate => "rate",
             Self::CallerStreams => "caller_streams",

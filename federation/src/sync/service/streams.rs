@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::admission::{SharedBucket, Turn};
 use super::limits::Bucket;
 use super::metrics::Metrics;
-use super::{WallClock, entitlement_of, publishes, status, stopping};
+use super::{WallClock, entitlement_of, status, stopping};
 use crate::proto::federation as wire;
 use crate::proto::federation::publish_request::Message as PublishMessage;
 use crate::proto::federation::publish_response::Message as PublishAnswer;
@@ -29,8 +29,6 @@ pub(super) struct Publishing {
     pub(super) answers: VecDeque<wire::PublishResponse>,
     pub(super) clock: WallClock,
     pub(super) replicas: Replicas,
-    /// As the replica had it last; the session's own may be newer.
-    pub(super) entitlement: Option<Entitlement>,
     pub(super) stop: CancellationToken,
     /// A later stream took this one's place.
     pub(super) ended: CancellationToken,
@@ -52,7 +50,7 @@ impl Publishing {
                 () = self.ended.cancelled() => return Err(self.superseded()),
                 replica = self.replicas.next() => {
                     let replica = replica.ok_or_else(stopping)?;
-                    self.follow(&replica)?;
+                    still_entitled(&self.session, &replica)?;
                     continue;
                 }
                 request = self.requests.message() => request?,
@@ -70,21 +68,6 @@ impl Publishing {
                 self.say(answer);
             }
             self.answers.extend(answers);
-        }
-    }
-
-    /// What the cluster may say may be more now, or less: on a new stream it declares all of it.
-    fn follow(&mut self, replica: &Replica) -> Result<(), Status> {
-        let said = publishes(&self.session, replica);
-        if said == self.entitlement {
-            return Ok(());
-        }
-        self.entitlement = said;
-        match &self.entitlement {
-            Some(said) if said != self.session.entitlement() => {
-                Err(Status::aborted("what this publisher is entitled to has changed: publish anew"))
-            }
-            _ => Ok(()),
         }
     }
 
@@ -119,6 +102,14 @@ impl Publishing {
         let (key, reason) = (&first.key, &first.reason);
         warn!(%owner, records, key, reason, "records of an agent were refused, the first is named");
     }
+}
+
+/// What the cluster may say may be more now, or less: on a new stream it declares all of it.
+pub(super) fn still_entitled(session: &Session, replica: &Replica) -> Result<(), Status> {
+    if session.is_entitled_by(replica) {
+        return Ok(());
+    }
+    Err(Status::aborted("what this publisher is entitled to has changed: publish anew"))
 }
 
 /// A subscription that was let in.

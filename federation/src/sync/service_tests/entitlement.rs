@@ -36,7 +36,8 @@ async fn an_agent_sees_and_says_what_it_is_entitled_to_and_follows_when_that_cha
     let mut own = OwnRecords::new("r/_".parse().unwrap(), Epoch { id: "e".into(), count: 1 });
     entitle(&store, &mut own, Some(&["one", "two"])).await;
     is_restricted(&replicas).await;
-    let region = Region::start(0, &store, &replicas, Some(agent_of("r-b"))).await;
+    let limits = Limits { revoke_after: Duration::ZERO, ..Limits::default() };
+    let region = Region::start_limited(&store, &replicas, agent_of("r-b"), limits).await;
     let mut agent = Agent::start("r-b", &region.channel());
     agent.says(&["one", "three"]);
     agent.respect_join().await;
@@ -87,12 +88,79 @@ async fn an_agent_sees_and_says_what_it_is_entitled_to_and_follows_when_that_cha
     let Some(facts::Fact::Said(_, said)) = facts::read(&said.key, &said.value) else {
         panic!("{said:?}")
     };
-    assert!(said.removed.iter().all(|(_, why)| *why == Some(Removal::Explained)), "{said:?}");
+    assert!(said.removals().all(|(_, how)| how.removal == Removal::Explained), "{said:?}");
     let link = agent.subscribed.wait_for(|link| link.synced);
     let mismatches = timeout(LONG, link).await.unwrap().unwrap().mismatches;
     assert_eq!(mismatches, 0, "a change of entitlement is no fault");
     drop(agent);
     region.stop().await;
+}
+
+/// What another region holds of this one, as long as the tasks run.
+async fn mirrored(peer: &Region) -> (Replicas, JoinSet<()>) {
+    let store = store().await;
+    let key = facts::election_key();
+    let ops = vec![Op::put(&key, "me")];
+    let led = store.commit(Txn { guards: Vec::new(), ops }).await.unwrap();
+    let Commit::Done(led) = led else { panic!("no guard") };
+    let (writer, replicas) = replica::channel();
+    let mut tasks = JoinSet::new();
+    let follow =
+        follower::follow(Arc::clone(&store), Arc::new(writer), None, watch::Sender::default());
+    tasks.spawn(async move { follow.await.unwrap() });
+    let leader = Leader::new(store, Guard::CreateRevision(key, led), replicas.clone());
+    let (peer, (link, _)) = (peer.channel(), watch::channel(Link::default()));
+    tasks.spawn(async move {
+        mirror(leader, "r".parse().unwrap(), peer, link, None).await;
+    });
+    (replicas, tasks)
+}
+
+async fn is_there(replicas: &Replicas, keys: &[Key], there: bool) {
+    let mut replicas = replicas.clone();
+    let as_told =
+        |replica: &replica::Replica| keys.iter().all(|key| replica.get(key).is_some() == there);
+    let seen = timeout(LONG, replicas.wait_for(as_told)).await;
+    seen.unwrap_or_else(|_| panic!("there: {there}")).unwrap();
+}
+
+/// Its owner does not say it anew: it comes as it was, under its own number.
+#[tokio::test]
+async fn what_was_taken_back_and_is_given_again_is_there_again_also_in_other_regions() {
+    let (store, here, _following) = region_with_a_cluster(&[]).await;
+    let mut own = OwnRecords::new("r/_".parse().unwrap(), Epoch { id: "e".into(), count: 1 });
+    entitle(&store, &mut own, Some(&["one", "two"])).await;
+    is_restricted(&here).await;
+    let limits = Limits { revoke_after: Duration::ZERO, ..Limits::default() };
+    let region = Region::start_limited(&store, &here, agent_of("r-b"), limits).await;
+    let other = Caller::ControlPlane { region: "s".parse().unwrap() };
+    let peer = Region::start(0, &store, &here, Some(other)).await;
+    let (there, mirroring) = mirrored(&peer).await;
+    let mut agent = Agent::start("r-b", &region.channel());
+    agent.says(&["one", "two"]);
+    agent.respect_join().await;
+    agent.is_in_step().await;
+    let keys = ["one", "two"].map(|name| format!("/tombolo/v1/r/r-b/namespace/_/{name}"));
+    let keys = keys.map(|key| key.parse().unwrap());
+    let everywhere = async |are: bool| {
+        is_there(&here, &keys, are).await;
+        is_there(&there, &keys, are).await;
+    };
+    everywhere(true).await;
+    let number = |key| here.peek().get(key).unwrap().origin().unwrap().sequence;
+    let numbers: Vec<u64> = keys.iter().map(number).collect();
+
+    entitle(&store, &mut own, Some(&["other"])).await;
+    everywhere(false).await;
+    for replica in [here.peek(), there.peek()] {
+        let removed = keys.iter().map(|key| replica.removed(key).unwrap().sequence);
+        assert_eq!(removed.collect::<Vec<u64>>(), numbers);
+    }
+    entitle(&store, &mut own, Some(&["one", "two"])).await;
+    everywhere(true).await;
+    drop((agent, mirroring));
+    region.stop().await;
+    peer.stop().await;
 }
 
 /// The region's record as it cannot be read here.

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
@@ -196,7 +197,7 @@ async fn a_peer_that_rewrites_its_records_without_end_is_read_more_slowly_and_lo
 
 /// A peer that sends what it is told to.
 struct Scripted {
-    script: Mutex<Option<mpsc::Receiver<Result<wire::SubscribeResponse, Status>>>>,
+    script: Mutex<Option<mpsc::Receiver<wire::SubscribeResponse>>>,
 }
 
 type Answers<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Status>> + Send>>;
@@ -220,7 +221,7 @@ impl Federation for Scripted {
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let script = self.script.lock().unwrap().take();
         let script = script.ok_or_else(|| Status::unavailable("the script is over"))?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(script))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(script).map(Ok))))
     }
 
     async fn recover(
@@ -232,7 +233,7 @@ impl Federation for Scripted {
 }
 
 impl Scripted {
-    async fn start() -> (Region, mpsc::Sender<Result<wire::SubscribeResponse, Status>>) {
+    async fn start() -> (Region, mpsc::Sender<wire::SubscribeResponse>) {
         let (say, script) = mpsc::channel(8);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -249,8 +250,8 @@ impl Scripted {
     }
 }
 
-fn said(message: Message) -> Result<wire::SubscribeResponse, Status> {
-    Ok(wire::SubscribeResponse { message: Some(message) })
+fn said(message: Message) -> wire::SubscribeResponse {
+    wire::SubscribeResponse { message: Some(message) }
 }
 
 #[tokio::test]

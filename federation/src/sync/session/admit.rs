@@ -1,7 +1,7 @@
 //! Which single record an agent may write.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::PoisonError;
 
 use jiff::{SignedDuration, Timestamp};
@@ -18,6 +18,25 @@ use crate::sync::quota::{Usage, is_beside};
 use crate::sync::transactions::MAX_RECORD_BYTES;
 use crate::sync::{CLUSTER_KINDS, chain};
 
+/// Where machines of a cloud are told their credentials, apart from link-local addresses. An endpoint
+/// there would lend a mesh's clients those of whoever dials it. By the documentation of:
+///
+/// - Amazon EC2, "Use the Instance Metadata Service", and Amazon EKS, "Pod Identity agent";
+/// - Google Compute Engine, "View and query VM metadata" (instances of IPv6 alone);
+/// - Oracle Cloud Infrastructure, "Instance Metadata Service v2";
+/// - Microsoft Azure, "What is IP address 168.63.129.16?";
+/// - Alibaba Cloud ECS, "Instance metadata";
+/// - Akamai (Linode), "Metadata service"; Scaleway, "Instance user data and metadata".
+const METADATA: [IpAddr; 8] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
+];
 /// How far an agent's clock may be ahead of the region's.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
@@ -118,21 +137,36 @@ impl Session {
         self.entitlement.covers(key.about().as_ref())
     }
 
-    /// The record goes that is held from when its owner was entitled to it: as it may not be
+    /// The record is to go that is held from when its owner was entitled to it: as it may not be
     /// changed, it would stand for ever as it was then. It goes by the number under which its owner
     /// says it now.
-    pub(super) fn revoked(&mut self, put: &wire::Put, why: &Refusal) -> Option<(Key, Removed)> {
+    pub(super) fn note_revoked(&mut self, put: &wire::Put, why: &Refusal) {
         if why.reason != Reason::Namespace {
-            return None;
+            return;
         }
-        let key = self.own_key(&put.key).ok()?;
-        let sequence =
-            Origin::of_value(&put.value).filter(|said| said.epoch == self.epoch)?.sequence;
-        let held = self.let_go(&key)?.newest;
-        let removal = Removal::Explained;
-        self.tally.removed(removal);
-        let newest = held.filter(|held| held.epoch == self.epoch).map_or(0, |held| held.sequence);
-        Some((key, Removed { removal, sequence: sequence.max(newest) }))
+        let said = Origin::of_value(&put.value).filter(|said| said.epoch == self.epoch);
+        if let (Ok(key), Some(said)) = (self.own_key(&put.key), said)
+            && self.held.contains_key(&key)
+        {
+            self.revoked.insert(key, said.sequence);
+        }
+    }
+
+    /// What goes of that, once the entitlement has stood for long enough.
+    pub(super) fn revoke(&mut self, now: Instant) -> Vec<(Key, Removed)> {
+        if now < self.revoke_at {
+            return Vec::new();
+        }
+        let mut gone = Vec::new();
+        for (key, sequence) in std::mem::take(&mut self.revoked) {
+            let Some(held) = self.let_go(&key) else { continue };
+            let newest = held.newest.filter(|held| held.epoch == self.epoch);
+            let sequence = sequence.max(newest.map_or(0, |held| held.sequence));
+            let removal = Removal::Explained;
+            self.tally.removed(removal);
+            gone.push((key, Removed { removal, sequence }));
+        }
+        gone
     }
 
     fn admit_namespace(&self, key: &Key) -> Result<(), String> {
@@ -223,6 +257,9 @@ fn admit_address(cluster: &Cluster, address: IpAddr) -> Result<(), String> {
     if address.is_unspecified() || link_local || address.is_multicast() {
         return Err("is unspecified, link-local or multicast".to_owned());
     }
+    if METADATA.contains(&address) {
+        return Err("is where a cloud gives out credentials".to_owned());
+    }
     if !cluster.directory && address.is_loopback() {
         return Err("is a loopback address".to_owned());
     }
@@ -268,6 +305,11 @@ mod tests {
         check(true, &[], "::ffff:169.254.169.254", "link-local");
         check(true, &[], "::ffff:0.0.0.0", "unspecified");
         check(true, &[], "224.0.0.1", "multicast");
+        check(false, &["::/0"], "fd00:ec2::254", "credentials");
+        check(true, &[], "fd00:ec2::254", "credentials");
+        check(true, &["100.64.0.0/10"], "100.100.100.200", "credentials");
+        check(true, &[], "::ffff:100.100.100.200", "credentials");
+        check(true, &["fd00::/8"], "fd00:ec2::1", "");
         check(true, &[], "127.1.1.1", "");
         check(true, &["127.0.0.0/8"], "10.1.1.1", "in none");
         check(true, &["127.0.0.0/8"], "127.9.9.9", "");

@@ -2,9 +2,7 @@
 
 use super::subscribing::{keys, rest, subscribe, take};
 use super::*;
-use crate::record::{Beacon, Origin, Record};
-
-type Said = wire::subscribe_response::Message;
+use crate::record::Beacon;
 
 /// What an owner says, change by change.
 struct Owning(OwnRecords);
@@ -147,52 +145,4 @@ async fn a_removal_that_may_be_news_is_compared_as_a_whole() {
     let (_, mut intake, messages) = subscribe(&server, &subscriber);
     take(&mut intake, &subscriber, messages).unwrap();
     assert_eq!(keys(&subscriber.current()), keys(&server.current()));
-}
-
-/// What a mirror would commit, which no replica looks at before.
-#[tokio::test]
-async fn an_older_version_of_what_is_held_is_not_passed_on() {
-    let sealed = |sequence: u64, label: &str| {
-        let (key, _) = namespace("one");
-        let labels = [("l".to_owned(), label.to_owned())].into();
-        let body = Body::Namespace(Namespace { labels, ..Namespace::default() });
-        let origin = Origin { epoch: epoch("e", 1), sequence, ..Origin::default() };
-        Record { key, origin, body }.seal().value
-    };
-    let key = namespace("one").0;
-    let complete: Vec<_> =
-        crate::sync::CLUSTER_KINDS.into_iter().map(|kind| (owner(), kind, epoch("e", 1))).collect();
-    let (subscriber, _) = replica::channel();
-    let items = vec![(key.clone(), Some(sealed(5, "new")))];
-    subscriber
-        .apply(Batch { items, complete: complete.clone(), ..Batch::default() }, Instant::now());
-
-    let check = |label: &str, passed: bool| {
-        let (server, _) = replica::channel();
-        let newest = vec![(owner(), Newest { epoch: epoch("e", 1), sequence: 9 })];
-        let items = vec![(key.clone(), Some(sealed(4, label)))];
-        let batch = Batch { items, complete: complete.clone(), newest, ..Batch::default() };
-        server.apply(batch, Instant::now());
-        let (_, mut intake, messages) = subscribe(&server, &subscriber);
-        let mut items = Vec::new();
-        for message in messages {
-            items.extend(intake.receive(message, &subscriber.current()).unwrap().batch.items);
-        }
-        let expected =
-            if passed { vec![(key.clone(), Some(sealed(4, label)))] } else { Vec::new() };
-        assert_eq!(items, expected, "at the start");
-
-        let item = wire::Item {
-            key: key.to_string(),
-            value: Some(sealed(4, label)),
-            ..Default::default()
-        };
-        let batch = Said::Batch(wire::Batch { position: 9, items: vec![item], more: false });
-        let message = wire::SubscribeResponse { message: Some(batch) };
-        let items = intake.receive(message, &subscriber.current()).unwrap().batch.items;
-        assert_eq!(items, expected, "and later");
-    };
-    check("old", false);
-    // Its owner did not have to say it again.
-    check("new", true);
 }

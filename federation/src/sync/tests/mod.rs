@@ -2,6 +2,7 @@
 //! so that a test can lose them, stop half-way, and look at each.
 
 mod behind;
+mod confirmed;
 mod kept;
 mod levels;
 mod publishing;
@@ -32,7 +33,7 @@ use crate::sync::feed::{Feed, Has, Interest, Owners};
 use crate::sync::intake::{Accept, Intake, IntakeError};
 use crate::sync::own::{OwnRecords, with_join};
 use crate::sync::publisher::{Publisher, Said};
-use crate::sync::session::{Session, SessionError};
+use crate::sync::session::{Heard, Session, SessionError};
 
 const OWNER: &str = "r/r-a";
 
@@ -137,6 +138,15 @@ async fn open(
     epoch: Epoch,
     silent_for: Duration,
 ) -> Result<Session, SessionError> {
+    open_knowing(store, uid, epoch, Heard { silent_for, region: None }).await
+}
+
+async fn open_knowing(
+    store: &Arc<dyn Store>,
+    uid: &str,
+    epoch: Epoch,
+    heard: Heard,
+) -> Result<Session, SessionError> {
     let region: RegionName = "r".parse().unwrap();
     let caller = Caller::Agent { region: region.clone(), cluster: "r-a".parse().unwrap() };
     let epoch = crate::proto::records::Epoch { id: epoch.id, count: epoch.count };
@@ -146,7 +156,7 @@ async fn open(
         epoch: Some(epoch),
         reads_level: 1,
     };
-    Session::open(Arc::clone(store), &region, &caller, hello, silent_for, now()).await
+    Session::open(Arc::clone(store), &region, &caller, hello, &heard, now()).await
 }
 
 /// Carries messages both ways until neither side has any. Returns what the region refused.

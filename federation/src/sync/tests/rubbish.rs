@@ -135,7 +135,7 @@ fn any_answer() -> impl Strategy<Value = wire::PublishResponse> {
     let message = prop_oneof![
         any::<i64>().prop_map(|joined_ms| Answer::Accepted(wire::Accepted { joined_ms })),
         (prop::collection::vec(any_key(), 0..5), any::<bool>())
-            .prop_map(|(keys, last)| Answer::Want(wire::Want { keys, last })),
+            .prop_map(|(keys, last)| Answer::Want(wire::Want { keys, last, ..Default::default() })),
         (0_u64..5, prop::collection::vec(any_key(), 0..3)).prop_map(|(batch, keys)| {
             let refused = keys.into_iter().map(|key| {
                 let for_room = key.len() % 2 == 0;

@@ -211,7 +211,8 @@ async fn a_call_that_is_cut_off_is_audited_as_abandoned() {
     let _client = call(&bench.path, LEAVE, LEAVES);
     bench.asked().await;
     bench.tasks.shutdown().await;
-    assert_line(&lines.becomes(2).await[1], &["outcome=\"abandoned\"", "answered=false"]);
+    let abandoned = ["outcome=\"abandoned\"", "the process ended before", "answered=false"];
+    assert_line(&lines.becomes(2).await[1], &abandoned);
     assert_eq!(bench.counted("leave", "abandoned"), 1);
 }
 
@@ -224,4 +225,36 @@ async fn a_call_that_panics_is_answered_and_the_next_one_taken() {
     assert_line(&lines.becomes(2).await[1], &["verb=\"approve\"", "outcome=\"abandoned\""]);
     let _client = call(&bench.path, LEAVE, LEAVES);
     assert_line(&lines.becomes(4).await[3], &["outcome=\"failed\"", "answered=true"]);
+}
+
+/// Whom nobody asks.
+struct Unasked;
+
+impl Operated for Unasked {
+    fn approve(self: Arc<Self>, _: Approve, _: String) -> BoxFuture<'static, Outcome> {
+        panic!("nobody asks")
+    }
+
+    fn leave(self: Arc<Self>, _: Leave, _: String) -> BoxFuture<'static, Outcome> {
+        panic!("nobody asks")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_client_left_before_its_turn_was_never_begun() {
+    let (lines, _logging) = Lines::kept();
+    let calls = Calls::default();
+    // Nobody carries out: as if as many as may already ran.
+    let (desk, _jobs) = Desk::new(Arc::new(Unasked), calls.clone());
+    let take = async |what: &str| {
+        let (what, by, note) = (what.to_owned(), String::new(), String::new());
+        let audit = Audit { verb: "leave", what, by, note };
+        let never = desk.take(audit, |_| std::future::pending());
+        assert!(timeout(Duration::from_secs(1), never).await.is_err());
+    };
+    take("the one that is queued").await;
+    take("the one that waits").await;
+    let audited = lines.becomes(3).await;
+    assert_line(&audited[2], &["the one that waits", "outcome=\"abandoned\"", "never begun"]);
+    assert_eq!(calls.0.get_or_create(&CallLabels { verb: "leave", outcome: "abandoned" }).get(), 1);
 }

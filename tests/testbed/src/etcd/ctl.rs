@@ -1,7 +1,8 @@
 //! Asking etcd by its own client.
 
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
@@ -83,12 +84,35 @@ impl Etcd {
         self.ask(&members, Some(&format!("{user}:{password}")), args)
     }
 
+    /// Puts any bytes under a key, by whichever member answers; as root, if auth is on.
+    ///
+    /// # Errors
+    ///
+    /// When etcdctl fails, with what it says.
+    pub fn put(&self, key: &str, value: &[u8]) -> anyhow::Result<()> {
+        let members: Vec<_> = self.members.iter().filter(|one| one.process.is_some()).collect();
+        let (mut client, first) =
+            self.client(&members, self.root_user().as_deref(), &["put", "--", key])?;
+        first.inside(|| output_for(&mut client, value)).map(|_| ())
+    }
+
     fn ask(
         &self,
         members: &[&Member],
         user: Option<&str>,
         arguments: &[&str],
     ) -> anyhow::Result<String> {
+        let (mut client, first) = self.client(members, user, arguments)?;
+        first.inside(|| output(&mut client))
+    }
+
+    /// etcdctl, and whose place it is to run in.
+    fn client<'a>(
+        &self,
+        members: &[&'a Member],
+        user: Option<&str>,
+        arguments: &[&str],
+    ) -> anyhow::Result<(Command, &'a Member)> {
         let endpoints: Vec<_> = members.iter().map(|member| self.endpoint(member)).collect();
         let first = members.first().with_context(|| format!("{}: no member runs", self.name))?;
         let mut client = command(&self.programs.client);
@@ -96,7 +120,7 @@ impl Etcd {
         client.args(self.options.tls.iter().flat_map(Tls::client_flags));
         client.args(user.map(|user| format!("--user={user}")));
         client.args(arguments);
-        first.inside(|| output(&mut client))
+        Ok((client, first))
     }
 
     /// What a member says of itself; it need not have a leader.
@@ -173,9 +197,25 @@ impl Etcd {
 
 /// Runs one of etcd's programs to its end.
 pub(super) fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("starting {}", command.get_program().display()))?;
+    let output = command.output().with_context(|| starting(command))?;
+    said(command, &output)
+}
+
+/// The same, with this to read.
+fn output_for(command: &mut Command, input: &[u8]) -> anyhow::Result<String> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| starting(command))?;
+    // It says nothing before it has read all, and what it says fits into a pipe.
+    child.stdin.take().context("a pipe")?.write_all(input)?;
+    let output = child.wait_with_output()?;
+    said(command, &output)
+}
+
+fn starting(command: &Command) -> String {
+    format!("starting {}", command.get_program().display())
+}
+
+fn said(command: &Command, output: &Output) -> anyhow::Result<String> {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
         output.status.success(),

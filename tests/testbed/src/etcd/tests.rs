@@ -34,6 +34,8 @@ fn put(etcd: &Etcd, value: impl std::fmt::Display) -> anyhow::Result<()> {
 fn one_member_keeps_its_data_and_address_when_it_is_killed_and_started_again() {
     on_each("kill", |release, scratch| {
         let mut etcd = Etcd::start("us", release, scratch.path(), Options::default())?;
+        etcd.put("bytes", b"\x0a\xff\0\0")?;
+        assert!(etcd.ctl(&["get", "bytes", "--write-out=json"])?.contains("\"Cv8AAA==\""));
         put(&etcd, 1)?;
         let (before, address) = (etcd.status(0)?, etcd.addresses());
         etcd.kill(0)?;
