@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::admin::Visible;
-use super::status::{SourceStatus, Status};
+use super::status::{LinkStatus, SourceStatus, Status};
 use super::wall_clock;
 
 /// All metrics in the `OpenMetrics` text format.
@@ -187,8 +187,41 @@ impl OfStatus {
             "link_synced",
             "1 while a stream to a region is up and in step; those to peers at the leader alone",
             synced,
-        )
+        )?;
+        self.strays_by_link(encoder)
     }
+
+    /// Counted since this process started, whoever keeps the link now.
+    fn strays_by_link(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let links = &self.0.links;
+        let left_out = links.iter().flat_map(|link| {
+            let reasons = link.left_out_for.iter();
+            reasons.map(|(why, n)| ([("link", &*link.name), ("reason", why)], *n))
+        });
+        let help = "Items that the other side sent and that were not taken";
+        counters(encoder, "link_left_out", help, left_out)?;
+        let by_link = |count: fn(&LinkStatus) -> u64| {
+            links.iter().map(move |link| ([("link", &*link.name)], count(link)))
+        };
+        let help = "Records that the other side sent in an older version than the one that is held";
+        counters(encoder, "link_went_back", help, by_link(|link| link.went_back))?;
+        let help = "Times that what is held was not what the other side said that it should be";
+        counters(encoder, "link_mismatches", help, by_link(|link| link.mismatches))
+    }
+}
+
+fn counters<'a, const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = ([(&'static str, &'a str); N], u64)>,
+) -> Result<(), std::fmt::Error> {
+    let metric_type = ConstCounter::new(0_u64).metric_type();
+    let mut metric = encoder.encode_descriptor(name, help, None, metric_type)?;
+    for (labels, value) in values {
+        ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 fn gauge(
@@ -231,9 +264,9 @@ mod tests {
     use prometheus_client::encoding::text::encode_registry;
     use prometheus_client::registry::Registry;
     use tombolo_federation::sync::client::Link;
+    use tombolo_federation::sync::intake::{Reason, Strays};
 
     use super::*;
-    use crate::role::status::LinkStatus;
 
     fn encoded(status: Status) -> String {
         let (mut text, mut registry) = (String::new(), Registry::with_prefix("tombolo"));
@@ -265,6 +298,27 @@ mod tests {
         let of = |name: &str| LinkStatus::of(name.to_owned(), &Link::default());
         let kept = LinkStatus::left_to_leader("peer asia".to_owned(), &Link::default());
         let status = Status { links: vec![of("peer eu"), kept], ..Status::default() };
-        check(status, &["tombolo_link_synced{link=\"peer eu\"} 0.0"], &["asia"]);
+        check(
+            status,
+            &["tombolo_link_synced{link=\"peer eu\"} 0.0"],
+            &["link_synced{link=\"peer asia"],
+        );
+    }
+
+    #[test]
+    fn what_a_peer_sent_and_should_not_have_is_counted_by_reason() {
+        let left_out = [(Reason::Owner, 2), (Reason::Quota, 7)].into();
+        let strays = Strays { left_out, went_back: 3, ..Strays::default() };
+        let link = LinkStatus::of(
+            "peer eu".to_owned(),
+            &Link { strays, mismatches: 4, ..Link::default() },
+        );
+        let expected = [
+            "tombolo_link_left_out_total{link=\"peer eu\",reason=\"owner\"} 2",
+            "tombolo_link_left_out_total{link=\"peer eu\",reason=\"quota\"} 7",
+            "tombolo_link_went_back_total{link=\"peer eu\"} 3",
+            "tombolo_link_mismatches_total{link=\"peer eu\"} 4",
+        ];
+        check(Status { links: vec![link], ..Status::default() }, &expected, &["reason=\"size"]);
     }
 }

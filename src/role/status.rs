@@ -17,6 +17,7 @@ use tombolo_federation::record::{Body, Cluster, Hold, ServiceType, Suspect};
 use tombolo_federation::replica::{Holding, Replica};
 use tombolo_federation::sync::client::Link;
 use tombolo_federation::sync::follower::Following;
+use tombolo_federation::sync::intake::Strays;
 use tombolo_federation::sync::peers::Disagreement;
 use tombolo_federation::sync::{STALE_AFTER, chain};
 
@@ -207,9 +208,18 @@ pub(crate) struct LinkStatus {
     /// Records that the other side sent and may not send, or that are not known here.
     #[serde(default)]
     pub(crate) left_out: u64,
-    /// The last of them.
+    /// The same by reason: `key`, `owner`, `kind`, `size`, `quota`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) left_out_for: BTreeMap<String, u64>,
+    /// The last of them, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_left_out: Option<String>,
+    /// Records that the other side sent in an older version than the one that is held here.
+    #[serde(default)]
+    pub(crate) went_back: u64,
+    /// The key of the last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_went_back: Option<String>,
     /// How often what is held was not what the other side said that it should be.
     #[serde(default)]
     pub(crate) mismatches: u64,
@@ -337,9 +347,21 @@ impl ClusterEndpoints {
 
 impl LinkStatus {
     pub(crate) fn of(name: String, link: &Link) -> Self {
-        let Link { synced, problem, refused, left_out, last_left_out, mismatches } = link.clone();
-        let left_to_leader = false;
-        Self { name, synced, left_to_leader, problem, refused, left_out, last_left_out, mismatches }
+        let Link { synced, problem, refused, strays, mismatches } = link.clone();
+        let Strays { left_out, last_left_out, went_back, last_went_back } = strays;
+        Self {
+            name,
+            synced,
+            left_to_leader: false,
+            problem,
+            refused,
+            left_out: left_out.values().sum(),
+            left_out_for: left_out.iter().map(|(why, n)| (why.as_str().to_owned(), *n)).collect(),
+            last_left_out,
+            went_back,
+            last_went_back,
+            mismatches,
+        }
     }
 
     /// Of a replica that does not lead.

@@ -275,7 +275,11 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
             "publish-ack",
             answer(publish_response::Message::Ack(api::Ack {
                 batch: 7,
-                refused: vec![api::RefusedRecord { key: "k".into(), reason: "w".into() }],
+                refused: vec![api::RefusedRecord {
+                    key: "k".into(),
+                    reason: "w".into(),
+                    for_room: true,
+                }],
             })),
         ),
         (

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::intake::{Accept, Intake, IntakeError};
+use super::intake::{Accept, Intake, IntakeError, Strays};
 use super::publisher::{Lacking, PublishError, Publisher, Said};
 use super::transport::{Dial, Transport};
 use super::{BEACON_INTERVAL, MAX_MESSAGE};
@@ -87,11 +87,8 @@ pub struct Link {
     pub problem: Option<String>,
     /// Records that the region did not take: key and reason.
     pub refused: BTreeMap<String, String>,
-    /// What the other side sent and may not send, or what is not known here: how many since this
-    /// process started, and the last.
-    pub left_out: u64,
-    /// See [`Self::left_out`].
-    pub last_left_out: Option<String>,
+    /// What the other side sent that it should not have, since this process started.
+    pub strays: Strays,
     /// How often what is held was not what the other side said that it should be.
     pub mismatches: u64,
 }
@@ -100,8 +97,8 @@ impl Link {
     /// Nobody keeps this connection any more: how it stands is not known, what was counted is.
     #[must_use]
     pub fn given_up(&self) -> Self {
-        let Self { left_out, last_left_out, mismatches, .. } = self.clone();
-        Self { left_out, last_left_out, mismatches, ..Self::default() }
+        let Self { strays, mismatches, .. } = self.clone();
+        Self { strays, mismatches, ..Self::default() }
     }
 }
 
@@ -321,7 +318,6 @@ pub async fn subscribe(
         let mut intake = Intake::new(Accept::MeshBut(own.clone())).using(uses.iter().cloned());
         let ended = subscribe_stream(way.dial(), &mut intake, &mut position, &writer, &link).await;
         let Err(error) = ended;
-        note_left_out(&link, &intake);
         if let StreamError::Intake(error) = &error
             && error.distrusts_positions()
         {
@@ -352,7 +348,9 @@ async fn subscribe_stream(
     let mut responses = client(channel).subscribe(request).await?.into_inner();
     loop {
         let response = next(&mut responses).await??.ok_or(StreamError::Closed)?;
-        let step = intake.receive(response, &writer.current())?;
+        let step = intake.receive(response, &writer.current());
+        note_strays(link, intake);
+        let step = step?;
         if !step.batch.is_empty() {
             writer.apply(step.batch, Instant::now());
         }
@@ -390,13 +388,10 @@ pub(super) fn in_step(link: &watch::Sender<Link>) {
     });
 }
 
-/// Adds what a stream that ended had left out.
-pub(super) fn note_left_out(link: &watch::Sender<Link>, intake: &Intake) {
-    if let Some(last) = intake.last_refused() {
-        link.send_modify(|link| {
-            link.left_out += intake.refused();
-            link.last_left_out = Some(last.to_owned());
-        });
+/// Adds what came that should not have.
+pub(super) fn note_strays(link: &watch::Sender<Link>, intake: &mut Intake) {
+    if let Some(strays) = intake.take_strays() {
+        link.send_modify(|link| link.strays.extend(strays));
     }
 }
 

@@ -8,7 +8,10 @@
 //! through an owner has changed nothing of it.
 
 mod behind;
+mod collecting;
 mod kept;
+mod left_out;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,11 +19,14 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use self::behind::Behind;
+use self::collecting::Collecting;
 use self::kept::Kept;
+use self::left_out::LeftOut;
+pub use self::left_out::{Reason, Strays};
 use super::decisions;
 use super::quota::{self, Quota, Usage};
 use super::transactions::MAX_RECORD_BYTES;
-use crate::key::{Key, Kind};
+use crate::key::{InvalidKey, Key, Kind};
 use crate::names::{NamespaceName, Owner, RegionName};
 use crate::proto::federation as wire;
 use crate::proto::federation::subscribe_response::Message;
@@ -86,8 +92,8 @@ pub struct Intake {
     uses: Vec<String>,
     collecting: Option<Collecting>,
     pending: Batch,
-    /// What is collected or pending, beyond what is held.
-    coming: Usage,
+    /// What the change under way leads to, as far as it has come.
+    running: Option<Usage>,
     /// How much is taken of a region by its mirrors. An agent takes what its own region holds.
     pub(super) quota: Option<Quota>,
     synced: bool,
@@ -98,21 +104,7 @@ pub struct Intake {
     /// Those of the others who said something older than what is held.
     gone_back: BTreeSet<Owner>,
     kept: Kept,
-    refused: u64,
-    last_refused: Option<String>,
-}
-
-#[derive(Debug)]
-struct Collecting {
-    owner: Owner,
-    /// The other side's word counts.
-    current: bool,
-    /// Everything of the owner follows, so that absence means something.
-    whole: bool,
-    newest: Option<Newest>,
-    items: BTreeMap<Key, Option<Bytes>>,
-    removed: BTreeMap<Key, Removed>,
-    ends: BTreeMap<Kind, Epoch>,
+    left_out: LeftOut,
 }
 
 impl Intake {
@@ -123,7 +115,7 @@ impl Intake {
         Self {
             accept,
             quota,
-            coming: Usage::default(),
+            running: None,
             uses: Vec::new(),
             collecting: None,
             pending: Batch::default(),
@@ -132,8 +124,7 @@ impl Intake {
             behind: Behind::default(),
             gone_back: BTreeSet::new(),
             kept: Kept::default(),
-            refused: 0,
-            last_refused: None,
+            left_out: LeftOut::default(),
         }
     }
 
@@ -162,16 +153,21 @@ impl Intake {
         wire::SubscribeRequest { scope: scope.into(), held, reads_level, position, uses }
     }
 
-    /// Items that the other side may not send, or that are no records.
+    /// How many items were left out: see [`Reason`].
     #[must_use]
-    pub fn refused(&self) -> u64 {
-        self.refused
+    pub fn left_out(&self) -> &BTreeMap<Reason, u64> {
+        self.left_out.counts()
     }
 
-    /// The last of them.
+    /// The last of them, and why.
     #[must_use]
-    pub fn last_refused(&self) -> Option<&str> {
-        self.last_refused.as_deref()
+    pub fn last_left_out(&self) -> Option<&str> {
+        self.left_out.last()
+    }
+
+    /// What came that should not have, since this was last asked.
+    pub fn take_strays(&mut self) -> Option<Strays> {
+        self.left_out.take_news()
     }
 
     /// Takes a message. `held` must be what all earlier steps led to.
@@ -213,19 +209,6 @@ impl Intake {
         }
     }
 
-    /// Says the first of a stream: one that sends many would fill the log.
-    fn refuse(&mut self, what: &'static str, name: &str) {
-        self.refused += 1;
-        let name: String = name.chars().take(300).collect();
-        if self.refused == 1 {
-            tracing::warn!(
-                name,
-                "left out {what} that is not the other side's to send, or not known here"
-            );
-        }
-        self.last_refused = Some(format!("{what} {name}"));
-    }
-
     fn accepts(&self, owner: &Owner) -> bool {
         match &self.accept {
             Accept::MeshBut(own) => owner != own,
@@ -256,32 +239,24 @@ impl Intake {
             let many = format!("more than {} owners", quota::OWNERS);
             return Err(IntakeError::Unexpected(many));
         }
-        self.collecting = Some(Collecting {
-            owner,
-            current,
-            whole: !start.same && !start.delta,
-            newest,
-            items: BTreeMap::new(),
-            removed: BTreeMap::new(),
-            ends: BTreeMap::new(),
-        });
+        let whole = !start.same && !start.delta;
+        self.collecting = Some(Collecting::new(owner, current, whole, newest));
         Ok(())
     }
 
     fn batch(&mut self, batch: wire::Batch, held: &Replica) -> Result<Step, IntakeError> {
-        let before = self.held_beside(held);
-        let mut usage = before + self.coming;
-        for item in batch.items {
-            match self.item(item, held) {
-                Ok(Some((key, value, removed))) => self.take(key, value, removed, held, &mut usage),
-                Ok(None) => {}
-                Err(key) => self.refuse("record", &key),
-            }
+        let collected = self.collecting.as_ref().map(|of| of.owner.clone());
+        let usage = self.running.take();
+        let mut usage = usage.unwrap_or_else(|| self.held_but_of(collected.as_ref(), held));
+        let items: Vec<Item> =
+            batch.items.into_iter().filter_map(|item| self.item(item, held)).collect();
+        self.make_room(&items, held, &mut usage);
+        for item in items {
+            self.take(item, held, &mut usage);
         }
-        self.coming = usage - before;
+        self.running = Some(usage);
         // Removals, too, and what comes twice.
-        let waiting =
-            self.collecting.as_ref().map_or(self.pending.items.len(), |of| of.items.len());
+        let waiting = self.collecting.as_ref().map_or(self.pending.items.len(), Collecting::len);
         if let Some(Quota { records, .. }) = self.quota.filter(|quota| waiting > 2 * quota.records)
         {
             let many = format!("a change of more than {} records", 2 * records);
@@ -293,81 +268,68 @@ impl Intake {
         let newest = |owner: &Owner| held.holding(owner)?.newest();
         self.behind.settle(newest).map_err(|owner| IntakeError::CaughtUp { owner })?;
         let position = Some(batch.position);
-        self.coming = Usage::default();
+        self.running = None;
         Ok(Step { batch: std::mem::take(&mut self.pending), position, synced: false })
     }
 
-    /// What is held of the other side, but for what is collected to take its place.
-    fn held_beside(&self, held: &Replica) -> Usage {
-        if self.quota.is_none() {
-            return Usage::default();
-        }
-        let replaced = self.collecting.as_ref().filter(|of| of.whole).map(|of| &of.owner);
-        let owners = held.owners().filter(|(owner, _)| self.accepts(owner));
-        owners.filter(|(owner, _)| Some(*owner) != replaced).map(|(_, of)| Usage::of(of)).sum()
-    }
-
-    fn take(
-        &mut self,
-        key: Key,
-        value: Option<Bytes>,
-        removed: Option<Removed>,
-        held: &Replica,
-        usage: &mut Usage,
-    ) {
-        let replaces = self.collecting.as_ref().is_some_and(|of| of.whole);
-        let before = held.get(&key).filter(|_| !replaces).map(|entry| entry.value.len());
-        if let (Some(quota), Some(value)) = (&self.quota, &value)
-            && let Err(error) = usage.put(quota, before, value.len())
-        {
-            self.refuse("record", &format!("{key}: {error}"));
-            // What is left out is not absent.
-            if let Some(collecting) = &mut self.collecting {
-                collecting.whole = false;
-            }
-            return;
-        }
-        if let Some(collecting) = &mut self.collecting {
-            collecting.removed.extend(removed.map(|removed| (key.clone(), removed)));
-            collecting.items.insert(key, value);
-        } else {
-            self.kept.told_of(&key);
-            self.pending.removed.extend(removed.map(|removed| (key.clone(), removed)));
-            self.pending.items.push((key, value));
-        }
-    }
-
-    /// Nothing, if it comes from before what is held; the key alone for what the other side
-    /// may not send. A kind that only a newer version knows is left out too: levels keep writers
-    /// from using it before all can read it.
-    fn item(&mut self, item: wire::Item, held: &Replica) -> Result<Option<Item>, String> {
-        let Ok(key) = item.key.parse::<Key>() else { return Err(item.key) };
-        if key.kind.since_level() > held.reads_level() {
-            return Err(item.key);
-        }
+    /// Nothing, if it comes from before what is held, or may not come. A kind that only a newer
+    /// version knows is left out too: levels keep writers from using it before all can read it.
+    fn item(&mut self, item: wire::Item, held: &Replica) -> Option<Item> {
+        let key = match item.key.parse::<Key>() {
+            Ok(key) => key,
+            Err(error) => return self.unreadable(&item.key, &error),
+        };
         let in_turn =
             self.collecting.as_ref().is_none_or(|collecting| collecting.owner == key.owner);
-        let size = |value: &Bytes| item.key.len() + value.len();
-        let fits = item.value.as_ref().is_none_or(|value| size(value) <= MAX_RECORD_BYTES);
-        if !self.accepts(&key.owner) || !in_turn || !fits {
-            return Err(item.key);
+        if !self.accepts(&key.owner) || !in_turn {
+            let why = format!("belongs to {}, of whom it is not to be told here", key.owner);
+            self.left_out.count(Reason::Owner, &item.key, &why);
+            return None;
+        }
+        let size = item.key.len() + item.value.as_ref().map_or(0, Bytes::len);
+        let known = key.kind.since_level() <= held.reads_level();
+        if !known || size > MAX_RECORD_BYTES {
+            self.cannot_hold(key, known, size);
+            return None;
         }
         if let Some(value) = item.value {
             // What is collected is compared as a whole.
             let stale = self.collecting.is_none() && self.is_stale(&key, &value, held);
-            return Ok((!stale).then_some((key, Some(value), None)));
+            return (!stale).then_some((key, Some(value), None));
         }
         // One without a reason is still its owner's removal: it says so by sending it.
         let removal = Removal::from_wire(item.removal).unwrap_or(Removal::Unexplained);
-        let epoch = item.epoch.map(|epoch| crate::record::epoch(Some(epoch)));
-        let epoch = epoch.transpose().map_err(|_| item.key)?;
+        let epoch = item.epoch.and_then(|epoch| crate::record::epoch(Some(epoch)).ok());
         let removed = Removed { removal, sequence: item.sequence, epoch };
         // One that was not behind at the start only goes on from there: its removals are newer than
         // all that is held, whatever their number. They count within an epoch that they do not
         // name, and the first that is heard of an owner's next epoch may be a removal.
         let newest = held.holding(&key.owner).and_then(Holding::newest);
         let counts = self.collecting.is_some() || self.behind.removes(&key.owner, &removed, newest);
-        Ok(counts.then_some((key, None, Some(removed))))
+        counts.then_some((key, None, Some(removed)))
+    }
+
+    fn unreadable(&mut self, key: &str, error: &InvalidKey) -> Option<Item> {
+        self.left_out.count(Reason::of_unreadable(key), key, &error.to_string());
+        if let Some(collecting) = &self.collecting {
+            self.left_out.lacks_unnamed(&collecting.owner);
+        }
+        None
+    }
+
+    /// Kinds that are not known here are in no digest that is compared.
+    fn cannot_hold(&mut self, key: Key, known: bool, size: usize) {
+        if !known {
+            let why = format!("kind {} is not known here", key.kind);
+            self.left_out.count(Reason::Kind, &key.to_string(), &why);
+            return;
+        }
+        let why = format!("has {size} bytes, more than the {MAX_RECORD_BYTES} that a store takes");
+        self.left_out.count(Reason::Size, &key.to_string(), &why);
+        self.left_out.lacks(&key, None);
+        if let Some(collecting) = &mut self.collecting {
+            collecting.leave_out(key);
+        }
     }
 
     /// Whether a record that comes after the start is from before what is held, which has it in a
@@ -377,11 +339,13 @@ impl Intake {
             if !self.behind.contains(&key.owner) {
                 self.gone_back.insert(key.owner.clone());
             }
+            self.went_back(key);
             return true;
         }
         let Some(new) = Origin::of_value(value).map(|origin| origin.newest()) else { return false };
         // Also where the other side had nothing of the owner, and then had it from who knew less.
         if held.was_removed_since(key, &new) {
+            self.went_back(key);
             return true;
         }
         if !self.behind.contains(&key.owner) {
@@ -396,6 +360,13 @@ impl Intake {
         let known = held.holding(&key.owner).and_then(Holding::newest);
         let known = known.is_some_and(|known| new == *known || new.is_older_than(known));
         known && held.get(key).is_none()
+    }
+
+    /// One that is known to be behind says what is old.
+    fn went_back(&mut self, key: &Key) {
+        if !self.behind.contains(&key.owner) {
+            self.left_out.went_back(key);
+        }
     }
 
     /// Owners of whom the other side says nothing and nothing is held, or who have left by the word
@@ -413,7 +384,8 @@ impl Intake {
         let owner: Owner = parse(&end.owner)?;
         let Ok(kind) = end.kind.parse::<Kind>() else {
             // Of a newer version. It vouches for records that this one cannot hold anyway.
-            self.refuse("end marker of kind", &end.kind);
+            let why = "an end marker of a kind that is not known here";
+            self.left_out.count(Reason::Kind, &end.kind, why);
             return Ok(Step::default());
         };
         let epoch = crate::record::epoch(end.epoch)
@@ -451,40 +423,25 @@ impl Intake {
     /// Compares what was collected of an owner with what is held of it.
     fn finish(&mut self, held: &Replica) -> Batch {
         let Some(collected) = self.collecting.take() else { return Batch::default() };
-        self.coming = Usage::default();
+        self.running = None;
         if !collected.current {
             return Batch::default();
         }
-        let holding = held.holding(&collected.owner);
-        let older = |kind: &Kind, epoch: &Epoch| is_older(held, &collected.owner, *kind, epoch);
-        let current = collected.ends.iter().filter(|(kind, epoch)| !older(kind, epoch));
-        let counts = |epoch| counts_absence(&collected.owner, epoch, collected.newest.as_ref());
-        let vouched = current.clone().filter(|(_, epoch)| counts(epoch));
-        let vouched: BTreeSet<Kind> = vouched.map(|(kind, _)| *kind).collect();
-        let absent = holding.into_iter().flat_map(Holding::records).map(|(key, _)| key);
-        let absent = absent.filter(|key| collected.whole && !collected.items.contains_key(*key));
-        let (gone, kept): (Vec<&Key>, Vec<&Key>) =
-            absent.partition(|key| vouched.contains(&key.kind));
-        self.kept.insert(&collected.owner, kept.into_iter().cloned().collect());
-        let gone = gone.into_iter().map(|key| (key.clone(), None));
-        let ends: BTreeMap<Kind, &Epoch> = current.clone().map(|(kind, e)| (*kind, e)).collect();
-        let complete = current.map(|(kind, epoch)| (collected.owner.clone(), *kind, epoch.clone()));
-        let complete = complete.collect();
+        let (gone, kept) = collected.absent(held);
+        self.kept.insert(&collected.owner, kept);
+        let complete = collected.complete(held);
         let newest = collected.newest.clone();
         let newest = newest.map(|newest| (collected.owner.clone(), newest)).into_iter().collect();
-        let rewinds = |key: &Key, value: &Option<Bytes>| {
-            let vouched = ends.get(&key.kind).copied();
-            value.as_ref().is_some_and(|value| rewinds(key, value, held, vouched))
-        };
-        let items = collected.items.iter().filter(|(key, value)| !rewinds(key, value));
-        let items = items.map(|(key, value)| (key.clone(), value.clone()));
-        let items = items.chain(gone).collect();
+        let ends = complete.iter().map(|(_, kind, epoch)| (*kind, epoch)).collect();
+        let mut items = self.news(collected.items, &gone, &ends, held);
+        items.extend(gone.into_iter().map(|key| (key, None)));
         Batch { items, removed: collected.removed, complete, newest, ..Batch::default() }
     }
 
     fn compare(&mut self, digests: &wire::Digests, held: &Replica) -> Result<Step, IntakeError> {
         // An older server does not count what it does not know, nor would it have sent it.
         let level = digests.level.max(1);
+        let usage = self.held_but_of(None, held);
         for theirs in &digests.owners {
             let owner: Owner = parse(&theirs.owner)?;
             let ours = held.holding(&owner);
@@ -492,9 +449,11 @@ impl Intake {
             let ours = ours.unwrap_or_default().to_bytes();
             let same = ours[..] == theirs.digest[..];
             // Known to differ: to subscribe anew would find the same, as long as it is so.
-            let excused = self.behind.contains(&owner);
+            let excused = self.behind.contains(&owner)
+                || self.left_out.explains(&owner, self.quota.as_ref(), usage);
             if same {
                 self.behind.end(&owner);
+                self.left_out.complete(&owner);
             } else if self.accepts(&owner) && !excused {
                 return Err(IntakeError::DigestMismatch { owner });
             }

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::client::{self, Link};
 use super::intake::{Accept, Intake, IntakeError, Step};
 use super::leader::{Leader, LeaderError};
+use super::service::{Bucket, Rate};
 use super::transactions::{by_owner, epoch_of_removal, transactions};
 use super::transport::{Dial, Transport};
 use super::{chain, facts, follower};
@@ -68,6 +69,11 @@ impl From<tonic::Status> for MirrorError {
     }
 }
 
+/// What is written of one peer: all that it may have at once, and then a hundred slices of 25
+/// endpoints a second of two clusters. The store keeps each version for an hour, and a peer that
+/// rewrites its records without end would fill it within its quota.
+const CHANGES: Rate = Rate { per_second: 512 << 10, burst: 1 << 30 };
+
 /// Mirrors `peer` for as long as the leadership holds; nothing of it while it is the incarnation
 /// that this region has `forgotten`.
 ///
@@ -80,6 +86,20 @@ pub async fn mirror(
     link: watch::Sender<Link>,
     forgotten: Option<String>,
 ) -> LeaderError {
+    mirror_at(CHANGES, leader, peer, way, link, forgotten).await
+}
+
+/// The same for a peer that is read more slowly when it changes faster than this.
+pub(super) async fn mirror_at(
+    changes: Rate,
+    leader: Leader,
+    peer: RegionName,
+    way: impl Dial,
+    link: watch::Sender<Link>,
+    forgotten: Option<String>,
+) -> LeaderError {
+    // Over all streams: else a new one would be a new burst.
+    let mut pace = Pace { bucket: Bucket::full(changes, Instant::now()), slowed: false };
     let mut backoff = client::backoff();
     // What differs is sent whole after this.
     let mut distrusted = false;
@@ -96,7 +116,7 @@ pub async fn mirror(
         let ended = match mirroring {
             Ok(mirroring) => {
                 let mirroring = Mirroring { forgotten: forgotten.as_deref(), ..mirroring };
-                known.insert(mirroring).run(way.dial(), &mut intake, distrusted).await
+                known.insert(mirroring).run(way.dial(), &mut intake, distrusted, &mut pace).await
             }
             Err(error) => Err(error),
         };
@@ -113,7 +133,6 @@ pub async fn mirror(
         }
         let mismatch = matches!(error, MirrorError::Intake(IntakeError::DigestMismatch { .. }));
         link.send_modify(|link| link.mismatches += u64::from(mismatch));
-        client::note_left_out(&link, &intake);
         report(&link, &peer, &error);
         if started.elapsed() > client::MAX_BACKOFF * 2 {
             backoff = client::backoff();
@@ -171,31 +190,36 @@ impl<'a> Mirroring<'a> {
         channel: impl Transport,
         intake: &mut Intake,
         distrusted: bool,
+        pace: &mut Pace,
     ) -> Result<std::convert::Infallible, MirrorError> {
         let position = if distrusted { 0 } else { self.position };
         let request = intake.request(&self.held.current(), position);
         let mut responses = client::client(channel).subscribe(request).await?.into_inner();
         loop {
             let response = client::next(&mut responses).await??.ok_or(MirrorError::Closed)?;
-            let step = intake.receive(response, &self.held.current())?;
+            let step = intake.receive(response, &self.held.current());
+            client::note_strays(self.link, intake);
+            let step = step?;
             // What the region says of itself is the first that comes of it.
             if let Some(incarnation) = self.forgotten.filter(|left| says(&step, self.peer, left)) {
                 return Err(MirrorError::Left(incarnation.to_owned()));
             }
-            self.apply(&step).await?;
+            let written = self.apply(&step).await?;
             if step.synced {
                 info!(peer = %self.peer, "mirror in step: this region holds all that the peer owns");
                 client::in_step(self.link);
             }
+            pace.keep(self.peer, written).await;
         }
     }
 
     /// Commits a step, the peer's position with it: apart from the data it could say that something
-    /// is here that is not.
-    async fn apply(&mut self, step: &Step) -> Result<(), MirrorError> {
+    /// is here that is not. Returns how many bytes that took.
+    async fn apply(&mut self, step: &Step) -> Result<usize, MirrorError> {
         if step.batch.is_empty() && !step.synced {
-            return Ok(());
+            return Ok(0);
         }
+        let mut bytes = 0;
         for owner in &step.batch.forgotten {
             self.leader.forget(owner).await?;
         }
@@ -213,6 +237,7 @@ impl<'a> Mirroring<'a> {
         let written = Guard::ModRevision(facts::resume_key(self.peer), self.resume_revision);
         for mut txn in transactions(changes, Some(resume)).map_err(LeaderError::from)? {
             txn.guards.push(written.clone());
+            bytes += txn.ops.iter().map(store::Op::bytes).sum::<usize>();
             match self.leader.commit_guarded(txn).await? {
                 Commit::Done(revision) => self.resume_revision = revision,
                 Commit::GuardFailed if self.leader.leads().await? => {
@@ -223,7 +248,28 @@ impl<'a> Mirroring<'a> {
         }
         self.position = position;
         self.held.apply(batch, Instant::now());
-        Ok(())
+        Ok(bytes)
+    }
+}
+
+/// How fast a peer's changes are written. What is not read meanwhile is merged at the peer: what
+/// comes next is the newest of each key.
+struct Pace {
+    bucket: Bucket,
+    /// It has been said that the peer is too fast.
+    slowed: bool,
+}
+
+impl Pace {
+    async fn keep(&mut self, peer: &RegionName, written: usize) {
+        let wait = self.bucket.charge(written, Instant::now());
+        if wait.is_zero() {
+            return;
+        }
+        if !std::mem::replace(&mut self.slowed, true) {
+            warn!(%peer, ?wait, "the peer changes more than is written of one: it is read more slowly");
+        }
+        tokio::time::sleep(wait).await;
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use self::without_room::WithoutRoom;
 use super::TARGET_MESSAGE;
 use crate::key::Key;
 use crate::names::Owner;
@@ -20,6 +21,8 @@ use crate::proto::federation::publish_response::Message as Response;
 use crate::proto::records;
 use crate::record::{Epoch, Newest, READS_LEVEL, Removal, body_hash_of_value};
 use crate::replica::{Change, Removed, Replica};
+
+mod without_room;
 
 /// What a publisher makes of a message.
 #[derive(Debug, Default)]
@@ -87,6 +90,14 @@ impl SaidSince {
     }
 }
 
+/// What a batch had.
+#[derive(Debug, Default)]
+struct Sent {
+    keys: Vec<String>,
+    /// How many of them were removals.
+    gone: usize,
+}
+
 /// One publish stream of one cluster.
 #[derive(Debug)]
 pub struct Publisher {
@@ -98,7 +109,9 @@ pub struct Publisher {
     surplus: Vec<(Key, Bytes)>,
     lacking: Option<Lacking>,
     /// What each batch without an acknowledgement has.
-    in_flight: BTreeMap<u64, Vec<String>>,
+    in_flight: BTreeMap<u64, Sent>,
+    /// What the region had no room for.
+    without_room: WithoutRoom,
     said: Said,
 }
 
@@ -130,6 +143,7 @@ impl Publisher {
             surplus: Vec::new(),
             lacking: None,
             in_flight: BTreeMap::new(),
+            without_room: WithoutRoom::default(),
             said: Said::default(),
         }
     }
@@ -301,7 +315,8 @@ impl Publisher {
     }
 
     fn acknowledged(&mut self, ack: wire::Ack, replica: &Arc<Replica>) -> Step {
-        let settled = self.in_flight.remove(&ack.batch).unwrap_or_default();
+        let Sent { keys: settled, gone } = self.in_flight.remove(&ack.batch).unwrap_or_default();
+        self.without_room.settled(&settled, gone, &ack.refused);
         let mut step = Step { settled, refused: ack.refused, ..Step::default() };
         if let Phase::Completing(view, batch) = &self.phase
             && *batch == ack.batch
@@ -310,7 +325,19 @@ impl Publisher {
             step.complete = true;
             step.send = self.changed(replica);
         }
+        if let Phase::Flowing(sent) = &self.phase {
+            let sent = Arc::clone(sent);
+            step.send.extend(self.say_again(&sent));
+        }
         step
+    }
+
+    /// What there was no room for, as much of it as has gone since. Of the view that was sent: what
+    /// has changed after that is said anyway.
+    fn say_again(&mut self, sent: &Replica) -> Vec<wire::PublishRequest> {
+        let again = self.without_room.next(|key| sent.get(key).is_some());
+        let value = |key: Key| Some((key.clone(), Ok(sent.get(&key)?.value.clone())));
+        self.changes(again.into_iter().filter_map(value).collect())
     }
 
     /// Upserts first, deletes last, in messages of bounded size, of which all but the last say that
@@ -362,7 +389,8 @@ impl Publisher {
         self.batch += 1;
         let puts = changes.puts.iter().map(|put| &put.key);
         let keys = puts.chain(changes.tombstones.iter().map(|tombstone| &tombstone.key));
-        self.in_flight.insert(self.batch, keys.cloned().collect());
+        let sent = Sent { keys: keys.cloned().collect(), gone: changes.tombstones.len() };
+        self.in_flight.insert(self.batch, sent);
         request(Request::Changes(wire::Changes { batch: self.batch, ..changes }))
     }
 }

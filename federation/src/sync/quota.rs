@@ -7,6 +7,7 @@
 //! Turned down: a share of what the store has room for. What one cluster may have would depend on
 //! what the others have.
 
+use crate::key::{Key, Kind};
 use crate::replica::Holding;
 
 /// The most that is taken of somebody.
@@ -26,6 +27,14 @@ pub const CLUSTER: Quota = Quota { of: "cluster", records: 200_000, bytes: 256 <
 pub const REGION: Quota = Quota { of: "region", records: 1_000_000, bytes: 1 << 30 };
 /// Owners of one region: itself and its clusters.
 pub const OWNERS: usize = 1024;
+
+/// Whether it is taken beside the quota: an owner has one of each kind that tells of itself. Without
+/// them it would be taken for dead, or for another, because it has too much of something else.
+#[must_use]
+pub fn is_beside(key: &Key) -> bool {
+    matches!(key.kind, Kind::Region | Kind::Cluster | Kind::Beacon)
+        && *key == Key::of_owner(key.owner.clone(), key.kind)
+}
 
 /// What somebody has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,9 +80,14 @@ impl Usage {
         if bytes > quota.bytes && before.is_none_or(|before| size > before) {
             return Err(OverQuota::Bytes(*quota));
         }
-        self.records += usize::from(before.is_none());
-        self.bytes = bytes;
+        self.add(before, size);
         Ok(())
+    }
+
+    /// The same whether or not there is room.
+    pub fn add(&mut self, before: Option<usize>, size: usize) {
+        self.records += usize::from(before.is_none());
+        self.bytes = self.bytes.saturating_sub(before.unwrap_or(0)).saturating_add(size);
     }
 
     /// Counts that a record of `size` bytes is gone.

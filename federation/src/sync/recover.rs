@@ -13,6 +13,7 @@
 //! what was decided) is not to be said anew. Of what comes later only decisions are taken; a term whose
 //! words peers would not take, because the region had said newer ones, ends, and the next goes on from those.
 
+mod answer;
 mod merge;
 
 use std::collections::BTreeMap;
@@ -25,11 +26,13 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use self::answer::Answer;
 use super::departures::forgotten;
 use super::founding::{self, Past};
-use super::intake::{Accept, Intake, IntakeError};
+use super::intake::IntakeError;
 use super::leader::{Leader, LeaderError, persist};
 use super::local::Facts;
+use super::quota::Quota;
 use super::reseed::say_again;
 use super::transactions::{Changes, by_owner};
 use super::transport::{Dial, Transport};
@@ -45,6 +48,8 @@ use crate::store::{self, Guard, Op, Revision, Txn};
 const BEGINS_WITHIN: Duration = Duration::from_mins(1);
 /// One that has begun does not pause for longer.
 const GOES_ON_WITHIN: Duration = Duration::from_secs(15);
+/// All that is taken of a region, at less than two megabytes a second.
+const ANSWERS_WITHIN: Duration = Duration::from_mins(15);
 /// How long the region's first words in a term wait for what its peers know of it. They are asked
 /// further.
 const PEERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -56,6 +61,10 @@ enum RecoverError {
     Peer(Box<tonic::Status>),
     #[error("the peer says nothing for {} s", .0.as_secs())]
     Silent(Duration),
+    #[error("the peer has not said all after {} min", ANSWERS_WITHIN.as_secs() / 60)]
+    Slow,
+    #[error("the peer says more than the {} records or {} bytes that are taken of a {}", .0.records, .0.bytes, .0.of)]
+    TooMuch(Quota),
     #[error("the peer ended before it had said all")]
     Cut,
     #[error(transparent)]
@@ -210,7 +219,8 @@ impl<D: Dial> Recovery<D> {
     async fn answer(&self, peer: &RegionName, way: &D) -> Batch {
         let mut backoff = client::backoff();
         loop {
-            match ask(&self.region, way.dial()).await {
+            let asked = timeout(ANSWERS_WITHIN, ask(&self.region, way.dial())).await;
+            match asked.unwrap_or(Err(RecoverError::Slow)) {
                 Ok(batch) => return batch,
                 Err(error) => self.not_yet(peer, &error),
             }
@@ -365,17 +375,9 @@ async fn ask(region: &RegionName, channel: impl Transport) -> Result<Batch, Reco
     let mut client = client::client(channel);
     let opened = within(BEGINS_WITHIN, client.recover(request)).await??;
     let mut responses = opened.into_inner();
-    let mut intake = Intake::new(Accept::Region(region.clone()));
-    // Compared with nothing: what is there already is found out when it is written.
-    let (nothing, _) = replica::channel();
-    let nothing = nothing.current();
-    let mut all = Batch::default();
+    let mut answer = Answer::about(region);
     while let Some(response) = within(GOES_ON_WITHIN, responses.message()).await?? {
-        let step = intake.receive(response, &nothing)?;
-        all.items.extend(step.batch.items);
-        all.complete.extend(step.batch.complete);
-        all.newest.extend(step.batch.newest);
-        if step.synced {
+        if let Some(all) = answer.receive(response)? {
             return Ok(all);
         }
     }

@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 use self::admission::{Admission, Busy, Slot, Turn};
 pub use self::claims::Claims;
-use self::limits::Bucket;
+pub(super) use self::limits::Bucket;
 pub use self::limits::{Limits, Rate};
 use self::metrics::{Call, Metrics, Refused};
 use self::streams::{Publishing, Subscription};

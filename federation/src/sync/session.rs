@@ -371,6 +371,8 @@ impl Session {
         let mut removed = BTreeMap::new();
         let mut refused = Vec::new();
         let base = self.removal_base(&changes.tombstones);
+        let room = self.made_room(&changes);
+        self.usage = self.usage - room;
         for put in changes.puts {
             let outcome = self.admit(&put, now).and_then(|key| once(&taken, key));
             let outcome = outcome.and_then(|key| self.admit_more(key, &put));
@@ -384,6 +386,8 @@ impl Session {
         }
         // What comes counts before what goes: in slices of other names it is not lost.
         self.note_puts(&taken);
+        // From here on each gives back its own.
+        self.usage = self.usage + room;
         for tombstone in changes.tombstones {
             let key = self.own_key(&tombstone.key).and_then(|key| once(&taken, key));
             let outcome =
@@ -426,7 +430,8 @@ impl Session {
         // What is refused may be anything, also in length.
         let key =
             if key.len() > MAX_NAMED { key.chars().take(MAX_NAMED / 4).collect() } else { key };
-        wire::RefusedRecord { key, reason: why.text }
+        let for_room = why.reason == Reason::Quota;
+        wire::RefusedRecord { key, reason: why.text, for_room }
     }
 
     /// Before the commit: if that fails, the stream ends.

@@ -15,6 +15,7 @@ use crate::store::{
 };
 use crate::sync::facts::Fact;
 use crate::sync::feed::{Feed, Has, Interest, Owners};
+use crate::sync::intake::{Accept, Intake};
 use crate::sync::reseed::{Seed, seed_owner};
 
 /// A store whose operation number `fails` fails, as a member that is restarted does it: before it

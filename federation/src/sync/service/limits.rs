@@ -82,7 +82,7 @@ pub struct Rate {
 
 /// What is left of a [`Rate`].
 #[derive(Debug, Clone)]
-pub(super) struct Bucket {
+pub(in crate::sync) struct Bucket {
     rate: Rate,
     /// Below zero: owed.
     left: f64,
@@ -90,7 +90,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn full(rate: Rate, now: Instant) -> Self {
+    pub(in crate::sync) fn full(rate: Rate, now: Instant) -> Self {
         let rate = Rate { per_second: rate.per_second.max(1), burst: rate.burst.max(1) };
         Self { rate, left: f64::from(rate.burst), at: now }
     }
@@ -106,7 +106,7 @@ impl Bucket {
     }
 
     /// Takes `amount` whether or not it is there, and says how long to wait before going on.
-    pub(super) fn charge(&mut self, amount: usize, now: Instant) -> Duration {
+    pub(in crate::sync) fn charge(&mut self, amount: usize, now: Instant) -> Duration {
         self.refill(now);
         self.left -= f64::from(u32::try_from(amount).unwrap_or(u32::MAX));
         self.until(0.0)

@@ -1,5 +1,6 @@
 //! Which single record an agent may write.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::PoisonError;
 
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::record::{Body, Cluster, Endpoints, Export, Origin, Record, Removal};
 use crate::replica::Removed;
+use crate::sync::quota::{Usage, is_beside};
 use crate::sync::transactions::MAX_RECORD_BYTES;
 use crate::sync::{CLUSTER_KINDS, chain};
 
@@ -69,9 +71,27 @@ impl Session {
     pub(super) fn admit_more(&mut self, key: Key, put: &wire::Put) -> Result<Key, Refusal> {
         let before = self.held.get(&key).map(|held| held.bytes);
         let size = put.key.len() + put.value.len();
+        if is_beside(&key) {
+            self.usage.add(before, size);
+            return Ok(key);
+        }
         let taken = self.usage.put(&self.quota, before, size);
         taken.map_err(|error| Refusal::new(Reason::Quota, error.to_string()))?;
         Ok(key)
+    }
+
+    /// The room of what goes for certain by the same message: what comes with it may take that.
+    /// Removals that nothing explains are judged by what has come, so theirs is not counted on.
+    pub(super) fn made_room(&self, changes: &wire::Changes) -> Usage {
+        let puts: BTreeSet<&str> = changes.puts.iter().map(|put| put.key.as_str()).collect();
+        let goes = |tombstone: &wire::Tombstone| {
+            let key = self.own_key(&tombstone.key).ok()?;
+            let explained = self.readable(&key, tombstone).ok()? != Removal::Unexplained;
+            (explained && !puts.contains(tombstone.key.as_str())).then_some(key)
+        };
+        let gone: BTreeSet<Key> = changes.tombstones.iter().filter_map(goes).collect();
+        let held = gone.iter().filter_map(|key| self.held.get(key));
+        held.map(|held| Usage { records: 1, bytes: held.bytes }).sum()
     }
 
     /// Why the record under `key` goes, if it may; `base` is the [`Session::removal_base`] of its batch.
@@ -81,6 +101,17 @@ impl Session {
         tombstone: &wire::Tombstone,
         base: usize,
     ) -> Result<Removal, Refusal> {
+        let removal = self.readable(key, tombstone)?;
+        if removal == Removal::Unexplained {
+            let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
+            let allowed = removals.allow(key, &self.held, base, Instant::now());
+            allowed.map_err(because(Reason::Held))?;
+        }
+        Ok(removal)
+    }
+
+    /// What a tombstone says of why the record goes, if it comes after what is held.
+    fn readable(&self, key: &Key, tombstone: &wire::Tombstone) -> Result<Removal, Refusal> {
         let removal = Removal::from_wire(tombstone.removal).ok_or_else(|| {
             Refusal::new(Reason::Removal, "a tombstone says why: this one does not")
         })?;
@@ -97,11 +128,6 @@ impl Session {
                 tombstone.sequence, held.sequence
             );
             return Err(Refusal::new(Reason::Sequence, text));
-        }
-        if removal == Removal::Unexplained {
-            let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
-            let allowed = removals.allow(key, &self.held, base, Instant::now());
-            allowed.map_err(because(Reason::Held))?;
         }
         Ok(removal)
     }

@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn what_was_refused_is_named_in_messages_that_can_be_sent() {
-        let refused = wire::RefusedRecord { key: "k".repeat(100), reason: "r".repeat(200) };
+        let (key, reason) = ("k".repeat(100), "r".repeat(200));
+        let refused = wire::RefusedRecord { key, reason, for_room: true };
         for count in [0, 1, 100_000] {
             let acks = acks(7, vec![refused.clone(); count]);
             assert!(acks.iter().all(|ack| ack.encoded_len() < 2 * TARGET_MESSAGE));

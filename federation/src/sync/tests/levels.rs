@@ -101,7 +101,7 @@ async fn a_reader_one_level_back_holds_all_that_it_knows_byte_for_byte_and_nothi
         take(&mut intake, &reader, vec![feed.digests()]).unwrap();
         assert_eq!(values(&reader.current()), without_decisions(&source.current()));
     }
-    assert_eq!(intake.refused(), 0, "{:?}", intake.last_refused());
+    assert_eq!(left_out(&intake), 0, "{:?}", intake.last_left_out());
     assert_eq!(quarantined(&reader.current()), BTreeMap::new());
 
     // Nor is anything but the beacon sent again to one that comes back.
@@ -146,8 +146,8 @@ async fn an_older_reader_of_a_newer_servers_uncut_feed_leaves_out_what_it_does_n
     let mut intake = Intake::new(Accept::Region("r".parse().unwrap()));
     take(&mut intake, &reader, rest(&mut feed)).unwrap();
     assert_eq!(values(&reader.current()), without_decisions(&source.current()));
-    assert_eq!(intake.refused(), 2);
-    assert!(intake.last_refused().unwrap().contains("/decision/"));
+    assert_eq!(left_out(&intake), 2);
+    assert!(intake.last_left_out().unwrap().contains("/decision/"));
 }
 
 #[tokio::test]
@@ -278,6 +278,6 @@ async fn a_kind_of_a_newer_version_is_left_out_and_the_rest_goes_on() {
     messages.insert(at, end);
     assert!(take(&mut intake, &reader, messages).unwrap());
     assert_eq!(values(&reader.current()), values(&source.current()));
-    assert!(intake.refused() >= 2, "{}", intake.refused());
+    assert!(left_out(&intake) >= 2, "{}", left_out(&intake));
     take(&mut intake, &reader, vec![feed.digests()]).unwrap();
 }

@@ -181,6 +181,11 @@ async fn settle(
     Ok(refused)
 }
 
+/// How many items it has left out.
+fn left_out(intake: &Intake) -> u64 {
+    intake.left_out().values().sum()
+}
+
 /// Connects and publishes all; the stream then flows.
 async fn publish(store: &Arc<dyn Store>, agent: &mut Agent) -> (Publisher, Session, usize) {
     let mut publisher = agent.publisher();

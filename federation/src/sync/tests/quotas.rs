@@ -2,6 +2,7 @@
 
 use super::subscribing::{keys, rest, take};
 use super::*;
+use crate::record::Beacon;
 use crate::sync::quota::{OWNERS, Quota};
 use crate::sync::session::Reason;
 
@@ -43,15 +44,81 @@ async fn a_record_too_many_is_refused_by_name_and_what_is_there_may_change_and_m
     assert_eq!(session.take_tally().refused, [(Reason::Quota, 2)].into());
     assert_eq!(stored(&store).await.len(), 3);
 
-    // What is there may be said anew; one that goes makes room for one.
-    agent.says(&[cluster(), namespace("b"), namespace("c")], &crate::sync::CLUSTER_KINDS);
+    // One that goes makes room for one, which is said again: the other one has none still.
+    agent.says(
+        &[cluster(), namespace("b"), namespace("c"), namespace("d")],
+        &crate::sync::CLUSTER_KINDS,
+    );
     let changes = publisher.changed(&agent.writer.current());
     settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap();
+    assert_eq!(stored_names(&store).await, ["r-a", "b", "c"]);
+    // Another one takes the place of one in a single message, and what went is not said again.
     agent.says(&[cluster(), namespace("b"), namespace("e")], &crate::sync::CLUSTER_KINDS);
     let changes = publisher.changed(&agent.writer.current());
+    assert_eq!(changes.len(), 1);
     let refused = settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap();
     assert_eq!(named(&refused), []);
-    assert_eq!(stored(&store).await.len(), 3);
+    assert_eq!(stored_names(&store).await, ["r-a", "b", "e"]);
+}
+
+async fn stored_names(store: &Arc<dyn Store>) -> Vec<String> {
+    let keys = stored(store).await;
+    keys.iter().filter_map(|key| Some(key.rsplit_once('/')?.1.to_owned())).collect()
+}
+
+/// Room is made by what goes, not by a message that it is to go.
+#[tokio::test]
+async fn a_removal_that_is_refused_makes_no_room() {
+    let store = store().await;
+    let (_, _, mut session) = full(&store).await;
+    let mut own = OwnRecords::new(owner(), epoch("e", 1));
+    let mut put = |name: &str| {
+        // After all that was said before.
+        let said = (0..100).map(|_| own.say(&namespace(name).0, &namespace(name).1)).last();
+        let (key, value) = said.unwrap();
+        wire::Put { key: key.to_string(), value: value.unwrap() }
+    };
+    let gone = |name: &str, sequence| wire::Tombstone {
+        key: namespace(name).0.to_string(),
+        removal: wire::Removal::Explained.into(),
+        sequence,
+    };
+    let puts = vec![put("x"), put("y"), put("a")];
+    // Without a number, twice, and of what is put by the same message.
+    let tombstones = vec![gone("b", 0), gone("b", 900), gone("b", 900), gone("a", 900)];
+    let changes = wire::Changes { batch: 9, puts, tombstones, more: false };
+    let request = wire::PublishRequest { message: Some(Request::Changes(changes)) };
+    session.receive(request, now()).await.unwrap();
+    assert_eq!(stored_names(&store).await, ["r-a", "a", "x"]);
+    assert_eq!(session.take_tally().refused[&Reason::Quota], 1);
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_too_large_is_heard_all_the_same() {
+    let store = store().await;
+    let (mut agent, mut publisher, mut session) = full(&store).await;
+    let beacon = Key::of_owner(owner(), Kind::Beacon);
+    let beats = (beacon, Arc::new(Body::Beacon(Beacon { nonce: 7 })));
+    let grown = Cluster {
+        uid: "uid".into(),
+        directory: true,
+        network: "n".repeat(900),
+        ..Cluster::default()
+    };
+    let grown = (cluster().0, Arc::new(Body::Cluster(grown)));
+    session.quota.bytes = 100;
+    let says = [grown.clone(), namespace("a"), namespace("b"), namespace("c"), beats];
+    agent.says(&says, &crate::sync::CLUSTER_KINDS);
+    let changes = publisher.changed(&agent.writer.current());
+    let refused = settle(&mut publisher, &mut session, &mut agent, changes).await.unwrap();
+    assert_eq!(named(&refused).into_iter().map(|(name, _)| name).collect::<Vec<_>>(), ["c"]);
+    assert_eq!(stored_names(&store).await, ["r-a", "r-a", "a", "b"]);
+
+    // And to other regions.
+    let (mirror, _) = replica::channel();
+    let (_, mut intake, messages) = mirror_of(&agent.writer, 1);
+    take(&mut intake, &mirror, messages).unwrap();
+    assert_eq!((left_out(&intake), names(&mirror)), (3, vec!["r-a".into(), "r-a".into()]));
 }
 
 #[tokio::test]
@@ -144,13 +211,13 @@ async fn a_peer_beyond_its_quota_loses_nothing_and_brings_nothing_more() {
     agent.says(&[cluster(), namespace("x"), namespace("y")], &crate::sync::CLUSTER_KINDS);
     let (_, mut intake, messages) = mirror_of(&agent.writer, 3);
     take(&mut intake, &mirror, messages).unwrap();
-    assert_eq!((intake.refused(), keys(&mirror.current()).len()), (0, 3));
+    assert_eq!((left_out(&intake), keys(&mirror.current()).len()), (0, 3));
 
     // Others in their place are as many; a whole transfer replaces what is held.
     agent.says(&[cluster(), namespace("a"), namespace("b")], &crate::sync::CLUSTER_KINDS);
     let (mut feed, mut intake, messages) = mirror_of(&agent.writer, 3);
     take(&mut intake, &mirror, messages).unwrap();
-    assert_eq!((intake.refused(), keys(&mirror.current()).len()), (0, 3));
+    assert_eq!((left_out(&intake), keys(&mirror.current()).len()), (0, 3));
     assert_eq!(keys(&mirror.current()), keys(&agent.writer.current()));
 
     // One more, live.
@@ -160,21 +227,117 @@ async fn a_peer_beyond_its_quota_loses_nothing_and_brings_nothing_more() {
     );
     feed.advance(agent.writer.current());
     take(&mut intake, &mirror, rest(&mut feed)).unwrap();
-    assert_eq!((intake.refused(), keys(&mirror.current()).len()), (1, 3));
-    let why = "record /tombolo/v1/r/r-a/namespace/_/c: is one more than the 3 records that are taken of a region";
-    assert_eq!(intake.last_refused(), Some(why));
+    assert_eq!((left_out(&intake), keys(&mirror.current()).len()), (1, 3));
+    let why = "/tombolo/v1/r/r-a/namespace/_/c: is one more than the 3 records that are taken of a region";
+    assert_eq!(intake.last_left_out(), Some(why));
 
-    // And in a whole transfer: what is left out is not absent.
+    // And in whole transfers: what is left out is not absent, and what is absent makes room.
     agent.says(
-        &[cluster(), namespace("0"), namespace("1"), namespace("2")],
+        &[cluster(), namespace("a"), namespace("b"), namespace("0"), namespace("1")],
+        &crate::sync::CLUSTER_KINDS,
+    );
+    for _ in 0..3 {
+        let (_, mut intake, messages) = mirror_of(&agent.writer, 3);
+        take(&mut intake, &mirror, messages).unwrap();
+        assert_eq!(
+            (left_out(&intake), names(&mirror)),
+            (2, vec!["r-a".into(), "a".into(), "b".into()])
+        );
+    }
+    agent.says(
+        &[cluster(), namespace("0"), namespace("1"), namespace("2"), namespace("b")],
         &crate::sync::CLUSTER_KINDS,
     );
     let (_, mut intake, messages) = mirror_of(&agent.writer, 3);
     take(&mut intake, &mirror, messages).unwrap();
-    assert!(intake.refused() > 0);
-    let held = keys(&mirror.current());
-    assert!(held.iter().any(|key| key.ends_with("/a")), "{held:?}");
-    assert!(!held.iter().any(|key| key.ends_with("/2")), "{held:?}");
+    assert_eq!(
+        (left_out(&intake), names(&mirror)),
+        (2, vec!["r-a".into(), "0".into(), "b".into()])
+    );
+}
+
+fn names(replica: &ReplicaWriter) -> Vec<String> {
+    let keys = keys(&replica.current());
+    keys.iter().filter_map(|key| Some(key.rsplit_once('/')?.1.to_owned())).collect()
+}
+
+/// Feeds send what comes before what goes.
+#[tokio::test]
+async fn what_goes_makes_room_for_what_comes_in_the_same_change() {
+    let mut agent = Agent::new(epoch("e", 1));
+    let (mirror, _) = replica::channel();
+    agent.says(&[cluster(), namespace("x"), namespace("y")], &crate::sync::CLUSTER_KINDS);
+    let (mut feed, mut intake, messages) = mirror_of(&agent.writer, 3);
+    take(&mut intake, &mirror, messages).unwrap();
+    for (one, other) in [("a", "b"), ("c", "d"), ("a", "b")] {
+        agent.says(&[cluster(), namespace(one), namespace(other)], &crate::sync::CLUSTER_KINDS);
+        feed.advance(agent.writer.current());
+        take(&mut intake, &mirror, rest(&mut feed)).unwrap();
+        assert_eq!(
+            (left_out(&intake), names(&mirror)),
+            (0, vec!["r-a".to_owned(), one.into(), other.into()])
+        );
+    }
+}
+
+/// However often it says that something goes.
+#[tokio::test]
+async fn room_is_not_made_twice_by_one_record() {
+    for second in ["a", "x"] {
+        let mut agent = Agent::new(epoch("e", 1));
+        let (mirror, _) = replica::channel();
+        agent.says(&[cluster(), namespace("x"), namespace("y")], &crate::sync::CLUSTER_KINDS);
+        let (_, mut intake, messages) = mirror_of(&agent.writer, 3);
+        take(&mut intake, &mirror, messages).unwrap();
+        let gone = || wire::Item {
+            key: namespace("x").0.to_string(),
+            sequence: 90,
+            ..wire::Item::default()
+        };
+        let mut own = OwnRecords::new(owner(), epoch("e", 2));
+        let mut put = |name: &str| {
+            let (key, value) = own.say(&namespace(name).0, &namespace(name).1);
+            wire::Item { key: key.to_string(), value, ..wire::Item::default() }
+        };
+        let parts = [vec![gone(), gone(), put(second), put("b")], vec![gone(), put("c")]];
+        for (part, items) in parts.into_iter().enumerate() {
+            let batch = wire::Batch { position: 9, items, more: part == 0 };
+            let message = Some(wire::subscribe_response::Message::Batch(batch));
+            take(&mut intake, &mirror, vec![wire::SubscribeResponse { message }]).unwrap();
+        }
+        assert_eq!(left_out(&intake), 2);
+        assert!(keys(&mirror.current()).len() <= 3, "{:?}", names(&mirror));
+    }
+}
+
+#[tokio::test]
+async fn what_a_peer_has_beyond_its_quota_is_not_transferred_and_written_again_and_again() {
+    let mut agent = Agent::new(epoch("e", 1));
+    let (mirror, _) = replica::channel();
+    let many = [cluster(), namespace("a"), namespace("b"), namespace("c")];
+    agent.says(&many, &crate::sync::CLUSTER_KINDS);
+    let (mut feed, mut intake, messages) = mirror_of(&agent.writer, 3);
+    take(&mut intake, &mirror, messages).unwrap();
+    assert_eq!(names(&mirror), ["r-a", "a", "b"]);
+    for _ in 0..3 {
+        take(&mut intake, &mirror, vec![feed.digests()]).unwrap();
+    }
+    // A whole transfer writes nothing of what is held as it is.
+    let (_, mut again, messages) = mirror_of(&agent.writer, 3);
+    for message in messages {
+        let step = again.receive(message, &mirror.current()).unwrap();
+        assert_eq!(step.batch.items, []);
+    }
+    // There is room for it: it is sent again.
+    agent.says(&[cluster(), namespace("b"), namespace("c")], &crate::sync::CLUSTER_KINDS);
+    feed.advance(agent.writer.current());
+    take(&mut intake, &mirror, rest(&mut feed)).unwrap();
+    let error = take(&mut intake, &mirror, vec![feed.digests()]).unwrap_err();
+    assert_eq!(error, IntakeError::DigestMismatch { owner: owner() });
+    let (feed, mut intake, messages) = mirror_of(&agent.writer, 3);
+    take(&mut intake, &mirror, messages).unwrap();
+    assert_eq!(names(&mirror), ["r-a", "b", "c"]);
+    take(&mut intake, &mirror, vec![feed.digests()]).unwrap();
 }
 
 #[tokio::test]

@@ -197,7 +197,7 @@ async fn a_peer_is_believed_about_itself_only() {
     let message = Some(wire::subscribe_response::Message::Batch(batch));
     let stray = wire::SubscribeResponse { message };
     take(&mut intake, &subscriber, vec![stray]).unwrap();
-    assert_eq!((keys(&subscriber.current()).len(), intake.refused()), (0, 1));
+    assert_eq!((keys(&subscriber.current()).len(), left_out(&intake)), (0, 1));
 }
 
 /// A server that says nothing of an owner does not take it away; an operator's word does.
