@@ -1,9 +1,11 @@
 //! The federation API over real connections (without TLS, which is the wiring's).
 
+mod asking;
 mod entitlement;
 mod limits;
 mod mirroring;
 mod permission;
+mod raw_peer;
 mod wire_limits;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -125,7 +125,7 @@ async fn a_peer_that_is_down_is_dialled_and_the_store_is_not_read_for_it() {
 }
 
 /// Mirrors region r, and says how it goes.
-async fn mirroring(
+pub(super) async fn mirroring(
     ours: &Arc<dyn Store>,
     changes: Rate,
     peer: &Region,

@@ -41,7 +41,7 @@ async fn send_raw(
 }
 
 /// As many zeros as `matches` copies of 258 make: fixed Huffman codes, 13 bits for each.
-fn bomb(matches: usize) -> Vec<u8> {
+pub(super) fn bomb(matches: usize) -> Vec<u8> {
     let mut bytes = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     let mut bits: Vec<bool> = Vec::new();
     let mut put = |code: &str| bits.extend(code.chars().map(|bit| bit == '1'));
