@@ -7,6 +7,7 @@
 //! ([`reseed`](super::reseed)). While the store is away the replica stays as it was and goes on
 //! serving. A change that came in several transactions is shown at once.
 
+mod listing;
 mod state;
 
 use std::collections::BTreeMap;
@@ -17,8 +18,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
+pub(super) use self::listing::read;
 use self::state::State;
-pub(super) use self::state::read;
 pub use self::state::{Lost, LostOwner};
 use super::history::{self, Going, LONGEST, ResumePoint, Resumed, Trail};
 use super::{client, facts};
