@@ -2,9 +2,16 @@
 
 mod common;
 
+use std::time::Duration;
+
+use anyhow::ensure;
 use common::mesh::Mesh;
 use common::{EU, US, ask, run};
 use serde_json::Value;
+use tombolo_testbed::wait_for;
+
+/// A source is heard with its next beacon, 5 s later at most.
+const HEARD: Duration = Duration::from_secs(50);
 
 /// What a verb says of the mesh by table and by JSON, with the exit code of both.
 fn ask_both(verb: &[&str], admin: &str) -> anyhow::Result<(i32, String, Value)> {
@@ -22,7 +29,11 @@ fn status_is_a_table_or_the_document_of_the_api() -> anyhow::Result<()> {
     for (role, region, admin) in
         [("control-plane", US, mesh.demo.region(US)?.admin), ("agent", EU, mesh.eu().admin)]
     {
-        let (code, table, json) = ask_both(&["status"], &admin.to_string())?;
+        let (code, table, json) = wait_for("every source is heard", HEARD, || {
+            let answer = ask_both(&["status"], &admin.to_string())?;
+            ensure!(!answer.1.contains("not heard yet"), "{}", answer.1);
+            anyhow::Ok(answer)
+        })?;
         assert_eq!(code, 0, "{table}");
         assert!(table.starts_with(&format!("{role} of region {region}")), "{table}");
         assert!(table.contains("6 services, 30 endpoints") && table.contains(&digest[..12]));
