@@ -169,14 +169,26 @@ impl Replica {
     }
 
     /// Whether the record under `key` is known to have gone after this change of its owner. Numbers
-    /// begin anew in each epoch: what was removed in one may be said again in the next.
+    /// begin anew in each epoch: what was removed in one may be said again in the next. And what its
+    /// owner vouches for in a later one than that of the removal is there again, if it is there: its
+    /// region was restored to before the removal, and it has it still.
     #[must_use]
     pub fn was_removed_since(&self, key: &Key, change: &Newest) -> bool {
+        let vouched = self.holding(&key.owner).and_then(|of| of.complete().get(&key.kind));
+        self.was_removed_under(vouched, key, change)
+    }
+
+    /// The same where the owner's word on the kind is `vouched`, which may be newer than the one that
+    /// is held.
+    #[must_use]
+    pub fn was_removed_under(&self, vouched: Option<&Epoch>, key: &Key, change: &Newest) -> bool {
         let Some(Gone { removed, epoch: Some(epoch) }) = self.removed.get(key) else {
             return false;
         };
         let removal = Newest { epoch: epoch.clone(), sequence: removed.sequence };
-        self.get(key).is_none() && change.is_older_than(&removal)
+        let cluster = key.owner.cluster.is_some();
+        let confirmed = cluster && vouched.is_some_and(|vouched| epoch.is_older_than(vouched));
+        self.get(key).is_none() && change.is_older_than(&removal) && !confirmed
     }
 
     /// How it would be with `batch` applied.
@@ -333,12 +345,17 @@ impl Replica {
             }
         }
         let mut saw = false;
-        for (owner, newest) in &batch.newest {
-            saw |= working.holding(owner).saw(newest.clone());
-        }
         let removals = batch.removed.iter().filter_map(|(key, how)| Some((key, how.change()?)));
         for (key, change) in removals {
-            saw |= working.holds(&key.owner) && working.holding(&key.owner).saw(change);
+            // Of an incarnation before the one that is known it says nothing new.
+            let of = working.holds(&key.owner).then(|| working.holding(&key.owner));
+            let newer = |held: &Newest| held.is_older_than(&change);
+            if let Some(holding) = of.filter(|of| of.newest().is_none_or(newer)) {
+                saw |= holding.saw(change.clone());
+            }
+        }
+        for (owner, newest) in &batch.newest {
+            saw |= working.holding(owner).saw(newest.clone());
         }
         let Working { holdings, .. } = working;
         for (owner, holding) in holdings {

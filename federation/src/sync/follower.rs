@@ -232,7 +232,7 @@ impl Follower {
     fn apply(&mut self, mut batch: Batch) {
         if let Some(newest) = self.from_disk {
             let caught_up = self.state.revision() >= newest;
-            batch.position = caught_up.then_some(self.state.revision());
+            batch.position = caught_up.then_some(self.state.position());
             self.from_disk = self.from_disk.filter(|_| !caught_up);
         }
         self.writer.apply(batch, Instant::now());

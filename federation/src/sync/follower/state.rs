@@ -8,7 +8,7 @@ use tracing::warn;
 use super::listing::{Listing, fits, record_key, withhold};
 use crate::key::{Key, Kind};
 use crate::names::Owner;
-use crate::record::{Newest, Origin};
+use crate::record::{Epoch, Newest, Origin};
 use crate::replica::{Batch, Holding, Replica};
 use crate::store::{Event, KeyValue, Revision};
 use crate::sync::facts::{self, Fact};
@@ -64,6 +64,8 @@ pub(super) struct State {
     restored: Option<Witness>,
     /// Parts of changes of which more is to come.
     unfinished: BTreeMap<Owner, Batch>,
+    /// Before the first of those.
+    finished: Revision,
     lost: Lost,
     strays: BTreeMap<String, String>,
     founding: Option<Bytes>,
@@ -241,14 +243,18 @@ impl State {
             // Listed already: it is only seen to know what it was.
             return Batch::default();
         }
+        if self.unfinished.is_empty() {
+            self.finished = self.revision;
+        }
         self.revision = revision;
-        let mut whole = Batch { position: Some(revision), ..Batch::default() };
+        let mut whole = Batch::default();
         let mut parts: BTreeMap<Owner, Batch> = BTreeMap::new();
         let mut more = BTreeMap::new();
         let speaking = self.speaking(revision, events);
+        let vouched = vouched(events);
         for event in events {
             match event {
-                Event::Put(entry) if self.withheld(held, entry) => {}
+                Event::Put(entry) if self.withheld(held, &vouched, entry) => {}
                 Event::Put(entry) => self.put(entry, &speaking, &mut parts, &mut more),
                 Event::Delete { key, .. } => self.delete(key, &mut parts, &mut whole),
             }
@@ -263,7 +269,14 @@ impl State {
                 whole = joined(whole, part);
             }
         }
+        whole.position = Some(self.position());
         whole
+    }
+
+    /// All commits up to this one are in what was given out. A subscriber that goes on from a later
+    /// one elsewhere would not be told what is still held back here.
+    pub(super) fn position(&self) -> Revision {
+        if self.unfinished.is_empty() { self.revision } else { self.finished }
     }
 
     /// Owners, of those of whom something is lost, who say in this commit at least what is known of
@@ -290,10 +303,19 @@ impl State {
 
     /// Whether it is a record that its owner is known to have removed since: the leader had it from a
     /// peer that knew less. As [`withhold`] in a listing.
-    fn withheld(&mut self, held: &Replica, entry: &KeyValue) -> bool {
+    fn withheld(
+        &mut self,
+        held: &Replica,
+        vouched: &BTreeMap<(Owner, Kind), Epoch>,
+        entry: &KeyValue,
+    ) -> bool {
         let Some(Ok(key)) = record_key(&entry.key) else { return false };
         let origin = Origin::of_value(&entry.value).map(|origin| origin.newest());
-        if !origin.is_some_and(|change| held.was_removed_since(&key, &change)) {
+        let now = vouched.get(&(key.owner.clone(), key.kind));
+        let gone = |change: &Newest| {
+            held.was_removed_since(&key, change) && held.was_removed_under(now, &key, change)
+        };
+        if !origin.is_some_and(|change| gone(&change)) {
             return false;
         }
         let newest = held.holding(&key.owner).and_then(Holding::newest).cloned();
@@ -408,14 +430,28 @@ impl State {
             return Batch::default();
         }
         self.revision = revision;
-        Batch { position: Some(revision), ..Batch::default() }
+        Batch { position: Some(self.position()), ..Batch::default() }
     }
 
     /// Gives up waiting for the rest of changes.
     pub(super) fn flush(&mut self) -> Batch {
         let unfinished = std::mem::take(&mut self.unfinished);
-        unfinished.into_values().fold(Batch::default(), joined)
+        let position = Some(self.revision);
+        unfinished.into_values().fold(Batch { position, ..Batch::default() }, joined)
     }
+}
+
+/// What owners vouch for in a commit.
+fn vouched(events: &[Event]) -> BTreeMap<(Owner, Kind), Epoch> {
+    let facts = events.iter().filter_map(|event| match event {
+        Event::Put(entry) => facts::read(&entry.key, &entry.value),
+        Event::Delete { .. } => None,
+    });
+    let complete = facts.filter_map(|fact| match fact {
+        Fact::Complete(owner, kind, epoch) => Some(((owner, kind), epoch)),
+        Fact::Said(..) => None,
+    });
+    complete.collect()
 }
 
 fn joined(mut first: Batch, next: Batch) -> Batch {

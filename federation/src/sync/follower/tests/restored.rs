@@ -135,6 +135,39 @@ async fn what_a_restored_store_has_and_its_owner_confirms_is_not_withdrawn() {
     assert_eq!(held.get(&key("a")).unwrap().origin().unwrap().sequence, 1);
 }
 
+/// A peer was restored to before a removal, and the cluster, started anew since, has the record
+/// still: what its mirror writes here is news, in one commit with the cluster's word or after it.
+#[tokio::test(start_paused = true)]
+async fn what_was_removed_and_its_owner_confirms_is_there_again() {
+    for at_once in [true, false] {
+        let store = store().await;
+        commit(&*store, changes(vec![put("a", 1), put("b", 2)], 2)).await;
+        let mut process = Process::new();
+        process.catch_up(&store).await;
+        commit(&*store, changes(vec![(key("a"), None)], 3)).await;
+        process.catch_up(&store).await;
+        assert_eq!(process.names(), ["b"]);
+
+        let newest = |sequence| {
+            let epoch = Epoch { count: 2, ..epoch() };
+            Some(Newest { epoch, sequence })
+        };
+        let complete = vec![(Kind::Namespace, Epoch { count: 2, ..epoch() })];
+        let confirmed = Changes { newest: newest(1), complete, ..Changes::default() };
+        let again = vec![put("a", 1)];
+        if at_once {
+            commit(&*store, Changes { items: again, ..confirmed }).await;
+        } else {
+            commit(&*store, confirmed).await;
+            let items = again;
+            commit(&*store, Changes { items, newest: newest(2), ..Changes::default() }).await;
+        }
+        process.catch_up(&store).await;
+        assert_eq!(process.names(), ["a", "b"], "at once: {at_once}");
+        assert!(process.seen().lost.owners.is_empty());
+    }
+}
+
 /// A leader that does not know of the restore would make the store look complete.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_said_on_top_of_what_a_restored_store_has_lost() {
