@@ -103,6 +103,8 @@ pub struct Intake {
     behind: Behind,
     /// Those of the others who said something older than what is held.
     gone_back: BTreeSet<Owner>,
+    /// Bytes of a live change of which more is to come.
+    waiting: usize,
     kept: Kept,
     left_out: LeftOut,
 }
@@ -123,6 +125,7 @@ impl Intake {
             started: BTreeSet::new(),
             behind: Behind::default(),
             gone_back: BTreeSet::new(),
+            waiting: 0,
             kept: Kept::default(),
             left_out: LeftOut::default(),
         }
@@ -263,8 +266,10 @@ impl Intake {
             return Err(IntakeError::Unexpected(many));
         }
         if self.collecting.is_some() || batch.more {
+            self.bounded()?;
             return Ok(Step::default());
         }
+        self.waiting = 0;
         let newest = |owner: &Owner| held.holding(owner)?.newest();
         self.behind.settle(newest).map_err(|owner| IntakeError::CaughtUp { owner })?;
         let position = Some(batch.position);
@@ -284,6 +289,11 @@ impl Intake {
         if !self.accepts(&key.owner) || !in_turn {
             let why = format!("belongs to {}, of whom it is not to be told here", key.owner);
             self.left_out.count(Reason::Owner, &item.key, &why);
+            return None;
+        }
+        if self.is_one_too_many(&key.owner, held) {
+            let why = format!("{} would be one of more than {} owners", key.owner, quota::OWNERS);
+            self.left_out.count(Reason::Quota, &item.key, &why);
             return None;
         }
         let size = item.key.len() + item.value.as_ref().map_or(0, Bytes::len);
@@ -309,12 +319,38 @@ impl Intake {
         counts.then_some((key, None, Some(removed)))
     }
 
+    /// Kinds that are not known here are in no digest that is compared.
     fn unreadable(&mut self, key: &str, error: &InvalidKey) -> Option<Item> {
-        self.left_out.count(Reason::of_unreadable(key), key, &error.to_string());
-        if let Some(collecting) = &self.collecting {
+        let reason = Reason::of_unreadable(key);
+        self.left_out.count(reason, key, &error.to_string());
+        if let Some(collecting) = self.collecting.as_ref().filter(|_| reason != Reason::Kind) {
             self.left_out.lacks_unnamed(&collecting.owner);
         }
         None
+    }
+
+    /// Owners are known by their beginning at first; later ones come as they join.
+    fn is_one_too_many(&mut self, owner: &Owner, held: &Replica) -> bool {
+        if self.quota.is_none() || self.started.contains(owner) || held.holding(owner).is_some() {
+            return false;
+        }
+        let full = self.started.len() >= quota::OWNERS;
+        if !full {
+            self.started.insert(owner.clone());
+        }
+        full
+    }
+
+    /// What is given out only once the rest of it has come takes up memory until then, also if each
+    /// part takes the place of the one before.
+    fn bounded(&self) -> Result<(), IntakeError> {
+        match &self.quota {
+            Some(quota) if self.waiting > quota.bytes => {
+                let many = format!("a change of more than {} bytes", quota.bytes);
+                Err(IntakeError::Unexpected(many))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Kinds that are not known here are in no digest that is compared.
@@ -413,7 +449,8 @@ impl Intake {
                 let counts = counts_absence(&owner, &epoch, newest);
                 let absent = if counts { self.kept.absent(&owner, kind) } else { Vec::new() };
                 let items = absent.into_iter().map(|key| (key, None)).collect();
-                let complete = vec![(owner, kind, epoch)];
+                let whole = !self.left_out.has(&owner, kind);
+                let complete = whole.then_some((owner, kind, epoch)).into_iter().collect();
                 let batch = Batch { items, complete, ..Batch::default() };
                 Ok(Step { batch, ..Step::default() })
             }
@@ -429,12 +466,15 @@ impl Intake {
         }
         let (gone, kept) = collected.absent(held);
         self.kept.insert(&collected.owner, kept);
-        let complete = collected.complete(held);
+        let ends = collected.complete(held);
         let newest = collected.newest.clone();
         let newest = newest.map(|newest| (collected.owner.clone(), newest)).into_iter().collect();
-        let ends = complete.iter().map(|(_, kind, epoch)| (*kind, epoch)).collect();
-        let mut items = self.news(collected.items, &gone, &ends, held);
+        let vouched = ends.iter().map(|(_, kind, epoch)| (*kind, epoch)).collect();
+        let mut items = self.news(collected.items, &gone, &vouched, held);
         items.extend(gone.into_iter().map(|key| (key, None)));
+        // Not all of it is here: who recovers from this one would take the rest for gone.
+        let whole = |(owner, kind, _): &(Owner, Kind, Epoch)| !self.left_out.has(owner, *kind);
+        let complete = ends.iter().filter(|end| whole(end)).cloned().collect();
         Batch { items, removed: collected.removed, complete, newest, ..Batch::default() }
     }
 

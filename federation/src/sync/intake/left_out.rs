@@ -148,6 +148,12 @@ impl LeftOut {
         of.keys.insert(key.clone(), size);
     }
 
+    /// Whether the owner may have more of the kind than is held.
+    pub(super) fn has(&self, owner: &Owner, kind: Kind) -> bool {
+        let of = self.owners.get(owner);
+        of.is_some_and(|of| of.more || of.keys.keys().any(|key| key.kind == kind))
+    }
+
     /// The owner has something that cannot even be named.
     pub(super) fn lacks_unnamed(&mut self, owner: &Owner) {
         self.owners.entry(owner.clone()).or_default().more = true;

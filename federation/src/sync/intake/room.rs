@@ -59,6 +59,9 @@ impl Intake {
             collecting.take(key, value, removed);
         } else {
             self.kept.told_of(&key);
+            let epoch = removed.as_ref().and_then(|removed| removed.epoch.as_ref());
+            let epoch = epoch.map_or(0, |epoch| epoch.id.len());
+            self.waiting += key.to_string().len() + value.as_ref().map_or(0, Bytes::len) + epoch;
             self.pending.removed.extend(removed.map(|removed| (key.clone(), removed)));
             self.pending.items.push((key, value));
         }

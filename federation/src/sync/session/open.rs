@@ -54,8 +54,11 @@ impl Session {
         let owner = authorised(region, caller, &hello.cluster)?;
         let epoch = crate::record::epoch(hello.epoch)
             .map_err(|error| SessionError::Refused(format!("hello: {error}")))?;
-        if hello.uid.is_empty() || hello.uid.len() > 256 {
-            return Err(SessionError::Refused("hello: uid is not 1 to 256 characters long".into()));
+        // Operators of the region are shown it.
+        let printable = !hello.uid.chars().any(char::is_control);
+        if hello.uid.is_empty() || hello.uid.len() > 256 || !printable {
+            let why = "hello: uid is not 1 to 256 bytes without control characters";
+            return Err(SessionError::Refused(why.into()));
         }
         let key = facts::session_key(&owner);
         let held = store::read(&*store, &key).await?;

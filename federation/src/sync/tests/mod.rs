@@ -2,6 +2,7 @@
 //! so that a test can lose them, stop half-way, and look at each.
 
 mod behind;
+mod bounds;
 mod confirmed;
 mod kept;
 mod levels;

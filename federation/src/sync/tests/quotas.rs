@@ -191,7 +191,7 @@ async fn what_is_neither_declared_nor_removed_is_named_whatever_its_number() {
 }
 
 /// A mirror of region r that takes `records` of it, and what it is sent of a source.
-fn mirror_of(
+pub(super) fn mirror_of(
     source: &ReplicaWriter,
     records: usize,
 ) -> (Feed, Intake, Vec<wire::SubscribeResponse>) {
