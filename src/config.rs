@@ -197,7 +197,7 @@ pub(crate) struct AgentConfig {
     pub(crate) guard: GuardConfig,
 }
 
-/// What tells a cluster from any other that may have its name: 1 to 256 characters.
+/// What tells a cluster from any other that may have its name: 1 to 256 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct ClusterUid(String);
@@ -212,8 +212,8 @@ impl TryFrom<String> for ClusterUid {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        if text.is_empty() || text.len() > 256 {
-            return Err("a UID has 1 to 256 characters");
+        if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
+            return Err("a UID has 1 to 256 bytes and no control characters");
         }
         Ok(Self(text))
     }

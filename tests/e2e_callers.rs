@@ -22,11 +22,15 @@ use tombolo_ca::material::Holder;
 use tombolo_ca::material::directory::Directory;
 use tombolo_ca::tls::client_config;
 use tombolo_federation::proto::federation as wire;
+use tombolo_federation::proto::records::Epoch;
 use tombolo_testbed::{Scratch, wait_for};
 use tonic::Code::{self, FailedPrecondition, Ok as Taken, PermissionDenied, Unauthenticated};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 use wire::federation_client::FederationClient;
+
+/// The UID of the cluster in whose name all publish.
+const ALPHA: &str = "uid-of-alpha";
 
 /// Shows no certificate, whatever the server would take.
 #[derive(Debug)]
@@ -71,7 +75,8 @@ async fn outcomes(channel: &Channel, scope: wire::Scope) -> [Result<(), Status>;
     let mut client = FederationClient::new(channel.clone());
     let hello = wire::PublishHello {
         cluster: "us-west1-alpha".to_owned(),
-        uid: "somebody-else".to_owned(),
+        uid: ALPHA.to_owned(),
+        epoch: Some(Epoch { id: "another".to_owned(), count: 1 }),
         ..Default::default()
     };
     let message = Some(wire::publish_request::Message::Hello(hello));
@@ -109,6 +114,9 @@ async fn the_federation_api_takes_agents_of_the_region_and_peers_and_nobody_else
     let apart = Apart::write(scratch.path(), &manifests)?;
     // What an Envoy shows.
     apart.issue(US, &["workload", "alpha", "demo", "client"], "envoy")?;
+    let mut alpha = apart.agent_config(US, "alpha");
+    alpha["clusterUid"] = ALPHA.into();
+    apart.write_config("us-west1-alpha", &alpha)?;
     let names = [US, EU, "us-west1-alpha", "us-west1-beta"];
     let mut processes =
         names.map(|name| apart.start(name)).into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -117,19 +125,35 @@ async fn the_federation_api_takes_agents_of_the_region_and_peers_and_nobody_else
     })?;
 
     let (mesh, region) = (wire::Scope::Mesh, wire::Scope::Region);
-    for (who, scope, expected) in [
-        ("envoy", mesh, [Unauthenticated; 3]),
-        ("envoy", region, [Unauthenticated; 3]),
+    let (nobody, foreign) = ("wants a certificate", "belongs to region europe-west4");
+    let (other, peer) = ("claims to publish for", "is no agent");
+    for (who, scope, why, expected) in [
+        ("envoy", mesh, nobody, [Unauthenticated; 3]),
+        ("envoy", region, nobody, [Unauthenticated; 3]),
         // An agent of another region, and one of this region in the name of another cluster.
-        ("europe-west4-alpha", mesh, [FailedPrecondition, PermissionDenied, PermissionDenied]),
-        ("us-west1-beta", mesh, [FailedPrecondition, Taken, PermissionDenied]),
-        ("us-west1-beta", region, [FailedPrecondition, PermissionDenied, PermissionDenied]),
-        (EU, mesh, [FailedPrecondition, PermissionDenied, Taken]),
-        (EU, region, [FailedPrecondition, Taken, Taken]),
+        (
+            "europe-west4-alpha",
+            mesh,
+            foreign,
+            [FailedPrecondition, PermissionDenied, PermissionDenied],
+        ),
+        ("us-west1-beta", mesh, other, [FailedPrecondition, Taken, PermissionDenied]),
+        ("us-west1-beta", region, other, [FailedPrecondition, PermissionDenied, PermissionDenied]),
+        (EU, mesh, peer, [FailedPrecondition, PermissionDenied, Taken]),
+        (EU, region, peer, [FailedPrecondition, Taken, Taken]),
+        // The cluster itself may, if its agent were not there.
+        (
+            "us-west1-alpha",
+            mesh,
+            "has another id than",
+            [FailedPrecondition, Taken, PermissionDenied],
+        ),
     ] {
         let channel = channel(&apart, certificate(&apart, who)?).await?;
-        let seen = codes(outcomes(&channel, scope).await);
-        assert_eq!(seen, expected, "{who}, {scope:?}");
+        let outcomes = outcomes(&channel, scope).await;
+        let refused = outcomes[0].as_ref().unwrap_err().message().to_owned();
+        assert!(refused.contains(why), "{who}, {scope:?}: {refused}");
+        assert_eq!(codes(outcomes), expected, "{who}, {scope:?}");
     }
     let mut nobody = certificate(&apart, EU)?;
     nobody.client_auth_cert_resolver = Arc::new(Nobody);

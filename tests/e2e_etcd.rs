@@ -151,11 +151,13 @@ fn without_a_quorum_all_is_served_writes_wait_and_go_on_once_there_is_one() -> a
     regions.end()
 }
 
-/// The leases of a region's etcd, in hexadecimal as etcdctl takes them.
-fn leases(regions: &mut Regions, region: &str) -> anyhow::Result<Vec<String>> {
-    let listed = regions.etcd(region)?.ctl(&["lease", "list"])?;
-    // `found 1 leases`, and each on a line of its own.
-    Ok(listed.lines().skip(1).map(|id| id.trim().to_owned()).collect())
+/// When the key of the election was written, and its lease in hexadecimal as etcdctl takes it.
+fn elected(regions: &mut Regions, region: &str) -> anyhow::Result<(u64, String)> {
+    let key = ["get", "--prefix", "/tombolo/local/v1/election/", "-w", "json"];
+    let said: serde_json::Value = serde_json::from_str(&regions.etcd(region)?.ctl(&key)?)?;
+    let key = &said["kvs"][0];
+    let number = |name: &str| key[name].as_u64().with_context(|| format!("no {name}: {said}"));
+    Ok((number("create_revision")?, format!("{:x}", number("lease")?)))
 }
 
 #[test]
@@ -166,18 +168,16 @@ fn leases_that_are_revoked_again_and_again_cost_a_leader_and_no_record() -> anyh
     let digest = regions.agreed(SOON)?;
     for round in 1..=3 {
         regions.leader(US)?;
-        let leases = leases(&mut regions, US)?;
-        ensure!(!leases.is_empty(), "whoever leads has a lease");
-        for lease in &leases {
-            let etcd = regions.etcd(US)?;
-            let hangs_on_it = etcd.ctl(&["lease", "timetolive", lease, "--keys"])?;
-            ensure!(!hangs_on_it.contains("/tombolo/v1/"), "{hangs_on_it}");
-            etcd.ctl(&["lease", "revoke", lease])?;
-        }
-        // Not the one that was revoked: somebody was elected anew.
-        wait_for(format!("somebody leads after round {round}"), HEALED, || {
-            let now = self::leases(&mut regions, US)?;
-            ensure!(now.iter().any(|lease| !leases.contains(lease)), "{now:?}");
+        // Those who lose an election give theirs back by themselves.
+        let (written, lease) = elected(&mut regions, US)?;
+        let etcd = regions.etcd(US)?;
+        let hangs_on_it = etcd.ctl(&["lease", "timetolive", &lease, "--keys"])?;
+        ensure!(hangs_on_it.contains("/election/"), "{hangs_on_it}");
+        ensure!(!hangs_on_it.contains("/tombolo/v1/"), "{hangs_on_it}");
+        etcd.ctl(&["lease", "revoke", &lease])?;
+        wait_for(format!("somebody is elected anew in round {round}"), HEALED, || {
+            let (now, _) = elected(&mut regions, US)?;
+            ensure!(now > written, "still the one of revision {now}");
             Ok(())
         })?;
         regions.leader(US)?;

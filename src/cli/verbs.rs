@@ -195,7 +195,7 @@ fn status_table(status: &Status) -> String {
         let _ = writeln!(text, "\n{}", decisions_table(decisions));
     }
     for problem in &status.problems {
-        let _ = writeln!(text, "\nproblem: {problem}");
+        let _ = writeln!(text, "\nproblem: {}", printable(problem));
     }
     quarantine_lines(&status.sources).chain(link_lines(status)).for_each(|line| {
         let _ = writeln!(text, "\n{line}");
@@ -254,7 +254,7 @@ fn held(sources: &[SourceStatus]) -> String {
 fn quarantine_lines(sources: &[SourceStatus]) -> impl Iterator<Item = String> {
     sources.iter().flat_map(|source| {
         let kept = source.quarantine.iter();
-        let named = kept.map(|(key, why)| format!("quarantined: {key}: {why}"));
+        let named = kept.map(|(key, why)| printable(&format!("quarantined: {key}: {why}")));
         let others = source.quarantined.saturating_sub(source.quarantine.len());
         let more = (others > 0).then(|| format!("quarantined: {others} more of {}", source.owner));
         named.chain(more)
@@ -272,8 +272,15 @@ fn link_lines(status: &Status) -> impl Iterator<Item = String> {
                 link.name, link.left_out
             )
         });
-        refused.chain(left_out)
+        refused.chain(left_out).map(|line| printable(&line))
     })
+}
+
+/// Agents, peers and whoever writes to a store name keys and give reasons: what would be a line of its
+/// own on a terminal, or move its cursor, is shown as what it is.
+fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    text.chars().map(shown).collect()
 }
 
 fn sources_table(sources: &[SourceStatus]) -> String {

@@ -99,17 +99,20 @@ impl Own {
     /// ended before it was saved: to say it again would bring back what is dead, approved or not.
     fn judge(&mut self, surplus: Surplus) {
         let mut asked: BTreeSet<Key> = surplus.records.iter().map(|(key, _)| key.clone()).collect();
+        let mut forgot = false;
         if let Some(Lacking { keys, heard }) = &surplus.lacking
             && self.restored.as_ref().is_some_and(|restored| restored.is_older_than(heard))
         {
             asked.extend(keys.iter().cloned());
             self.guard.forget(keys.iter());
+            forgot = true;
         }
         let open = |(key, value): &(Key, Bytes)| {
             Some((key.clone(), Arc::new(Record::open(key, value).ok()?.body)))
         };
         self.guard.adopt(surplus.records.iter().filter_map(open));
-        let mut gone = self.reconcile();
+        // Also if that was all that there was, and the source shows nothing yet.
+        let mut gone = self.reconcile_if(forgot);
         gone.retain(|key, _| asked.remove(key));
         // Whoever asked is gone with its stream.
         let _ = surplus.gone.send(gone);
@@ -117,11 +120,15 @@ impl Own {
 
     /// Says what the source wants said, if it is known. Returns what went.
     pub(crate) fn reconcile(&mut self) -> BTreeMap<Key, Removed> {
+        self.reconcile_if(false)
+    }
+
+    fn reconcile_if(&mut self, forgot: bool) -> BTreeMap<Key, Removed> {
         let mut removed = BTreeMap::new();
         let desired = Arc::clone(&self.desired.borrow_and_update());
         let joined = *self.joined.borrow_and_update();
         let approved = self.approvals.borrow_and_update().clone();
-        if desired.complete || self.guard.has_published() {
+        if desired.complete || self.guard.has_published() || forgot {
             let (now, wall) = (Instant::now(), Timestamp::now());
             let verdict = self.guard.decide(&desired, &approved, now, wall);
             self.ask_again = verdict.ask_again;

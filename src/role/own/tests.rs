@@ -319,6 +319,13 @@ async fn what_an_earlier_process_removed_is_not_brought_back_from_its_disk() {
     bench.until(&["a", "b", "c"], 1).await;
     bench.lacks(&["b"], SAVED + 1).await;
     bench.until(&["a", "c"], 1).await;
+
+    // Nor if it was all.
+    let mut bench = Bench::start(unread(), restored());
+    bench.until(&["a", "b", "c"], 1).await;
+    let gone = bench.lacks(&["a", "b", "c"], SAVED + 1).await;
+    assert_eq!(gone.len(), 3);
+    bench.until(&[], 0).await;
 }
 
 #[tokio::test]
