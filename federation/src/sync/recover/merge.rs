@@ -20,8 +20,11 @@ pub(super) fn newer(held: Option<&Holding>, theirs: Changes) -> Option<Changes> 
     if ours.is_some_and(behind) {
         return None;
     }
-    let gone = absent(held, &theirs, |_| true).into_iter().map(|key| (key, None));
-    let gone: Vec<_> = gone.collect();
+    // Who knows no later change of the owner knows of none that is gone: what a peer forgets of one
+    // that left it may forget in the middle of an answer.
+    let later = ours != Some(newest);
+    let gone = if later { absent(held, &theirs, |_| true) } else { Vec::new() };
+    let gone: Vec<_> = gone.into_iter().map(|key| (key, None)).collect();
     let vouched = |kind: Kind| theirs.complete.iter().find(|(of, _)| *of == kind).map(|(_, e)| e);
     let differs =
         |(key, value): &&(Key, _)| differs(held, key, Option::as_ref(value), vouched(key.kind));
