@@ -5,10 +5,10 @@
 //! Feeds to subscribers and the catalog are both read from it. Promises: a record that cannot be
 //! opened keeps its last good version in use while its bytes are held and passed on as received;
 //! no key goes back to an older version of its owner, unless the owner confirms that one in a later
-//! epoch; [`Replica::changes_since`] lets every reader
-//! work in proportion to what changed, without a queue per reader; of each owner it knows the
-//! newest change that was seen, so that an older server's word can be told from a newer one's. Leaves to others: what may be
-//! written (`sync`), what it means together (`catalog`).
+//! epoch; [`Replica::changes_since`] lets every reader work in proportion to what changed, without a
+//! queue per reader; of each owner it knows the newest change that was seen, so that an older
+//! server's word can be told from a newer one's. Leaves to others: what may be written (`sync`), what
+//! it means together (`catalog`).
 //!
 //! Turned down: a channel of changes per reader. A slow reader's queue grows with the rate of
 //! change; a cursor into the newest state coalesces by itself.

@@ -20,6 +20,16 @@ async fn revision(store: &Arc<dyn Store>) -> u64 {
     revision
 }
 
+/// A server whose replica lacks the newest commit of its store, and the revision of that.
+async fn behind_its_store() -> (Region, ReplicaWriter, u64) {
+    let store = store().await;
+    let (writer, replicas) = replica::channel();
+    let newest = revision(&store).await;
+    heard(&writer, newest - 1);
+    let region = Region::start(0, &store, &replicas, Some(agent_of("r-a"))).await;
+    (region, writer, newest)
+}
+
 /// All that comes up to `synced`: keys, and at which position it was.
 async fn opening(
     answered: tonic::Response<tonic::Streaming<wire::SubscribeResponse>>,
@@ -39,11 +49,7 @@ async fn opening(
 /// It saw more of this store elsewhere: what is older is not said to it.
 #[tokio::test]
 async fn who_is_ahead_of_a_replica_waits_for_it() {
-    let store = store().await;
-    let (writer, replicas) = replica::channel();
-    let newest = revision(&store).await;
-    heard(&writer, newest - 1);
-    let region = Region::start(0, &store, &replicas, Some(agent_of("r-a"))).await;
+    let (region, writer, newest) = behind_its_store().await;
     let mut client = FederationClient::new(region.channel());
     let mut subscribe = std::pin::pin!(client.subscribe(request(newest, &[])));
     // Time for a server that does not wait to show it.
@@ -73,11 +79,7 @@ async fn a_position_that_the_store_has_not_come_to_means_nothing() {
 
 #[tokio::test]
 async fn who_is_ahead_of_a_replica_that_ends_is_sent_elsewhere() {
-    let store = store().await;
-    let (writer, replicas) = replica::channel();
-    let newest = revision(&store).await;
-    heard(&writer, newest - 1);
-    let region = Region::start(0, &store, &replicas, Some(agent_of("r-a"))).await;
+    let (region, writer, newest) = behind_its_store().await;
     let mut client = FederationClient::new(region.channel());
     let mut subscribe = std::pin::pin!(client.subscribe(request(newest, &[])));
     let early = timeout(Duration::from_millis(200), &mut subscribe).await;
