@@ -98,3 +98,40 @@ fn absent(held: Option<&Holding>, theirs: &Changes, before: impl Fn(&Newest) -> 
     });
     gone.map(|(key, _)| key.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::names::Owner;
+    use crate::record::{Body, Namespace, Record};
+    use crate::replica::{self, Batch};
+
+    fn at(sequence: u64) -> Newest {
+        Newest { epoch: Epoch { id: "e".into(), count: 1 }, sequence }
+    }
+
+    /// It may have forgotten a part already of one that left it.
+    #[test]
+    fn who_knows_nothing_later_takes_nothing_away() {
+        let owner: Owner = "r/r-a".parse().unwrap();
+        let key = Key::of_namespace(owner.clone(), &"shop".parse().unwrap());
+        let origin = Origin { epoch: at(1).epoch, sequence: 1, ..Origin::default() };
+        let body = Body::Namespace(Namespace::default());
+        let value = Record { key: key.clone(), origin, body }.seal().value;
+        let (writer, _) = replica::channel();
+        let items = vec![(key.clone(), Some(value))];
+        let newest = vec![(owner.clone(), at(5))];
+        writer.apply(Batch { items, newest, ..Batch::default() }, Instant::now());
+        let held = writer.current();
+        let answered = |sequence| {
+            let complete = vec![(Kind::Namespace, at(1).epoch)];
+            let theirs = Changes { newest: Some(at(sequence)), complete, ..Changes::default() };
+            newer(held.holding(&owner), theirs).map(|changes| changes.items)
+        };
+        assert_eq!(answered(4), None);
+        assert_eq!(answered(5), Some(Vec::new()));
+        assert_eq!(answered(6), Some(vec![(key, None)]), "it has seen that it went");
+    }
+}
